@@ -1,0 +1,29 @@
+"""Dials of sampling (the teacher, many steps) and of the rollout (the student, few steps)."""
+
+from dataclasses import dataclass, field
+
+from relic.memory.config import Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Euler integration of the teacher's flow."""
+
+    steps: int = 24
+    shift: float = 3.0
+    guidance: float = 1.0  # uncond + guidance (cond - uncond); 1 means one pass without the empty prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """Few-step generation, chunk by chunk."""
+
+    chunk: int = 2  # latents generated together
+    timesteps: tuple[float, ...] = (1000.0, 937.5, 833.3, 625.0)  # of 1000; C in paper.md section 6
+    memory: Memory = field(default_factory=Memory)
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"chunk is {self.chunk} latents; it must be at least 1")
+        if list(self.timesteps) != sorted(set(self.timesteps), reverse=True) or not 0 < self.timesteps[-1] <= 1000:
+            raise ValueError(f"timesteps are {self.timesteps}; they must fall from at most 1000 and stay above 0")

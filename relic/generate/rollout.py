@@ -1,0 +1,112 @@
+"""The one rollout: a walk generated chunk by chunk by the few-step student over its compressed memory.
+
+Serving, evaluation and distillation call it. A chunk is denoised at a few timesteps; each pass sees the remembered latents
+and the chunk itself. Its clean latents then pass once more at timestep 0, and the keys and values of that pass are what
+the memory keeps. Latent 0 is the image: it stands in the first chunk at timestep 0.
+"""
+
+import torch
+from torch import Tensor
+
+from relic.generate.config import Rollout as Config
+from relic.generate.noise import noise
+from relic.geometry import actions as algorithm1
+from relic.geometry.config import Actions
+from relic.memory.cache import Memory
+from relic.model import flow
+from relic.model.attention import KeyValue
+from relic.model.conditions import Conditions
+from relic.model.precision import autocast
+from relic.model.transformer import Transformer
+
+
+class Rollout:
+    """A walk in progress. Give `step` the actions of the next `num_actions` frames, get the latents of those frames."""
+
+    def __init__(
+        self, model: Transformer, cfg: Config, *, image_latent: Tensor, text: Tensor, seed: int, unit: Actions | None = None
+    ):
+        """image_latent [B, C, H, W]; text [B, L] ids or [B, L, width]; `unit` says what a rotation of 1 is."""
+        self.model, self.cfg, self.image, self.text, self.seed = model, cfg, image_latent, text, seed
+        self.unit = unit or Actions()
+        batch, _, height, width = image_latent.shape
+        self.memory = Memory(
+            cfg.memory,
+            layers=model.cfg.layers,
+            batch=batch,
+            rows=height // model.cfg.patch[1],
+            columns=width // model.cfg.patch[2],
+            heads=model.cfg.heads,
+            head_width=model.cfg.head_width,
+            device=image_latent.device,
+        )
+        self.num_latents = 0  # generated so far, the image included
+        still = torch.zeros(batch, 1, algorithm1.NUM_ACTIONS, device=image_latent.device)
+        still[..., algorithm1.STATIC] = 1
+        self.actions = still
+        self.poses = algorithm1.integrate(still, self.unit)  # [B, F_px, 4, 4] float64
+        if cfg.chunk == 1:
+            self._extend(image_latent[:, None], self._conditions(1))
+
+    @property
+    def num_actions(self) -> int:
+        """Frames that the next chunk makes."""
+        return 4 * (self.cfg.chunk - (self.num_latents == 0))
+
+    @torch.no_grad()
+    def step(self, actions: Tensor) -> Tensor:
+        """New latents [B, F, C, H, W] of the next frames, whose actions are [B, num_actions, 13]."""
+        if actions.shape[1] != self.num_actions:
+            raise ValueError(f"{actions.shape[1]} actions were given; the next chunk takes {self.num_actions}")
+        self.memory.reserve(self.cfg.chunk)
+        self.actions = torch.cat([self.actions, actions.float()], 1)
+        followed = algorithm1.integrate(actions, self.unit, start=self.poses[:, -1])
+        self.poses = torch.cat([self.poses, followed], 1)
+        conditions = self._conditions(self.num_latents + self.cfg.chunk)
+        clean = self._denoise(conditions)
+        first = self.num_latents == 0
+        self._extend(clean, conditions)
+        return clean[:, 1:] if first else clean
+
+    def _denoise(self, conditions: Conditions) -> Tensor:
+        """The chunk's clean latents [B, chunk, C, H, W]; in the first chunk latent 0 is the image."""
+        first, past = self.num_latents == 0, self._past()
+        shape, device = self.image.shape, self.image.device
+        clean = torch.zeros(shape[0], self.cfg.chunk, *shape[1:], device=device)
+        for index, time in enumerate(self.cfg.timesteps):
+            fresh = [noise((self.seed, self.num_latents + i, index), shape, device) for i in range(self.cfg.chunk)]
+            timesteps = torch.full((shape[0], self.cfg.chunk), time, device=device)
+            if first:
+                timesteps[:, 0] = 0
+                clean[:, 0] = self.image
+            noisy = flow.add_noise(clean, torch.stack(fresh, 1), timesteps)
+            velocity, _ = self._forward(noisy, timesteps, conditions, past)
+            clean = flow.clean_of(noisy, velocity, timesteps)
+        return clean
+
+    def _extend(self, clean: Tensor, conditions: Conditions) -> None:
+        """Remembers clean latents by one pass at timestep 0."""
+        timesteps = torch.zeros(clean.shape[:2], device=clean.device)
+        _, own = self._forward(clean, timesteps, conditions, self._past())
+        self.memory.append(torch.stack([kv.keys for kv in own]), torch.stack([kv.values for kv in own]))
+        self.num_latents += clean.shape[1]
+
+    def _forward(self, latents: Tensor, timesteps: Tensor, conditions: Conditions, past: list[KeyValue] | None):
+        times = torch.tensor([self.memory.time(self.num_latents + i) for i in range(latents.shape[1])])
+        with autocast(latents.device):
+            velocity, own = self.model(latents, timesteps, conditions, times=times.to(latents.device), past=past)
+        return velocity.float(), own
+
+    def _past(self) -> list[KeyValue] | None:
+        """Every block's remembered keys, rotated, and values, in the precision that attention computes in."""
+        if not self.memory.slots:
+            return None
+        keys, values = self.memory.view()
+        dtype = torch.get_autocast_dtype(keys.device.type) if autocast(keys.device)._enabled else torch.float32
+        positions = self.memory.positions()
+        return [KeyValue(self.model.rotate(k, positions).to(dtype), v.to(dtype)) for k, v in zip(keys, values, strict=True)]
+
+    def _conditions(self, stop: int) -> Conditions:
+        """Conditions of the latents from `num_latents` up to `stop`."""
+        everything = Conditions(self.actions, self.poses.float(), self.text)
+        return everything.latents(self.num_latents, stop)

@@ -1,0 +1,26 @@
+"""Spatial pooling of keys and values: how a latent is compressed."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional
+
+
+def pool(x: Tensor, stride: int) -> Tensor:
+    """Averages [..., rows, columns, C] over cells of stride x stride (smaller at the edges): [..., rows', columns', C]."""
+    if stride == 1:
+        return x
+    flat = rearrange(x.reshape(-1, *x.shape[-3:]), "n h w c -> n c h w")
+    pooled = functional.avg_pool2d(flat.float(), stride, ceil_mode=True, count_include_pad=False).to(x.dtype)
+    return rearrange(pooled, "n c h w -> n h w c").reshape(*x.shape[:-3], *pooled.shape[-2:], x.shape[-1])
+
+
+def centres(rows: int, columns: int, stride: int) -> Tensor:
+    """Row and column [rows', columns', 2] of the pooled cells' centres, in cells of the unpooled grid."""
+    y, x = torch.meshgrid(torch.arange(rows).double(), torch.arange(columns).double(), indexing="ij")
+    return pool(torch.stack([y, x], -1), stride)
+
+
+def pooled_tokens(rows: int, columns: int, stride: int) -> int:
+    """Tokens of one latent of rows x columns after pooling; the edges are rounded up."""
+    return -(-rows // stride) * -(-columns // stride)

@@ -1,0 +1,1 @@
+"""The networks: the video codec and the diffusion transformer with its two control paths."""

@@ -1,0 +1,154 @@
+"""The small causal video codec: F_px = 4 (F - 1) + 1 frames in, F latents out, 8x smaller in space.
+
+Frame 0 stands alone: it is repeated three times in front, so that the first latent sees nothing later. The decoder has
+TAEHV's layer layout (github.com/madebyollin/taehv), so that its published weights (`taew2_1`) fit when the widths do; it
+makes 4 F frames and the first three are dropped. Every layer that looks back in time looks at its own previous input only,
+so a stream is decoded by handing that input from call to call: whole decoding is a stream of one call.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from relic.model import config
+
+Memories = dict[int, Tensor]  # layer index -> the last input of that layer, [B, 1, C, H, W]
+
+
+def conv3(inputs: int, outputs: int, **kwargs) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **kwargs)
+
+
+class Clamp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class MemBlock(nn.Module):
+    """A residual block that sees its input and the input one time step before."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        relu = nn.ReLU()
+        self.conv = nn.Sequential(
+            conv3(inputs * 2, outputs), relu, conv3(outputs, outputs), relu, conv3(outputs, outputs)
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, past: Tensor) -> Tensor:
+        return functional.relu(self.conv(torch.cat([x, past], 1)) + self.skip(x))
+
+
+class TPool(nn.Module):
+    """Folds `stride` time steps into one."""
+
+    def __init__(self, width: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(rearrange(x, "(n s) c h w -> n (s c) h w", s=self.stride))
+
+
+class TGrow(nn.Module):
+    """Unfolds one time step into `stride`."""
+
+    def __init__(self, width: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.conv(x), "n (s c) h w -> (n s) c h w", s=self.stride)
+
+
+def encoder(cfg: config.Codec) -> nn.Sequential:
+    width = cfg.encoder_width
+    layers: list[nn.Module] = [conv3(3, width), nn.ReLU()]
+    for stride in (2, 2, 1):
+        layers += [TPool(width, stride), conv3(width, width, stride=2, bias=False)]
+        layers += [MemBlock(width, width) for _ in range(3)]
+    return nn.Sequential(*layers, conv3(width, cfg.latent_channels))
+
+
+def decoder(cfg: config.Codec) -> nn.Sequential:
+    widths = cfg.decoder_widths
+    layers: list[nn.Module] = [Clamp(), conv3(cfg.latent_channels, widths[0]), nn.ReLU()]
+    for width, following, stride in zip(widths, widths[1:], (1, 2, 2), strict=False):
+        layers += [MemBlock(width, width) for _ in range(3)]
+        layers += [nn.Upsample(scale_factor=2), TGrow(width, stride), conv3(width, following, bias=False)]
+    return nn.Sequential(*layers, nn.ReLU(), conv3(widths[3], 3))
+
+
+def apply_in_time(layers: nn.Sequential, x: Tensor, memories: Memories) -> Tensor:
+    """Runs `layers` over [B, T, C, H, W]; `memories` holds what the next call needs and is updated in place."""
+    batch = len(x)
+    x = rearrange(x, "b t c h w -> (b t) c h w")
+    for index, layer in enumerate(layers):
+        if isinstance(layer, MemBlock):
+            frames = rearrange(x, "(b t) c h w -> b t c h w", b=batch)
+            before = memories[index] if index in memories else torch.zeros_like(frames[:, :1])
+            memories[index] = frames[:, -1:]
+            past = torch.cat([before, frames[:, :-1]], 1)
+            x = layer(x, rearrange(past, "b t c h w -> (b t) c h w"))
+        else:
+            x = layer(x)
+    return rearrange(x, "(b t) c h w -> b t c h w", b=batch)
+
+
+class Codec(nn.Module):
+    """Frames [B, F_px, 3, H_px, W_px] in 0..1 to normalised latents [B, F, C, H, W] and back."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, cfg: config.Codec):
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = encoder(cfg)
+        self.decoder = decoder(cfg)
+        self.register_buffer("mean", torch.zeros(cfg.latent_channels))
+        self.register_buffer("std", torch.ones(cfg.latent_channels))
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Normalised latents [B, F, C, H, W]; F_px must be 4 (F - 1) + 1 and both sides multiples of 8."""
+        count, height, width = frames.shape[1], *frames.shape[-2:]
+        if count % 4 != 1 or height % 8 or width % 8:
+            raise ValueError(
+                f"the video has {count} frames of {height}x{width}; the codec takes 4n + 1 frames, sides divisible by 8"
+            )
+        return self.normalise(self.encode_raw(frames))
+
+    def encode_raw(self, frames: Tensor) -> Tensor:
+        """Latents before normalisation (what the codec's own training regularises)."""
+        padded = torch.cat([frames[:, :1].expand(-1, 3, -1, -1, -1), frames], 1)
+        return apply_in_time(self.encoder, padded, {})
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames [B, 4 (F - 1) + 1, 3, H_px, W_px] of normalised latents; not clamped to 0..1."""
+        return self.decoder_stream().decode(latents)
+
+    def decoder_stream(self) -> "DecoderStream":
+        return DecoderStream(self)
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        return (latents - self.mean[:, None, None]) / self.std[:, None, None]
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents * self.std[:, None, None] + self.mean[:, None, None]
+
+
+class DecoderStream:
+    """Decodes a video piece by piece, equal to decoding it whole: the first latent gives one frame, every other four."""
+
+    def __init__(self, codec: Codec):
+        self.codec = codec
+        self.memories: Memories = {}
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The frames [B, n, 3, H_px, W_px] that the next latents [B, F, C, H, W] make ready."""
+        first = not self.memories
+        frames = apply_in_time(self.codec.decoder, self.codec.denormalise(latents), self.memories)
+        return frames[:, 3:] if first else frames

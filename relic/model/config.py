@@ -1,0 +1,42 @@
+"""Sizes of the networks."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """The small causal video codec: 8x in space, 4x in time."""
+
+    latent_channels: int = 16
+    encoder_width: int = 32
+    decoder_widths: tuple[int, int, int, int] = (72, 56, 40, 24)  # TAEHV's published decoder is (256, 128, 64, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """Wan-2.1's diffusion transformer with RELIC's control paths. Wan 1.3B: width 1536, ffn 8960, 30 layers, 12 heads."""
+
+    width: int = 192
+    ffn: int = 768
+    layers: int = 8
+    heads: int = 3
+    latent_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)  # latent frames, rows, columns a token
+    text_width: int = 64  # width of the text embeddings that come in; umT5's is 4096
+    text_tokens: int = 16
+    text_vocabulary: int = 512  # 0: embeddings come from outside (umT5); else token ids with a learned table
+    frequency_width: int = 256  # of the sinusoidal timestep embedding
+    control_width: int = 128  # hidden width of the action and pose encoders
+    position_scale: float = 0.1  # positions in the pose encoder's input are multiplied by this: steps become order 1
+    trained_frames: int = 8  # latents that plain RoPE was trained on (Wan: 21)
+    frames: int = 8  # latents that this model is for; more than `trained_frames` extend RoPE by YaRN
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of the {self.heads} heads")
+        if self.patch[0] != 1:
+            raise ValueError(f"patch is {self.patch}; a token covers one latent frame: (1, rows, columns)")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads

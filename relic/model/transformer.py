@@ -1,0 +1,100 @@
+"""The diffusion transformer: Wan-2.1's text-to-video DiT, a timestep for every latent frame, RELIC's control paths."""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from relic.memory.masks import Segment
+from relic.model import config, rope
+from relic.model.attention import KeyValue, Rotary
+from relic.model.block import Block, modulated_norm
+from relic.model.conditions import Conditions
+from relic.model.control import POSE_WIDTH, ControlEncoder, pose_features
+
+NUM_ACTIONS = 13
+
+
+def sinusoid(timesteps: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding [..., width] of timesteps, cosines first (Wan's order)."""
+    half = width // 2
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, device=timesteps.device, dtype=torch.float64) / half)
+    angle = timesteps.double()[..., None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], -1).float()
+
+
+class Transformer(nn.Module):
+    def __init__(self, cfg: config.Transformer):
+        super().__init__()
+        self.cfg = cfg
+        patch = cfg.latent_channels * math.prod(cfg.patch)
+        if cfg.text_vocabulary:
+            self.text_table = nn.Embedding(cfg.text_vocabulary, cfg.text_width)
+        self.patch_embedding = nn.Linear(patch, cfg.width)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(cfg.text_width, cfg.width), nn.GELU("tanh"), nn.Linear(cfg.width, cfg.width)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(cfg.frequency_width, cfg.width), nn.SiLU(), nn.Linear(cfg.width, cfg.width)
+        )
+        self.time_projection = nn.Linear(cfg.width, 6 * cfg.width)
+        self.action_encoder = ControlEncoder(NUM_ACTIONS, cfg.control_width, cfg.width, cfg.layers)
+        self.pose_encoder = ControlEncoder(POSE_WIDTH, cfg.control_width, cfg.width, cfg.layers)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
+        self.head_modulation = nn.Parameter(torch.randn(2, cfg.width) / cfg.width**0.5)
+        self.head = nn.Linear(cfg.width, patch)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditions: Conditions,
+        *,
+        times: Tensor | None = None,
+        past: list[KeyValue] | None = None,
+        segments: tuple[Segment, ...] | None = None,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Velocity [B, F, C, H, W] of noisy latents [B, F, C, H, W] at timesteps [B, F], and every block's own keys
+        (before rotation) and values.
+
+        `times` [F] are the latents' temporal positions (default 0, 1, ...); `past` holds each block's earlier keys,
+        rotated by `rotate`, and values; `segments` says who sees whom inside the call (default: everyone everyone)."""
+        rows, columns = latents.shape[-2] // self.cfg.patch[1], latents.shape[-1] // self.cfg.patch[2]
+        x = self.patch_embedding(
+            rearrange(latents, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.cfg.patch[1], q=self.cfg.patch[2])
+        )
+        embedded = self.time_embedding(sinusoid(timesteps, self.cfg.frequency_width))
+        time = rearrange(self.time_projection(functional.silu(embedded)).float(), "b f (m d) -> b f m d", m=6)
+        text = self.embed_text(conditions.text)
+        actions = self.action_encoder(conditions.actions)
+        poses = self.pose_encoder(pose_features(conditions.poses, self.cfg.position_scale))
+        if times is None:
+            times = torch.arange(latents.shape[1], device=latents.device)
+        rotary = Rotary(times, rows, columns, self.rope_table())
+
+        own = []
+        for index, block in enumerate(self.blocks):
+            before = past[index] if past is not None else None
+            x, key_value = block(x, time, text, actions[index], poses[index], rotary, before, segments)
+            own.append(key_value)
+        shift, scale = (embedded.float()[:, :, None] + self.head_modulation).unsqueeze(3).unbind(2)
+        x = self.head(modulated_norm(x, shift, scale)).float()
+        velocity = rearrange(
+            x, "b f (h w) (c p q) -> b f c (h p) (w q)", h=rows, p=self.cfg.patch[1], q=self.cfg.patch[2]
+        )
+        return velocity, own
+
+    def embed_text(self, text: Tensor) -> Tensor:
+        """Text [B, L, D] for cross-attention from token ids [B, L] or embeddings [B, L, text width]."""
+        return self.text_embedding(self.text_table(text) if self.cfg.text_vocabulary else text)
+
+    def rope_table(self) -> Tensor:
+        return rope.frequencies(self.cfg.head_width, self.cfg.trained_frames, self.cfg.frames)
+
+    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """Rotates keys [B, N, K, head_width] by their positions [N, 3] (time, row, column)."""
+        return rope.rotate(keys, rope.angles(positions, self.rope_table()))

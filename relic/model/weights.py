@@ -1,0 +1,69 @@
+"""A network in a folder: model.safetensors and config.json, the file that says what it is."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import relic
+from relic.model import config
+from relic.model.codec import Codec
+from relic.model.transformer import Transformer
+
+SHIPPED = Path(relic.__file__).parent / "weights"
+KINDS = {"codec": (config.Codec, Codec), "transformer": (config.Transformer, Transformer)}
+
+
+def save(module: Codec | Transformer, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the weights (in `dtype`, if given) and the configuration; the configuration last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = next(name for name, (_, cls) in KINDS.items() if type(module) is cls)
+    state = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in module.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"kind": kind, **dataclasses.asdict(module.cfg)}, indent=1))
+
+
+def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:
+    return _load(folder, "codec", device)
+
+
+def load_transformer(folder: Path, device: torch.device | str = "cpu") -> Transformer:
+    return _load(folder, "transformer", device)
+
+
+def start_folder(name: str) -> Path:
+    """The folder of start weights that ship with relic, such as "tiny/base"."""
+    folder = SHIPPED / name
+    if not (folder / "model.safetensors").exists():
+        found = sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob("**/model.safetensors"))
+        raise ValueError(f"there are no start weights {name!r}; relic ships {', '.join(found) or 'none'}")
+    return folder
+
+
+def load_into(module: nn.Module, folder: Path) -> None:
+    """Start weights into a module built already; a tensor that is missing, extra or of another shape is named."""
+    state, own = load_file(folder / "model.safetensors"), module.state_dict()
+    for name in sorted(state.keys() ^ own.keys()):
+        raise ValueError(f"{folder}: tensor {name} is {'missing' if name in own else 'not one of this model'}")
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise ValueError(f"{folder}: tensor {name} is {tuple(value.shape)}; the model's is {tuple(own[name].shape)}")
+    module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
+
+
+def _load(folder: Path, kind: str, device: torch.device | str):
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no config.json; a {kind}'s folder has model.safetensors and config.json")
+    fields = json.loads(path.read_text())
+    if fields.pop("kind") != kind:
+        raise ValueError(f"{folder} holds no {kind}, see its config.json")
+    cfg_class, module_class = KINDS[kind]
+    cfg = cfg_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    with torch.device(device):
+        module = module_class(cfg)
+    load_into(module, folder)
+    return module.eval()
