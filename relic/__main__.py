@@ -1,0 +1,177 @@
+"""The command `relic`: a subcommand for every step, the pipeline that runs them, and the server. Loads no torch."""
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from relic import recipes, steps
+from relic.mistakes import UserError, allowed
+from relic.options import about, parse, uris, value_of
+
+OTHERS = {
+    "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
+    "serve": "open the page where people walk through the world of a run",
+}
+# What says that a disk is full and is no OSError: safetensors; sqlite; torch.save, which says nothing clearer.
+FULL_DISK = ("No space left on device", "disk is full", "PytorchStreamWriter", ". unexpected pos ")
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    table: Mapping[str, steps.Step] = steps.STEPS,
+    named: Any = recipes.named,
+) -> int:
+    """Run a command and return its exit code: 2 for a person's mistake, 1 for a failure, each with one sentence."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(overview(table))
+        return 0 if args else 2
+    command, rest = args[0], args[1:]
+    with outcome(command) as result:
+        if command in table:
+            step(table[command], rest, named)
+        elif command == "serve":
+            serve(rest)
+        elif command == "pipeline":
+            result["code"] = pipeline(rest, table, named)
+        else:
+            raise UserError(f"there is no command {command!r}; {allowed(command, [*table, *OTHERS])}")
+    return result["code"]
+
+
+def overview(table: Mapping[str, steps.Step]) -> str:
+    lines = {**{name: found.about for name, found in table.items()}, **OTHERS}
+    rows = "\n".join(f"  {name:<14}{about}" for name, about in lines.items())
+    return f"usage: relic COMMAND [OPTIONS]   (relic COMMAND --help lists the options)\n\n{rows}"
+
+
+# Commands
+
+
+def step(found: steps.Step, args: list[str], named: Any) -> None:
+    """`relic STEP --recipe NAME --store URI [--INPUT URI…] [--config.DIAL VALUE…]`"""
+    recipe = named(value_of(args, "--recipe", "tiny"))
+    config = getattr(recipe, found.config) if found.config else None
+    options: list[Any] = [
+        ("recipe", Annotated[str, about("the recipe whose dials are the defaults")], "tiny"),
+        ("store", Annotated[str, about("where artifacts are kept: a folder or s3://BUCKET/PREFIX")], "out/demo/store"),
+    ]
+    options += [
+        (name, Annotated[tuple[str, ...], about("artifact URIs, or a JSON list of them")], ()) for name in found.inputs
+    ]
+    if found.fan_out:
+        options.append(("part", Annotated[int, about("which part of the fan-out, from 0")], 0))
+        options.append(("parts", Annotated[int, about("parts of the fan-out")], 1))
+    options.append(("artifact", Annotated[str, about("a file that receives the artifact's URI")], ""))
+    if config is not None:
+        options.append(("config", type(config), field(default=config)))
+    kind = make_dataclass("Options", options, frozen=True, kw_only=True)
+    chosen = parse(kind, args, f"relic {found.name}", found.about)
+
+    inputs = {name: uris(name, getattr(chosen, name)) for name in found.inputs}
+    span = {"part": chosen.part, "parts": chosen.parts} if found.fan_out else {}
+    uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span)
+    if chosen.artifact:
+        Path(chosen.artifact).parent.mkdir(parents=True, exist_ok=True)
+        Path(chosen.artifact).write_text(uri)
+    print(uri, flush=True)
+
+
+def serve(args: list[str]) -> None:
+    from relic.serve.config import Serve
+
+    config = parse(Serve, args, "relic serve", OTHERS["serve"])
+    from relic.serve.app import main as run
+
+    run(config)
+
+
+def pipeline(args: list[str], table: Mapping[str, steps.Step], named: Any) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(f"usage: relic pipeline run [OPTIONS]\n\n  run           {OTHERS['pipeline']}")
+        return 0 if args else 2
+    if args[0] != "run":
+        raise UserError(f"there is no command 'pipeline {args[0]}'; allowed is 'pipeline run'")
+    options = parse(pipeline_options(), args[1:], "relic pipeline run", "run every step of the graph here, in order")
+    from relic.pipeline import component, graph, local
+
+    root = Path(options.root) if options.root else Path(__file__).parents[1]
+    wired = graph.load(root / "workflows" / f"{options.workflow}.py")
+    values = {**wired.defaults, "recipe": options.recipe, "store": options.store or f"{options.out}/store"}
+    if options.parts:
+        values["parts"] = str(options.parts)
+    if "://" not in values["store"]:
+        values["store"] = Path(values["store"]).absolute().as_posix()
+    return local.run(
+        wired, named(options.recipe), table=table, components=component.load_all(root / "components"),
+        values=values, out=Path(options.out), first=options.first, until=options.until, dry_run=options.dry_run,
+    )  # fmt: skip
+
+
+def pipeline_options() -> type:
+    """The options of `relic pipeline run`."""
+    described: list[tuple[str, type, Any, str, str]] = [
+        ("recipe", str, "tiny", "recipe", "whose dials the steps take"),
+        ("out", str, "out/demo", "out", "folder for logs, report and run.json"),
+        ("store", str, "", "store", "where artifacts are kept: a folder or s3://BUCKET/PREFIX; empty: OUT/store"),
+        ("parts", int, 0, "parts", "parts of the fan-outs; 0: as the workflow says"),
+        ("first", str, "", "from", "start with this step; what it needs must be finished"),
+        ("until", str, "", "until", "stop after this step"),
+        ("dry_run", bool, False, "dry-run", "show the steps, their keys, and what is finished; run nothing"),
+        ("workflow", str, "world_model", "workflow", "file of workflows/ that defines the graph"),
+        ("root", str, "", "root", "folder that holds components/ and workflows/; empty: relic's checkout"),
+    ]
+    return make_dataclass(
+        "Pipeline",
+        [(name, Annotated[kind, about(text, name=option)], default) for name, kind, default, option, text in described],
+    )
+
+
+# Endings
+
+
+@contextlib.contextmanager
+def outcome(command: str) -> Iterator[dict[str, int]]:
+    """Turns what a command raises into one sentence on stderr and an exit code."""
+    result = {"code": 0}
+    try:
+        yield result
+    except KeyboardInterrupt:
+        print("relic: stopped; run the same command again to go on", file=sys.stderr)
+        result["code"] = 130
+    except ValueError as error:
+        say(error, str(error))
+        result["code"] = 2
+    except SystemExit as error:
+        result["code"] = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except Exception as error:
+        if full_disk(error):
+            where = getattr(error, "filename", None) or next(iter(getattr(error, "__notes__", ())), command)
+            say(error, f"the disk is full at {where}; free some space and run the same command again to go on")
+        else:
+            say(error, f"{command} failed: {type(error).__name__}: {error}")
+        result["code"] = 1
+
+
+def full_disk(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or any(mark in str(error) for mark in FULL_DISK):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def say(error: BaseException, text: str) -> None:
+    if os.environ.get("RELIC_DEBUG") == "1":
+        traceback.print_exception(error)
+    print(f"relic: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""Content-addressed artifacts: a folder of files under STORE/STEP/KEY, in a local folder or in S3, manifest last.
+
+A key is a digest of what an artifact is made from (step, version, parameters, keys of the inputs), so a finished one is
+never made again and a pipeline's keys are known before anything runs. Work happens in KEY.partial, which outlives a
+kill: the next call goes on in it. An artifact is there when its manifest.json is; the manifest names every file with
+its size and sha256, and `fetch` verifies them. In S3 the same layout is worked on in a local mirror and uploaded.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from relic.mistakes import UserError
+
+MANIFEST = "manifest.json"
+KEY_LENGTH = 20  # hexadecimal digits
+
+# Files that are whole or not there
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically. JSON has no NaN: a figure that is not finite becomes null."""
+    write_bytes(path, (json.dumps(_finite(value), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); it is damaged or cut short") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value's canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# Names
+
+
+def key(step: str, version: int, parameters: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> str:
+    """The key of what a step makes. An input counts by its step and key, not by where its store is."""
+    names = {name: ["/".join(split(uri)[1:]) for uri in uris] for name, uris in inputs.items()}
+    return digest({"step": step, "version": version, "parameters": parameters, "inputs": names})[:KEY_LENGTH]
+
+
+def split(uri: str) -> tuple[str, str, str]:
+    """(store, step, key) of an artifact's URI."""
+    parts = uri.rstrip("/").rsplit("/", 2)
+    if len(parts) < 3 or len(parts[2]) != KEY_LENGTH:
+        raise UserError(f"{uri!r} is not an artifact; it must be STORE/STEP/KEY with a key of {KEY_LENGTH} digits")
+    return parts[0], parts[1], parts[2]
+
+
+def cache_folder() -> Path:
+    """Where artifacts of an s3:// store are worked on and kept: $RELIC_CACHE, or ~/.cache/relic."""
+    return Path(os.environ.get("RELIC_CACHE") or Path.home() / ".cache" / "relic").absolute()
+
+
+def uri_of(folder: Path) -> str:
+    """The URI of a local artifact folder that `fetch` gave."""
+    folder, mirrored = folder.absolute(), cache_folder() / "s3"
+    return f"s3://{folder.relative_to(mirrored).as_posix()}" if folder.is_relative_to(mirrored) else folder.as_posix()
+
+
+# Stores
+
+
+class Store(Protocol):
+    """Where artifacts live. `local` is the store itself or the mirror in which its artifacts are worked on."""
+
+    local: "LocalStore"
+
+    def uri(self, step: str, key: str) -> str: ...
+    def manifest(self, step: str, key: str) -> dict | None: ...
+    def publish(self, step: str, key: str) -> None: ...
+    def download(self, step: str, key: str, manifest: dict) -> Path: ...
+
+
+def open_store(uri: str) -> Store:
+    """The store at a local path or an s3://bucket/prefix."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return LocalStore(Path(uri).expanduser().absolute())
+    if scheme != "s3" or not rest.strip("/"):
+        raise UserError(f"store {uri!r} is not allowed; give a local folder or s3://BUCKET/PREFIX")
+    return _s3_store(rest.strip("/"))
+
+
+@functools.cache
+def _s3_store(place: str) -> Store:
+    try:
+        from relic.object_store import S3Store
+    except ModuleNotFoundError as error:
+        raise UserError(f"s3:// needs {error.name}; install the extra: pip install 'relic[s3]'") from error
+    return S3Store(place)
+
+
+class LocalStore:
+    """Artifacts in a folder: ROOT/STEP/KEY, with KEY.partial while it is made."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.local = self
+
+    def folder(self, step: str, key: str) -> Path:
+        return self.root / step / key
+
+    def partial(self, step: str, key: str) -> Path:
+        return self.root / step / f"{key}.partial"
+
+    def uri(self, step: str, key: str) -> str:
+        return self.folder(step, key).as_posix()
+
+    def manifest(self, step: str, key: str) -> dict | None:
+        """The manifest of a finished artifact, or None."""
+        path = self.folder(step, key) / MANIFEST
+        return read_json(path) if path.is_file() else None
+
+    def publish(self, step: str, key: str) -> None:
+        """A local artifact is seen as soon as it is renamed."""
+
+    def download(self, step: str, key: str, manifest: dict) -> Path:
+        return self.folder(step, key)
+
+    @contextlib.contextmanager
+    def working(self, step: str, key: str) -> Iterator[Path]:
+        """The working folder of an artifact, for one process at a time; the lock of a dead process is free."""
+        partial = self.partial(step, key)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        lock = partial.with_suffix(".lock")
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting: another process is making {step}/{key}", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if self.manifest(step, key) is None:
+                if (partial / MANIFEST).is_file():  # killed between the manifest and the rename
+                    partial.rename(self.folder(step, key))
+                else:
+                    partial.mkdir(exist_ok=True)
+            yield partial
+            if self.manifest(step, key) is not None:
+                lock.unlink(missing_ok=True)
+
+    def commit(self, step: str, key: str, manifest: dict) -> dict:
+        """Finish KEY.partial: names starting with a dot are left out, the manifest comes last, then the rename."""
+        partial, folder = self.partial(step, key), self.folder(step, key)
+        for path in [path for path in partial.rglob(".*") if path.is_file()]:
+            path.unlink()
+        paths = sorted(path for path in partial.rglob("*") if path.is_file() and path != partial / MANIFEST)
+        files = {}
+        for path in paths:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[path.relative_to(partial).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        finished = {**manifest, "files": files}
+        write_json(partial / MANIFEST, finished)
+        partial.rename(folder)
+        _sync_folder(folder.parent)
+        _remember(folder, files)
+        return finished
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading
+
+
+@functools.cache
+def fetch(uri: str) -> Path:
+    """The local folder of an artifact, every file verified against the manifest."""
+    root, step, name = split(uri)
+    store = open_store(root)
+    manifest = store.manifest(step, name)
+    if manifest is None:
+        raise UserError(f"{uri} is not a finished artifact: it has no {MANIFEST}")
+    folder = store.download(step, name, manifest)
+    verify(folder, manifest["files"])
+    return folder
+
+
+def read_manifest(uri: str) -> dict:
+    """The manifest of a finished artifact."""
+    root, step, name = split(uri)
+    manifest = open_store(root).manifest(step, name)
+    if manifest is None:
+        raise UserError(f"{uri} is not a finished artifact: it has no {MANIFEST}")
+    return manifest
+
+
+def verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare sizes and sha256. A file that was verified before and has the same size and time is not hashed again."""
+    beside = folder.with_name(f"{folder.name}.verified")
+    known = json.loads(beside.read_bytes()) if beside.is_file() else {}
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; the manifest lists it with {expected['bytes']} bytes")
+        if path.stat().st_size != expected["bytes"]:
+            raise UserError(f"{path} has {path.stat().st_size} bytes; the manifest says {expected['bytes']}")
+        if known.get(name) != _stamp(path) and (found := sha256(path)) != expected["sha256"]:
+            raise UserError(f"{path} has sha256 {found}; the manifest says {expected['sha256']}")
+    if set(known) != set(files) or any(known[name] != _stamp(folder / name) for name in files):
+        _remember(folder, files)
+
+
+def _stamp(path: Path) -> list[int]:
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
+def _remember(folder: Path, files: Mapping[str, Any]) -> None:
+    with contextlib.suppress(PermissionError):  # a store that may only be read is hashed every time
+        write_json(folder.with_name(f"{folder.name}.verified"), {name: _stamp(folder / name) for name in files})
+
+
+class Stopwatch:
+    """Seconds of work on an artifact, summed over interrupted calls in a small file of the working folder."""
+
+    def __init__(self, folder: Path, every_s: float = 2.0) -> None:
+        self.path, self.every_s = folder / ".seconds", every_s
+        self.before = float(self.path.read_text()) if self.path.is_file() else 0.0
+        self.started = self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def tick(self) -> None:
+        if time.monotonic() - self.saved > self.every_s:
+            self.save()
+
+    def save(self) -> None:
+        self.saved = time.monotonic()
+        with contextlib.suppress(OSError):  # a disk that is full is said by what needs it
+            write_bytes(self.path, f"{self.seconds:.3f}".encode())
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder and what is remembered of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_name(f"{folder.name}.verified").unlink(missing_ok=True)

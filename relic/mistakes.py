@@ -1,0 +1,19 @@
+"""What a person can get wrong, said in one sentence: the value and what is allowed."""
+
+import difflib
+from collections.abc import Collection
+
+MANY = 20  # names that are not listed any more
+
+
+class UserError(ValueError):
+    """A person's mistake; the command line says it and ends with exit code 2."""
+
+
+def allowed(name: str, names: Collection[str]) -> str:
+    """The name that was probably meant, and what is allowed, without listing a hundred names."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    listed = f"allowed are {', '.join(names)}"
+    if len(names) > MANY:
+        listed = f"near are {', '.join(near)} (--help lists all {len(names)})"
+    return f"did you mean {near[0]!r}? {listed}" if near else listed

@@ -1,0 +1,1 @@
+"""The pipeline: components, the graph that wires them, and the back end that runs it here."""

@@ -1,0 +1,147 @@
+"""The steps of the pipeline: one table, and what every step does around its function. Loads no torch.
+
+A step computes its key, ends at once when the artifact is there, and else runs `module:function` in a working folder
+that outlives a kill, writes the manifest and says the artifact's URI.
+"""
+
+import functools
+import importlib
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from relic import artifacts, tracking
+from relic.mistakes import UserError
+
+PARENT_PROCESS = "RELIC_PARENT_PROCESS"  # id of the runner whose child this process is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    name: str
+    function: str  # "module:function"
+    about: str  # one line of help
+    version: int = 1  # raised when the same parameters give something else
+    config: str = ""  # attribute of the recipe
+    inputs: tuple[str, ...] = ()
+    fan_out: bool = False
+    files: tuple[str, ...] = ()  # fields of the config that name files outside the store: the key counts their content
+
+
+TABLE = (
+    Step(name="curate", function="relic.data.curate:main", config="curate", fan_out=True, files=("folder",),
+         about="record or import clips, filter, caption and annotate them"),
+    Step(name="join", function="relic.data.join:main", inputs=("parts",),
+         about="one index over the parts of a fan-out"),
+    Step(name="codec", function="relic.train.codec:main", config="codec", inputs=("clips",), files=("start",),
+         about="train the small video codec"),
+    Step(name="shard", function="relic.data.shard:main", config="shard", inputs=("clips", "codec"), fan_out=True,
+         about="encode clips and palindromes into shards of latents"),
+    Step(name="teacher", function="relic.train.teacher:main", config="teacher", inputs=("samples",), files=("start",),
+         about="train the bidirectional teacher"),
+    Step(name="student-init", function="relic.train.student_init:main", config="student_init",
+         inputs=("teacher", "samples"), about="make the causal four-step student from the teacher's trajectories"),
+    Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate",
+         inputs=("clips", "codec", "teacher", "student"), files=("base",),
+         about="measure the models and write the report"),
+)  # fmt: skip
+STEPS: dict[str, Step] = {step.name: step for step in TABLE}
+
+
+def parameters(step: Step, config: Any, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
+    """All that a step's outcome depends on beside its inputs."""
+    values = {} if config is None else asdict(config)
+    for field in step.files:
+        if values.get(field):
+            values[f"{field}_sha256"] = content(values[field])
+    return {**values, **({"part": part, "parts": parts} if step.fan_out else {})}
+
+
+@functools.cache
+def content(name: str) -> str:
+    """A digest of the files of a folder outside the store, or of start weights that ship with relic."""
+    shipped = Path(__file__).parent / "weights" / name
+    folder = shipped if shipped.is_dir() else Path(name)
+    if not folder.exists():
+        raise UserError(f"{name!r} does not exist; give a folder, or start weights of {shipped.parents[1]}")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else [folder]
+    return artifacts.digest([[path.relative_to(folder).as_posix(), artifacts.sha256(path)] for path in paths])
+
+
+def key(step: Step, values: Mapping[str, Any], inputs: Mapping[str, list[str]]) -> str:
+    return artifacts.key(step.name, step.version, values, inputs)
+
+
+def perform(
+    step: Step, config: Any, *, store: str, inputs: Mapping[str, list[str]], part: int = 0, parts: int = 1
+) -> str:
+    """Make a step's artifact, or find it finished. Returns its URI."""
+    die_with_parent()
+    if step.fan_out and not 0 <= part < parts:
+        raise UserError(f"part is {part} of {parts}; it must be 0 to {parts - 1}")
+    place = artifacts.open_store(store)
+    values = parameters(step, config, part=part, parts=parts)
+    name = key(step, values, inputs)
+    if place.manifest(step.name, name) is not None:
+        return place.uri(step.name, name)
+    with place.local.working(step.name, name) as out:
+        if place.local.manifest(step.name, name) is None:
+            folders = {input_: [artifacts.fetch(uri) for uri in uris] for input_, uris in inputs.items()}
+            facts = {"step": step.name, "version": step.version, "key": name, "parameters": values, "inputs": inputs}
+            span = {"part": part, "parts": parts} if step.fan_out else {}
+            make(step, config, folders, span, out=out, place=place, facts=facts)
+        place.publish(step.name, name)
+    return place.uri(step.name, name)
+
+
+def make(
+    step: Step, config: Any, folders: dict[str, list[Path]], span: dict[str, int], *,
+    out: Path, place: artifacts.Store, facts: dict[str, Any],
+) -> None:  # fmt: skip
+    """Call the step's function in its working folder and finish the artifact."""
+    local, name = place.local, facts["key"]
+    watch = artifacts.Stopwatch(out)
+    run = tracking.Run(out, on_progress=watch.tick)
+    run.parameters({**facts["parameters"], "key": name})
+    title = f"{step.name}-{span['part']}" if span else step.name
+    shipper = None
+    if not tracking.shipped_by_another():
+        shipper = tracking.Shipper(tracking.default_uri(local.root), parent=os.environ.get(tracking.PARENT, ""))
+        shipper.watch(title, lambda: folder if (folder := local.folder(step.name, name)).is_dir() else out)
+    succeeded = False
+    try:
+        summary = function_of(step)(config, **folders, **span, out=out, run=run)
+        figures = {k: v for k, v in (summary or {}).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        run.log({**figures, "seconds": watch.seconds}, step=0)
+        local.commit(step.name, name, {**facts, "summary": summary or {}, "seconds": round(watch.seconds, 3)})
+        succeeded = True
+    except Exception as error:
+        error.add_note(str(out))  # where it happened, for who has to free a disk
+        raise
+    finally:
+        if not succeeded:
+            watch.save()
+        if shipper is not None:
+            shipper.finish(title, succeeded=succeeded)
+            shipper.close()
+
+
+def function_of(step: Step) -> Any:
+    module, _, name = step.function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when the runner that started it dies, even by SIGKILL: two never work at once."""
+    parent = os.environ.get(PARENT_PROCESS)
+    if not parent:
+        return
+    import ctypes
+
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before we asked
+        os.kill(os.getpid(), signal.SIGKILL)

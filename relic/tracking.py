@@ -1,0 +1,236 @@
+"""What a step reports: metrics, progress, figures. Never stops a training.
+
+A `Run` writes every record as a line of tracking.jsonl beside the step's outputs, and that is all a training waits for.
+A `Shipper` sends the lines to MLflow from a thread: in the step's own process, or, under `relic pipeline run`, in the
+runner's, so that MLflow is loaded once a pipeline. When MLflow is missing or refuses, one warning is said and the lines
+stay; a step that is called again sends what has not been sent.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+RECORDS = "tracking.jsonl"
+PARENT = "RELIC_PARENT_RUN"  # the MLflow id of the pipeline run that a step belongs to, or:
+RUNNER = "runner"  # the local runner sends the records
+EXPERIMENT = "relic"
+SETTINGS = {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+
+class Run:
+    """The report of one step. `folder` is its working folder; without one nothing is kept or printed."""
+
+    def __init__(self, folder: Path | None = None, on_progress: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.on_progress = folder, on_progress
+        self.records = None if folder is None else folder / RECORDS
+        self.started: tuple[float, int] | None = None
+        self.printed = 0.0
+
+    @classmethod
+    def silent(cls) -> "Run":
+        """A run that keeps and prints nothing."""
+        return cls()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Keep figures of a training step."""
+        self.record(metrics={name: float(value) for name, value in metrics.items()}, step=int(step))
+
+    def figure(self, path: Path) -> None:
+        """Keep a file of the working folder (a plot, a report) with the run."""
+        self.record(figure=os.path.relpath(path, self.folder) if self.folder else str(path))
+
+    def parameters(self, config: Any) -> None:
+        """Keep the parameters of the run: a dataclass or a mapping, nested ones with dotted names."""
+        self.record(parameters=flatten(asdict(config) if is_dataclass(config) else config))  # type: ignore[arg-type]
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Print a line such as `[ 42%] 420/1000 loss 0.123 eta 31 s`, at most two a second."""
+        now = time.monotonic()
+        self.on_progress()
+        if self.started is None:
+            self.started = (now, done)
+        if self.folder is None or (done < total and now - self.printed < 0.5):
+            return
+        self.printed = now
+        since, first = self.started
+        eta_s = (now - since) / (done - first) * (total - done) if done > first else None
+        percent = 100 * done // max(total, 1)
+        pieces = [f"[{percent:3d}%] {done}/{total}", note, "" if eta_s is None else f"eta {eta_s:.0f} s"]
+        print(" ".join(piece for piece in pieces if piece), flush=True)
+
+    def record(self, **fields: Any) -> None:
+        """Append one line to tracking.jsonl; a disk that refuses is not the training's end."""
+        if self.records is None:
+            return
+        try:
+            with self.records.open("a") as file:
+                file.write(json.dumps({"time_ms": int(time.time() * 1000), **fields}) + "\n")
+        except OSError as error:
+            print(f"warning: figures are not kept any more, {self.records}: {error.strerror}", file=sys.stderr)
+            self.records = None
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= flatten(item, f"{prefix}{name}.") if isinstance(item, Mapping) else {f"{prefix}{name}": item}
+    return flat
+
+
+def shipped_by_another() -> bool:
+    """Whether the process that started this one sends the records."""
+    return os.environ.get(PARENT) == RUNNER
+
+
+def default_uri(store: Path) -> str:
+    """Where runs are kept: MLFLOW_TRACKING_URI, or an sqlite file beside the store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.absolute().parent / 'mlflow.db'}"
+
+
+class Server:
+    """MLflow behind three calls. Loads mlflow when built, which takes seconds: build it in a thread."""
+
+    def __init__(self, uri: str) -> None:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        from mlflow.tracking import MlflowClient
+
+        self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            beside = uri.removeprefix("sqlite:///")
+            place = None if beside == uri else (Path(beside).absolute().parent / "mlruns").as_uri()
+            self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=place)
+        else:
+            self.experiment = found.experiment_id
+
+    def start(self, name: str, parent: str = "", tags: Mapping[str, str] | None = None) -> str:
+        """The id of a new run, nested under `parent` when one is given."""
+        nested = {"mlflow.parentRunId": parent} if parent else {}
+        return self.client.create_run(self.experiment, run_name=name, tags={**(tags or {}), **nested}).info.run_id
+
+    def send(self, run_id: str, records: list[dict], folder: Path) -> None:
+        """Log records: metrics and parameters in batches, figures as files."""
+        from mlflow.entities import Metric, Param
+
+        metrics = [
+            Metric(name, value, record["time_ms"], record["step"])
+            for record in records
+            for name, value in record.get("metrics", {}).items()
+        ]
+        for at in range(0, len(metrics), 1000):
+            self.client.log_batch(run_id, metrics=metrics[at : at + 1000])
+        params = [Param(n, str(v)[:500]) for record in records for n, v in record.get("parameters", {}).items()]
+        for at in range(0, len(params), 100):
+            self.client.log_batch(run_id, params=params[at : at + 100])
+        for record in records:
+            if "figure" in record and (folder / record["figure"]).is_file():
+                self.client.log_artifact(run_id, str(folder / record["figure"]))
+
+    def end(self, run_id: str, succeeded: bool) -> None:
+        self.client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+
+
+class Shipper:
+    """Sends tracking.jsonl files to MLflow from a thread, every five seconds, until the first refusal."""
+
+    def __init__(self, uri: str, name: str = "", tags: Mapping[str, str] | None = None, parent: str = "") -> None:
+        self.uri, self.name, self.tags, self.parent = uri, name, dict(tags or {}), parent
+        self.watched: dict[str, Callable[[], Path]] = {}
+        self.closing: dict[str, bool] = {}
+        self.succeeded = True
+        self.refused = ""
+        self.wake, self.lock, self.stopping = threading.Event(), threading.Lock(), False
+        self.thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self.thread.start()
+
+    def watch(self, name: str, folder: Callable[[], Path]) -> None:
+        """Send the records of a step from now on. `folder` says where they are: it is renamed when the step ends."""
+        with self.lock:
+            self.watched[name] = folder
+
+    def finish(self, name: str, *, succeeded: bool) -> None:
+        """The step has ended: send its last records and end its run."""
+        with self.lock:
+            self.closing[name] = succeeded
+        self.wake.set()
+
+    def close(self, *, succeeded: bool = True, timeout_s: float = 30.0) -> None:
+        """Send what is left, end the pipeline's run, and wait for that, but not for ever."""
+        self.succeeded, self.stopping = succeeded, True
+        self.wake.set()
+        self.thread.join(timeout_s)
+        if self.thread.is_alive():
+            print(f"warning: MLflow at {self.uri} is slow; what it has not got stays in {RECORDS}", file=sys.stderr)
+
+    def _work(self) -> None:
+        try:
+            server = Server(self.uri)
+            if self.name:
+                self.parent = server.start(self.name, self.parent, self.tags)
+            while not self.stopping:
+                self._ship(server)
+                self.wake.wait(5.0)
+                self.wake.clear()
+            self._ship(server)
+            if self.name:
+                server.end(self.parent, self.succeeded)
+        except Exception as error:  # whatever a tracking server does, the training goes on
+            self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+            said = f"MLflow at {self.uri} is not used ({self.refused}); figures stay in {RECORDS}"
+            print(f"warning: {said}", file=sys.stderr)
+
+    def _ship(self, server: Server) -> None:
+        with self.lock:
+            watched, closing, self.closing = dict(self.watched), dict(self.closing), {}
+        for name, folder in watched.items():
+            ship(server, folder(), name=name, parent=self.parent)
+        for name, succeeded in closing.items():
+            with self.lock:
+                folder = self.watched.pop(name)
+            if (sent := read_sent(folder())) is not None:
+                server.end(sent["run_id"], succeeded)
+
+
+def sent_path(folder: Path) -> Path:
+    """Beside the artifact, for an artifact's files do not change: what MLflow has of it."""
+    return folder.with_name(f"{folder.name.removesuffix('.partial')}.sent")
+
+
+def read_sent(folder: Path) -> dict | None:
+    path = sent_path(folder)
+    return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def ship(server: Server, folder: Path, *, name: str, parent: str) -> None:
+    """Send the records of `folder` that were not sent yet; a step that was killed goes on in the run it had."""
+    sent = read_sent(folder)
+    try:
+        with (folder / RECORDS).open("rb") as file:
+            if sent is None or sent["uri"] != server.uri:
+                sent = {"uri": server.uri, "run_id": server.start(name, parent), "bytes": 0}
+            file.seek(sent["bytes"])
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:  # not begun yet, or renamed just now: the next round finds it
+        return
+    whole = [line for line in lines[:-1] if line]
+    server.send(sent["run_id"], [json.loads(line) for line in whole], folder)
+    sent["bytes"] += sum(len(line) + 1 for line in lines[:-1])
+    path = sent_path(folder)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(sent))
+    temporary.replace(path)

@@ -1,0 +1,48 @@
+"""From recorded walks to a world to walk in: the wiring of the components. Run by `relic pipeline run`."""
+
+from relic.pipeline.graph import FanOut, Graph, Input, Parameter, Resources, Step
+
+GPU = Resources(cpu=8, memory="64Gi", gpu=1, pool="gpu")
+SMALL = Resources(cpu=1, memory="4Gi")
+
+graph = Graph(
+    name="world-model",
+    about="record walks, train codec, teacher and four-step student on them, and measure what they learned",
+    parameters=(
+        Parameter(name="recipe", default="tiny", about="a function of relic/recipes.py"),
+        Parameter(name="store", default="out/demo/store", about="a folder or s3://BUCKET/PREFIX for the artifacts"),
+        Parameter(name="parts", default="2", about="parts of the fan-outs"),
+    ),
+    steps=(
+        Step(name="curate", component="curate", fan_out=FanOut("parts"), resources=SMALL),
+        Step(name="join-clips", component="join", inputs={"parts": Input("curate")}, resources=SMALL),
+        Step(name="codec", component="codec", inputs={"clips": Input("join-clips")}, resources=GPU),
+        Step(
+            name="shard",
+            component="shard",
+            inputs={"clips": Input("join-clips"), "codec": Input("codec")},
+            fan_out=FanOut("parts"),
+            resources=GPU,
+        ),
+        Step(name="join-samples", component="join", inputs={"parts": Input("shard")}, resources=SMALL),
+        Step(name="teacher", component="teacher", inputs={"samples": Input("join-samples")}, resources=GPU),
+        Step(
+            name="student-init",
+            component="student-init",
+            inputs={"teacher": Input("teacher"), "samples": Input("join-samples")},
+            resources=GPU,
+        ),
+        Step(
+            name="evaluate",
+            component="evaluate",
+            inputs={
+                "clips": Input("join-clips"),
+                "codec": Input("codec"),
+                "teacher": Input("teacher"),
+                "student": Input("student-init"),
+            },
+            resources=GPU,
+        ),
+    ),
+    report="evaluate",
+)
