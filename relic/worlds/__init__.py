@@ -1,0 +1,1 @@
+"""Worlds that record walks with exact poses: Doom maps and procedural rooms."""
