@@ -1,0 +1,1 @@
+"""Clips: recorded or imported, filtered, captioned, annotated; and the shards made of them."""
