@@ -1,12 +1,17 @@
 """Small networks with weights that matter, for tests."""
 
+from pathlib import Path
+
 import torch
 
+from relic.data import shards
 from relic.model import config
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 
-CFG = config.Transformer(width=48, ffn=64, layers=2, heads=2, latent_channels=4, text_width=8, text_tokens=4, control_width=16)
+CFG = config.Transformer(
+    width=48, ffn=64, layers=2, heads=2, latent_channels=4, text_width=8, text_tokens=4, control_width=16
+)
 
 
 def transformer(cfg: config.Transformer = CFG, seed: int = 0) -> Transformer:
@@ -33,3 +38,23 @@ def conditions(num_latents: int, batch: int = 1, seed: int = 0) -> Conditions:
 
 def latents(num_latents: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, num_latents, 4, 8, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def write_samples(folder: Path, count: int = 4, num_latents: int = 4) -> list[Path]:
+    """An artifact of samples that these models can be trained on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = shards.Writer(folder, 10**6)
+    for number in range(count):
+        given = conditions(num_latents, seed=number)
+        facts = {
+            "id": f"walk-{number}", "clip": f"walk-{number}", "region": "train", "caption": f"room {number}",
+            "palindrome": False, "num_latents": num_latents, "action_share": [1 / 13] * 13,
+        }  # fmt: skip
+        found = {
+            "latents": latents(num_latents, seed=number)[0].half(),
+            "actions": given.actions[0],
+            "poses": given.poses[0],
+        }
+        writer.append([(facts, found)])
+    writer.finish({"latent_shape": [4, 8, 12]})
+    return [folder]

@@ -24,7 +24,14 @@ class Rollout:
     """A walk in progress. Give `step` the actions of the next `num_actions` frames, get the latents of those frames."""
 
     def __init__(
-        self, model: Transformer, cfg: Config, *, image_latent: Tensor, text: Tensor, seed: int, unit: Actions | None = None
+        self,
+        model: Transformer,
+        cfg: Config,
+        *,
+        image_latent: Tensor,
+        text: Tensor,
+        seed: int,
+        unit: Actions | None = None,
     ):
         """image_latent [B, C, H, W]; text [B, L] ids or [B, L, width]; `unit` says what a rotation of 1 is."""
         self.model, self.cfg, self.image, self.text, self.seed = model, cfg, image_latent, text, seed
@@ -104,7 +111,9 @@ class Rollout:
         keys, values = self.memory.view()
         dtype = torch.get_autocast_dtype(keys.device.type) if autocast(keys.device)._enabled else torch.float32
         positions = self.memory.positions()
-        return [KeyValue(self.model.rotate(k, positions).to(dtype), v.to(dtype)) for k, v in zip(keys, values, strict=True)]
+        return [
+            KeyValue(self.model.rotate(k, positions).to(dtype), v.to(dtype)) for k, v in zip(keys, values, strict=True)
+        ]
 
     def _conditions(self, stop: int) -> Conditions:
         """Conditions of the latents from `num_latents` up to `stop`."""

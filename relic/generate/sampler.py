@@ -1,5 +1,6 @@
 """The teacher's sampler: the flow's ODE integrated by Euler, all latents at once, the image latent clean throughout."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -17,11 +18,10 @@ def sample(
     model: Transformer, cfg: Sampler, *, image_latent: Tensor, conditions: Conditions, num_latents: int, seed: int
 ) -> Tensor:
     """Latents [B, F, C, H, W] whose first is `image_latent` [B, C, H, W]; conditions of 4 (F - 1) + 1 frames."""
-    latents = image_latent[:, None]
-    for _, latents in trajectory(
+    path = trajectory(
         model, cfg, image_latent=image_latent, conditions=conditions, num_latents=num_latents, seed=(seed,)
-    ):
-        pass
+    )
+    *_, (_, latents) = path
     return latents
 
 
@@ -41,7 +41,7 @@ def trajectory(
     latents[:, 0] = image_latent
     times = flow.schedule(cfg.steps, cfg.shift).tolist()
     yield times[0], latents
-    for time, following in zip(times, times[1:], strict=False):
+    for time, following in itertools.pairwise(times):
         timesteps = torch.full((batch, num_latents), time, device=device)
         timesteps[:, 0] = 0
         velocity = guided(model, cfg.guidance, latents, timesteps, conditions)

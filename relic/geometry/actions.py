@@ -80,7 +80,9 @@ def integrate(actions: Tensor, cfg: Actions, start: Tensor | None = None) -> Ten
     forward, right, up, pitch, yaw, roll = signed(actions.double()).unbind(-1)
     radians = math.radians(cfg.degrees_per_unit)
     turn = (
-        se3.axis_rotation(1, yaw * radians) @ se3.axis_rotation(0, pitch * radians) @ se3.axis_rotation(2, roll * radians)
+        se3.axis_rotation(1, yaw * radians)
+        @ se3.axis_rotation(0, pitch * radians)
+        @ se3.axis_rotation(2, roll * radians)
     )
     relative = se3.pose(turn, torch.stack([right, -up, forward], -1))
     current = torch.eye(4, dtype=torch.float64, device=actions.device) if start is None else start.double()

@@ -8,7 +8,9 @@ def rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
     """Camera-frame rays [height, width, 3] with z = 1 through the pixel centres; intrinsics [4] = fx fy cx cy in pixels."""
     fx, fy, cx, cy = intrinsics.unbind(-1)
     y, x = torch.meshgrid(
-        torch.arange(height, dtype=intrinsics.dtype) + 0.5, torch.arange(width, dtype=intrinsics.dtype) + 0.5, indexing="ij"
+        torch.arange(height, dtype=intrinsics.dtype) + 0.5,
+        torch.arange(width, dtype=intrinsics.dtype) + 0.5,
+        indexing="ij",
     )
     return torch.stack([(x - cx) / fx, (y - cy) / fy, torch.ones_like(x)], -1)
 

@@ -15,4 +15,6 @@ class Actions:
         if self.degrees_per_unit <= 0:
             raise ValueError(f"degrees_per_unit is {self.degrees_per_unit}; it must be positive")
         if min(self.translation_dead_zone, self.rotation_dead_zone) < 0:
-            raise ValueError(f"dead-zones are {self.translation_dead_zone} and {self.rotation_dead_zone}; they must be >= 0")
+            raise ValueError(
+                f"dead-zones are {self.translation_dead_zone} and {self.rotation_dead_zone}; they must be >= 0"
+            )

@@ -57,9 +57,7 @@ def segmented(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tuple[S
         rotated = rope.rotate(pooled, angle.flatten(0, 1))
         keys[stride] = rearrange(rotated, "b (f n) k d -> f b n k d", f=len(angle))
         values[stride] = rearrange(pool(v_grid, stride), "b f h w (k d) -> f b (h w) k d", k=k.shape[2])
-    queries = rearrange(
-        rope.rotate(q, rotary.angles().flatten(0, 1)), "b (f n) k d -> f b n k d", f=len(rotary.times)
-    )
+    queries = rearrange(rope.rotate(q, rotary.angles().flatten(0, 1)), "b (f n) k d -> f b n k d", f=len(rotary.times))
     out = []
     for segment in segments:
         own = rearrange(queries[segment.start : segment.stop], "f b n k d -> b (f n) k d")

@@ -8,8 +8,7 @@ class Codec:
     """The small causal video codec: 8x in space, 4x in time."""
 
     latent_channels: int = 16
-    encoder_width: int = 32
-    decoder_widths: tuple[int, int, int, int] = (72, 56, 40, 24)  # TAEHV's published decoder is (256, 128, 64, 64)
+    decoder_widths: tuple[int, int, int, int] = (64, 48, 32, 32)  # TAEHV's published decoder is (256, 128, 64, 64)
 
 
 @dataclass(frozen=True, kw_only=True)

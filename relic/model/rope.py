@@ -53,6 +53,9 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
 def grid(frames: Tensor, rows: int, columns: int) -> Tensor:
     """Positions [F rows columns, 3] of the tokens of latent frames at times `frames` [F]."""
     t, y, x = torch.meshgrid(
-        frames.double(), torch.arange(rows, device=frames.device).double(), torch.arange(columns, device=frames.device).double(), indexing="ij"
+        frames.double(),
+        torch.arange(rows, device=frames.device).double(),
+        torch.arange(columns, device=frames.device).double(),
+        indexing="ij",
     )
     return torch.stack([t, y, x], -1).flatten(0, 2)

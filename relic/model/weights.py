@@ -50,7 +50,9 @@ def load_into(module: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder}: tensor {name} is {'missing' if name in own else 'not one of this model'}")
     for name, value in state.items():
         if value.shape != own[name].shape:
-            raise ValueError(f"{folder}: tensor {name} is {tuple(value.shape)}; the model's is {tuple(own[name].shape)}")
+            raise ValueError(
+                f"{folder}: tensor {name} is {tuple(value.shape)}; the model's is {tuple(own[name].shape)}"
+            )
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
 
 

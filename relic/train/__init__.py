@@ -1,0 +1,1 @@
+"""The training scripts, each with its whole loop in view."""

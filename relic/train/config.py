@@ -1,0 +1,96 @@
+"""Dials of the training steps."""
+
+from dataclasses import dataclass, field
+
+from relic.generate.config import Rollout
+from relic.model.config import Codec, Transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW, or Muon and AdamW, with a linear warm-up and a cosine decay to `final_share` of the rate."""
+
+    muon: bool = False  # Muon on the hidden layers' matrices: fewer steps to the same loss on small models
+    learning_rate: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    warmup: int = 20  # steps
+    final_share: float = 0.1
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecTraining:
+    model: Codec = field(default_factory=Codec)
+    start: str = ""  # a folder of start weights in relic/weights ("tiny/codec"); empty: from nothing
+    steps: int = 200
+    batch: int = 8  # pieces of clips a step
+    piece_frames: int = 9  # frames a piece
+    piece_size: int = 64  # pixels a side of the piece's crop
+    noise: float = 0.1  # standard deviation added to the latents, whose scale is 1: a diffusion model's are never exact
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=5e-4))
+    checkpoint_every_s: float = 15.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.piece_frames % 4 != 1 or self.piece_size % 8:
+            raise ValueError(
+                f"a piece is {self.piece_frames} frames of {self.piece_size} pixels; allowed are 4n + 1 and multiples of 8"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One length of the curriculum."""
+
+    latents: int  # latent frames a sample
+    steps: int
+    batch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    model: Transformer = field(default_factory=Transformer)
+    start: str = ""  # a folder of start weights in relic/weights ("tiny/base"); empty: from nothing
+    stages: tuple[Stage, ...] = (Stage(latents=8, steps=100, batch=16), Stage(latents=16, steps=100, batch=8))
+    shift: float = 3.0  # of the timestep distribution: larger means noisier
+    text_dropout: float = 0.1
+    ema: float = 0.99
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    checkpoint_every_s: float = 15.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentInit:
+    """ODE initialisation with hybrid forcing: section 4.4.1 of RELIC."""
+
+    trajectories: int = 64  # clips whose ODE is solved by the teacher
+    trajectory_batch: int = 8
+    ode_steps: int = 24  # Euler steps; with shift 5 a multiple of 4 passes through 937.5, 833.3 and 625
+    ode_shift: float = 5.0
+    latents: int = 16
+    noisy_chunks: int = 2  # K: the last chunks, uncompressed and noisy; the earlier ones are clean and compressed
+    forcing: str = "hybrid"  # "hybrid" | "teacher" | "diffusion"
+    rollout: Rollout = field(default_factory=Rollout)
+    steps: int = 200
+    batch: int = 8
+    text_dropout: float = 0.1
+    ema: float = 0.98
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-4))
+    checkpoint_every_s: float = 15.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        passed = {
+            round(1000 * self.ode_shift * u / (self.ode_steps + (self.ode_shift - 1) * u), 1)
+            for u in range(self.ode_steps + 1)
+        }
+        if not passed.issuperset(round(t, 1) for t in self.rollout.timesteps):
+            raise ValueError(
+                f"{self.ode_steps} steps with shift {self.ode_shift} do not pass through the timesteps {self.rollout.timesteps}"
+            )
+        if self.latents % self.rollout.chunk:
+            raise ValueError(f"{self.latents} latents cannot be cut into chunks of {self.rollout.chunk}")
+        if self.forcing not in ("hybrid", "teacher", "diffusion"):
+            raise ValueError(f"forcing is {self.forcing!r}; allowed are 'hybrid', 'teacher' and 'diffusion'")
