@@ -73,7 +73,14 @@ def test_translations_have_their_names(name: str, displacement: tuple[int, int, 
 
 @pytest.mark.parametrize(
     ("name", "axis", "sign"),
-    [("pan_right", 1, 1), ("pan_left", 1, -1), ("tilt_up", 0, 1), ("tilt_down", 0, -1), ("roll_cw", 2, 1), ("roll_ccw", 2, -1)],
+    [
+        ("pan_right", 1, 1),
+        ("pan_left", 1, -1),
+        ("tilt_up", 0, 1),
+        ("tilt_down", 0, -1),
+        ("roll_cw", 2, 1),
+        ("roll_ccw", 2, -1),
+    ],
 )
 def test_rotations_have_their_names(name: str, axis: int, sign: int):
     angle = sign * math.radians(2) * torch.arange(4, dtype=torch.float64)

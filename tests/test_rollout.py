@@ -64,7 +64,9 @@ def test_cached_equals_uncached_with_compression():
         _, own = walk.model(clean, torch.zeros(1, 8), given, segments=masks.hybrid(8, 2, 0, memory))
     keys, _ = walk.memory.view()
     window = 2 * 24
-    torch.testing.assert_close(keys[:, :, -window:], torch.stack([kv.keys for kv in own])[:, :, -window:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        keys[:, :, -window:], torch.stack([kv.keys for kv in own])[:, :, -window:], atol=1e-5, rtol=1e-5
+    )
 
 
 def test_the_same_seed_walks_the_same_way():

@@ -42,7 +42,9 @@ def test_segments_equal_the_dense_mask():
     q, k, v = torch.randn(3, 2, 6 * 24, 2, 24).unbind(0)
     rotary = Rotary(torch.arange(6), 4, 6, rope.frequencies(24, 8, 8))
     segments = masks.hybrid(6, 1, 2, MEMORY)
-    torch.testing.assert_close(segmented(q, k, v, rotary, segments), dense(q, k, v, rotary, segments), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        segmented(q, k, v, rotary, segments), dense(q, k, v, rotary, segments), atol=1e-5, rtol=0
+    )
 
 
 @torch.inference_mode()

@@ -1,0 +1,21 @@
+PYTHON ?= python3
+BIN := .venv/bin
+RECIPE := $(if $(FROM_SCRATCH),tiny_scratch,tiny)
+
+.PHONY: demo test lint
+
+demo: .venv/demo.stamp  ## the whole pipeline on walks recorded here, then a report and a world to walk in
+	$(BIN)/relic pipeline run --recipe $(RECIPE) --store out/demo/store --out out/demo
+
+test: .venv/test.stamp  ## every test; a browser's are skipped where Chromium is missing
+	$(BIN)/python -m pytest
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy relic workflows tests
+
+.venv/%.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	touch $@

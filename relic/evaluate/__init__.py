@@ -1,0 +1,1 @@
+"""What a trained world is worth: figures and the report."""

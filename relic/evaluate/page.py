@@ -1,0 +1,168 @@
+"""The report as one HTML file that needs nothing beside it: strips, curves, tracks, and what was dropped and why."""
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from relic import artifacts
+from relic.data import clip, curation_report
+from relic.data.curation_report import data_uri, table
+from relic.evaluate.config import Evaluate
+from relic.evaluate.predict import psnr
+from relic.evaluate.walks import Walks
+
+matplotlib.use("Agg")
+COLOURS = {"base": "#98a1b0", "teacher": "#4c78a8", "student": "#e07b39", "still": "#1d2430"}
+SHOWN_S = (0.0, 0.25, 0.5, 1.0, 1.5, 2.25, 3.0, 3.75)  # the moments of a strip
+STYLE = (
+    curation_report.STYLE
+    + """
+.lead { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 18px 0 }
+.figure { background: #fff; border: 1px solid #e2e5ea; border-radius: 6px; padding: 10px 14px } .figure b { font-size: 22px; display: block }
+.rows { display: grid; grid-template-columns: 64px 1fr; gap: 3px 8px; align-items: center; font-size: 12px; color: #667085 }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 14px } .pair img { width: 100% } @media (max-width: 760px) { .pair { display: block } }
+"""
+)
+
+
+def write(
+    path: Path,
+    report: dict,
+    about: dict[str, str],
+    regions: list[Walks],
+    generated: dict[str, dict[str, np.ndarray]],
+    entries: list[dict],
+    folders: list[Path],
+    cfg: Evaluate,
+) -> None:
+    """Write report.html. `generated` holds videos uint8 [n, F_px, H, W, 3] by region and model."""
+    known = report["models"]
+    body = [
+        "<h1>A world you can walk in</h1>",
+        "<p class=soft>Every model sees one real frame of a walk that it was not trained on, and the actions that followed.</p>",
+        lead(report),
+        "<h2>Models</h2>",
+        models(known, about, cfg.horizon_s),
+        "<div class=pair><div class=plot><b>PSNR to the true frames, known maps</b>",
+        curves(regions[0], generated[regions[0].region]),
+        "</div><div class=plot><b>Tracks of the walks, from above</b>",
+        tracks(regions[0]),
+        "</div></div>",
+    ]
+    for walks in regions:
+        body.append(f"<h2>Held-out walks, {walks.region} maps</h2>")
+        body += [strips(walks, generated[walks.region], i) for i in range(min(cfg.strips, len(walks)))]
+    dropped = [entry for entry in entries if not entry["kept"]]
+    body += [
+        "<h2>Clips</h2>",
+        f"<p class=soft>{report['clips_kept']} kept, {report['clips_dropped']} dropped.</p>",
+        curation_report.regions(entries),
+        "<h3>Dropped, and why</h3>",
+        curation_report.reasons(dropped),
+    ]
+    body += [curation_report.strip(entry, frames_of(folders, entry)) for entry in curation_report.examples(dropped)[:6]]
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>relic: report</title><style>{STYLE}</style><body>"
+    artifacts.write_bytes(path, (head + "\n".join(body) + "</body></html>").encode())
+
+
+def frames_of(folders: list[Path], entry: dict) -> np.ndarray:
+    folder = next(folder for folder in folders if entry in clip.read_index(folder))
+    return clip.read_clip(folder, entry).frames
+
+
+def lead(report: dict) -> str:
+    student = report["models"]["student"]
+    cards = [
+        (f"{student['psnr_gain_over_still_db']:+.2f} dB", "student over repeating the frame, first second"),
+        (f"{student['action_win_rate']:.0%}", "student's videos nearer the truth than with another walk's actions"),
+        (f"{report['codec_psnr_db']:.1f} dB", "codec, on test walks"),
+        (str(report["clips_kept"]), f"clips kept, {report['clips_dropped']} dropped"),
+    ]
+    return "<div class=lead>" + "".join(f"<div class=figure><b>{b}</b>{escape(t)}</div>" for b, t in cards) + "</div>"
+
+
+def models(found: dict, about: dict[str, str], horizon_s: float) -> str:
+    """A row a model, known maps beside unseen ones."""
+    rows = []
+    for name, figures in found.items():
+        if figures is None:
+            rows.append([name, "none: trained from nothing", *["–"] * 6])
+            continue
+        unseen = figures.get("unseen", {})
+        row = [name, about[name], f"{figures['psnr_db']:.2f}", f"{figures['psnr_gain_over_still_db']:+.2f}"]
+        row += [f"{figures['action_win_rate']:.0%} of {figures['walks']}"]
+        row += [
+            f"{unseen[k]:{f}}" if k in unseen else "–"
+            for k, f in (("psnr_gain_over_still_db", "+.2f"), ("action_win_rate", ".0%"))
+        ]
+        rows.append(row)
+    head = [
+        "model",
+        "",
+        "PSNR dB",
+        "gain over still dB",
+        "action win rate",
+        "gain, unseen maps",
+        "win rate, unseen maps",
+    ]
+    note = f"<p class=soft>Means over the first {horizon_s:g} s. Still: repeating the given frame.</p>"
+    return table(head, rows) + note
+
+
+def strips(walks: Walks, generated: dict[str, np.ndarray], index: int) -> str:
+    """One walk: the true frames above every model's."""
+    moments = [round(s * walks.fps) for s in SHOWN_S if round(s * walks.fps) < walks.frames.shape[1]]
+    rows = []
+    for name, video in {"true": walks.frames, **generated}.items():
+        pictures = "".join(
+            f'<figure><img src="{data_uri(video[index][t])}" alt="{name} at {t / walks.fps:.2f} s"></figure>'
+            for t in moments
+        )
+        rows.append(f"<span>{name}</span><div class=frames>{pictures}</div>")
+    times = "".join(f"<figure><figcaption>{t / walks.fps:.2f} s</figcaption></figure>" for t in moments)
+    rows.append(f"<span></span><div class=frames>{times}</div>")
+    return (
+        f"<div class=strip><p><b>{escape(walks.ids[index])}</b> {escape(walks.captions[index])}</p>"
+        f"<div class=rows>{''.join(rows)}</div></div>"
+    )
+
+
+def curves(walks: Walks, generated: dict[str, np.ndarray]) -> str:
+    """Mean PSNR over time, a line a model."""
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    still = np.repeat(walks.frames[:, :1], walks.frames.shape[1], 1)
+    for name, video in {"still": still, **generated}.items():
+        line = psnr(video, walks.frames).mean(0)[1:]
+        axes.plot(
+            np.arange(1, len(line) + 1) / walks.fps, line, label=name, color=COLOURS[name],
+            linestyle="--" if name == "still" else "-",
+        )  # fmt: skip
+    axes.set(xlabel="seconds", ylabel="dB")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.2)
+    return picture(figure)
+
+
+def tracks(walks: Walks) -> str:
+    """Each walk's track from above, in mean steps, starting at the dot with the view upwards."""
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for pose in walks.poses.numpy():
+        axes.plot(pose[:, 0, 3], pose[:, 2, 3], linewidth=1.2, alpha=0.8)
+    axes.plot(0, 0, "o", color="#1d2430", markersize=4)
+    axes.set(xlabel="right, mean steps", ylabel="forward, mean steps")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.grid(alpha=0.2)
+    return picture(figure)
+
+
+def picture(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="svg")
+    return f'<img alt="plot" src="data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}">'

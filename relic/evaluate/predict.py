@@ -1,0 +1,108 @@
+"""Continues every walk from its first frame, by the teacher's sampler or the student's rollout, and scores it by PSNR."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relic.evaluate.config import Evaluate
+from relic.evaluate.walks import Walks
+from relic.generate import sampler
+from relic.generate.rollout import Rollout
+from relic.model.codec import Codec
+from relic.model.conditions import Conditions
+from relic.model.precision import autocast
+from relic.model.transformer import Transformer
+from relic.tracking import Run
+
+Generate = Callable[[Tensor, Conditions], Tensor]  # image latents [B, C, H, W], conditions -> latents [B, F, C, H, W]
+
+
+def many_steps(model: Transformer, cfg: Evaluate) -> Generate:
+    """The teacher: all latents at once."""
+
+    def generate(image_latent: Tensor, conditions: Conditions) -> Tensor:
+        return sampler.sample(
+            model,
+            cfg.sampler,
+            image_latent=image_latent,
+            conditions=conditions,
+            num_latents=cfg.num_latents,
+            seed=cfg.seed,
+        )
+
+    return generate
+
+
+def few_steps(model: Transformer, cfg: Evaluate) -> Generate:
+    """The student: chunk by chunk over its memory."""
+
+    def generate(image_latent: Tensor, conditions: Conditions) -> Tensor:
+        walk = Rollout(
+            model, cfg.rollout, image_latent=image_latent, text=conditions.text, seed=cfg.seed, unit=cfg.actions
+        )
+        latents = [image_latent[:, None]]
+        while walk.num_latents < cfg.num_latents:
+            done = walk.actions.shape[1]
+            latents.append(walk.step(conditions.actions[:, done : done + walk.num_actions]))
+        return torch.cat(latents, 1)
+
+    return generate
+
+
+@torch.inference_mode()
+def videos(
+    generate: Generate, codec: Codec, walks: Walks, text_tokens: int, cfg: Evaluate, folder: Path, run: Run
+) -> tuple[np.ndarray, np.ndarray]:
+    """Generated videos uint8 [n, F_px, H, W, 3] from the true actions and from another walk's, with the same noise.
+
+    A finished batch lies in `folder` and is not generated again."""
+    device = codec.mean.device
+    pairs = []
+    for start in range(0, len(walks), cfg.batch):
+        path = folder / f"{walks.region}-{start:05d}.npz"
+        if not path.exists():
+            part = slice(start, start + cfg.batch)
+            first = walks.videos()[part, :1].to(device)
+            image = codec.encode(first)[:, 0]
+            made = []
+            for order in (None, walks.others()):
+                conditions = walks.conditions(text_tokens, order)
+                picked = Conditions(conditions.actions[part], conditions.poses[part], conditions.text[part]).to(device)
+                with autocast(device):
+                    made.append(to_bytes(codec.decode(generate(image, picked)).float()))
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".new.npz")
+            np.savez(beside, true=made[0], other=made[1])
+            beside.rename(path)
+        run.progress(min(start + cfg.batch, len(walks)), len(walks), f"{folder.name}, {walks.region} maps")
+        with np.load(path) as saved:
+            pairs.append((saved["true"], saved["other"]))
+    return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
+
+
+def to_bytes(frames: Tensor) -> np.ndarray:
+    """uint8 [n, F_px, H, W, 3] of frames [n, F_px, 3, H, W] in 0..1."""
+    return (frames.clamp(0, 1) * 255).round().byte().movedim(2, -1).cpu().numpy()
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """PSNR in dB [n, F_px] of videos uint8 [n, F_px, H, W, 3], frame by frame; at most 48 dB, the step of 8 bits."""
+    error = ((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean((-1, -2, -3))
+    return 10 * np.log10(255.0**2 / np.maximum(error, 1.0))
+
+
+def figures(walks: Walks, true: np.ndarray, other: np.ndarray, horizon_s: float) -> dict[str, float]:
+    """The headline figures over the first `horizon_s`; frame 0, which is given, does not count."""
+    horizon = slice(1, 1 + round(horizon_s * walks.fps))
+    still = psnr(np.repeat(walks.frames[:, :1], walks.frames.shape[1], 1), walks.frames)[:, horizon]
+    right, wrong = psnr(true, walks.frames)[:, horizon], psnr(other, walks.frames)[:, horizon]
+    return {
+        "psnr_gain_over_still_db": float((right - still).mean()),
+        "action_win_rate": float((right.mean(1) > wrong.mean(1)).mean()),
+        "psnr_db": float(right.mean()),
+        "psnr_still_db": float(still.mean()),
+        "walks": len(walks),
+    }

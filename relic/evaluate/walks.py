@@ -1,0 +1,67 @@
+"""The held-out walks that models are measured on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relic.data import clip
+from relic.geometry import actions
+from relic.geometry.config import Actions
+from relic.model import text
+from relic.model.conditions import Conditions
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Test walks of one region, all of one length."""
+
+    region: str
+    ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    places: tuple[str, ...]
+    frames: np.ndarray  # uint8 [n, F_px, H, W, 3]
+    actions: Tensor  # [n, F_px, 13]
+    poses: Tensor  # [n, F_px, 4, 4], integrated from the actions: what models are given
+    fps: float
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def videos(self) -> Tensor:
+        """Frames [n, F_px, 3, H, W] float32 in 0..1."""
+        return torch.from_numpy(self.frames).movedim(-1, 2).float().div(255)
+
+    def conditions(self, text_tokens: int, order: list[int] | None = None) -> Conditions:
+        """Conditions of the walks; with `order`, walk i gets the actions of walk order[i] and keeps its own caption."""
+        rows = order if order is not None else list(range(len(self)))
+        return Conditions(
+            self.actions[rows].float(), self.poses[rows].float(), text.tokenize(list(self.captions), text_tokens)
+        )
+
+    def others(self) -> list[int]:
+        """For every walk another one, whose actions it is confronted with: half the list further on."""
+        return [(i + len(self) // 2) % len(self) for i in range(len(self))]
+
+
+def read(folders: list[Path], region: str, most: int, num_frames: int, unit: Actions) -> Walks | None:
+    """The first `most` kept walks of a region, cut to `num_frames`; None where there are none.
+
+    Actions come from the whole clip, as in the shards: the scale of a clip is its own mean step."""
+    entries = [(f, e) for f in folders for e in clip.read_index(f) if e["kept"] and e["region"] == region]
+    clips = [clip.read_clip(folder, entry) for folder, entry in entries[:most]]
+    if not clips:
+        return None
+    annotated = torch.stack([actions.annotate(torch.from_numpy(c.poses), unit) for c in clips])[:, :num_frames]
+    return Walks(
+        region=region,
+        ids=tuple(c.id for c in clips),
+        captions=tuple(c.caption for c in clips),
+        places=tuple(c.place for c in clips),
+        frames=np.stack([c.frames[:num_frames] for c in clips]),
+        actions=annotated,
+        poses=actions.integrate(annotated, unit),
+        fps=clips[0].fps,
+    )

@@ -1,0 +1,98 @@
+"""`relic serve`: takes the port, loads the student, warms it and answers until a signal comes."""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from relic.serve import engine
+from relic.serve.access import Access, read_keys
+from relic.serve.api import build
+from relic.serve.config import Serve
+from relic.serve.scheduler import Scheduler
+
+SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
+CLOSE_S = 5  # for connections to end after the last session
+
+
+def main(cfg: Serve) -> None:
+    """Serves the run that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    with bind(cfg) as listener:
+        keys = read_keys(cfg)
+        loaded = engine.load(cfg)
+        print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
+        make_server(loaded, cfg, Access(keys, cfg.token_s)).run(sockets=[listener])
+
+
+def make_server(loaded: engine.Engine, cfg: Serve, access: Access) -> "Server":
+    scheduler = Scheduler(loaded, cfg)
+    return Server(build(loaded, cfg, access, scheduler), scheduler, cfg)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but SIGTERM first lets the sessions come to their end; SIGINT and a second signal do not wait."""
+
+    def __init__(self, app: FastAPI, scheduler: Scheduler, cfg: Serve):
+        super().__init__(uvicorn.Config(
+            app, ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
+            proxy_headers=False, server_header=False, access_log=False, log_level="warning",
+            timeout_graceful_shutdown=CLOSE_S,
+        ))  # fmt: skip
+        self.scheduler, self.drain_s = scheduler, cfg.drain_s
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.closing: asyncio.Task | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.loop is None:
+            raise KeyboardInterrupt
+        self.loop.call_soon_threadsafe(self.close, self.drain_s if sig == signal.SIGTERM else 0.0)
+
+    def close(self, grace_s: float) -> None:
+        """Drains, then exits; called again, exits at once."""
+        if self.closing is not None:
+            self.closing.cancel()
+            grace_s = 0.0
+        self.closing = asyncio.get_running_loop().create_task(self.drain(grace_s))
+
+    async def drain(self, grace_s: float) -> None:
+        await self.scheduler.drain(grace_s)
+        await asyncio.sleep(0.2)  # the last sentences reach their pages
+        self.should_exit = True
+
+
+def bind(cfg: Serve) -> socket.socket:
+    """The listening socket, or one sentence about why there is none."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(cfg.host, cfg.port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ValueError(f"host is {cfg.host!r}, which has no address; give one of this machine") from error
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    try:
+        listener.bind(place)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            said = f"port {cfg.port} on {cfg.host} is in use; choose another by --port, or 0 for a free one"
+        else:
+            said = f"{cfg.host}:{cfg.port} cannot be taken ({error.strerror}); choose another --host or --port"
+        raise ValueError(said) from error
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,69 @@
+"""Dials of the server. Loads no torch."""
+
+import ipaddress
+from dataclasses import dataclass
+
+FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """A server of one student. Durations are in seconds."""
+
+    run: str  # run.json of a finished pipeline
+    student: str = "student-init"  # the step of that run whose weights walk
+    device: str = "auto"  # auto (the GPU where there is one), cpu, cuda or cuda:N
+    threads: int = 0  # of torch on the CPU; 0 leaves torch's own choice
+    memory_dtype: str = "fp8"  # of the attention memory: fp8, bf16 or fp32
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0 takes a free one
+    api_keys: str = ""  # a file of lines "name key"; needed where the host is not loopback
+    open_to_all: bool = False  # no API keys on a host that is not loopback, on purpose
+
+    slots: int = 2  # sessions at a time
+    sessions_each: int = 2  # of one principal: an API key's name, or an address where there are no keys
+    hello_s: float = 10.0  # for the first message of a connection
+    token_s: float = 60.0  # a token's life; `ready` and every `pong` bring a fresh one
+    lease_s: float = 20.0  # how long a session without a connection keeps its slot
+    rest_s: float = 3.0  # without a key the world stands still after this, and keeps its memory; 0: never
+    idle_s: float = 180.0  # without a key the session ends after this
+    session_s: float = 1200.0  # the longest session
+    drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+
+    message_bytes: int = 8192  # of one message of a client
+    image_bytes: int = 8 << 20  # of an uploaded image
+    image_pixels: int = 32_000_000  # of an uploaded image
+    prompt_characters: int = 400
+    max_speed: float = 2.5  # of gamma, which multiplies the multi-hot key vector
+    max_magnitude: float = 20.0  # of one number of an action
+    jpeg_quality: int = 92
+
+    def __post_init__(self) -> None:
+        if self.memory_dtype not in ("fp8", "bf16", "fp32"):
+            raise ValueError(f"memory_dtype is {self.memory_dtype!r}; allowed are fp8, bf16 and fp32")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
+        if self.slots < 1 or self.sessions_each < 1:
+            raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
+        if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
+            raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed are 1 to 100")
+        if not (self.loopback or self.api_keys or self.open_to_all):
+            raise ValueError(
+                f"host {self.host} can be reached from other machines; give --api-keys FILE (lines of a name and a "
+                "key), or --open-to-all True if everybody may walk"
+            )
+
+    @property
+    def loopback(self) -> bool:
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def body_bytes(self) -> int:
+        """The largest body of a request: an image in base64 and what is around it."""
+        return self.image_bytes * 4 // 3 + 65536

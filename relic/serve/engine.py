@@ -1,0 +1,216 @@
+"""The engine: a student and its codec behind two calls, `open` an image and `step` with actions.
+
+A walk may go on without end. Its memory has a capacity (80 latents, 20 s, in the paper; less in small recipes): beyond
+it the oldest compressed latents leave, the start image's stays as a sink, and positions are re-based. So a place that
+was left longer ago than the capacity is invented anew when the walk returns, and a walk longer than the clips of the
+training is extrapolation: it runs at the same speed and in the same memory, but nothing has taught it to stay sharp.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from relic import artifacts
+from relic.generate.config import Rollout as RolloutConfig
+from relic.generate.rollout import Rollout
+from relic.geometry.actions import ACTIONS
+from relic.geometry.config import Actions
+from relic.memory.config import Memory
+from relic.model.codec import Codec
+from relic.model.precision import autocast
+from relic.model.text import tokenize
+from relic.model.transformer import Transformer
+from relic.model.weights import load_codec, load_transformer
+from relic.serve.config import Serve
+
+
+@dataclass(frozen=True)
+class Example:
+    """A start image of a held-out walk."""
+
+    id: str
+    caption: str
+    place: str
+    image: np.ndarray  # uint8 [H, W, 3]
+
+
+@dataclass(frozen=True)
+class World:
+    """What a caller must know of the model that is served."""
+
+    recipe: str
+    height: int
+    width: int
+    fps: float
+    actions: dict[str, float]  # the trained actions and their usual magnitude
+    examples: tuple[Example, ...]
+    about: dict[str, object]  # shown on the page: memory, chunk, steps, device
+
+    def example(self, identity: str) -> Example | None:
+        return next((example for example in self.examples if example.id == identity), None)
+
+
+class Walk(Protocol):
+    decode_s: float  # of the last step, the codec's share
+
+    @property
+    def num_actions(self) -> int: ...
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Frames uint8 [n, H, W, 3] and poses [n, 4, 4] of actions [num_actions, 13]."""
+        ...
+
+
+class Engine(Protocol):
+    world: World
+
+    def open(self, image: np.ndarray, caption: str, seed: int) -> Walk: ...
+
+    def check(self) -> None:
+        """Raises when the device does not compute any more."""
+        ...
+
+
+class Student:
+    """The trained student: a `Rollout` and a decoder stream for every walk, the weights shared."""
+
+    def __init__(self, model: Transformer, codec: Codec, cfg: RolloutConfig, *, unit: Actions, world: World,
+                 device: torch.device):  # fmt: skip
+        self.model, self.codec, self.cfg, self.unit, self.world, self.device = model, codec, cfg, unit, world, device
+
+    @torch.inference_mode()
+    def open(self, image: np.ndarray, caption: str, seed: int) -> "StudentWalk":
+        frames = rearrange(torch.from_numpy(image.copy()), "h w c -> 1 1 c h w").to(self.device) / 255
+        text = tokenize([caption], self.model.cfg.text_tokens).to(self.device)
+        with autocast(self.device):
+            latent = self.codec.encode(frames)[:, 0].float()
+        rollout = Rollout(self.model, self.cfg, image_latent=latent, text=text, seed=seed, unit=self.unit)
+        return StudentWalk(self, rollout, latent)
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        if not torch.ones(4, device=self.device).sum().item() == 4:
+            raise RuntimeError(f"{self.device} computes wrongly")
+
+
+class StudentWalk:
+    def __init__(self, student: Student, rollout: Rollout, image_latent: Tensor):
+        self.student, self.rollout = student, rollout
+        self.stream = student.codec.decoder_stream()
+        self.first: Tensor | None = image_latent  # [1, C, h, w], shown before the first chunk
+        self.decode_s = 0.0
+
+    @property
+    def num_actions(self) -> int:
+        return self.rollout.num_actions
+
+    @torch.inference_mode()
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        latents = self.rollout.step(torch.from_numpy(actions).float()[None].to(self.student.device))
+        if self.first is not None:
+            latents, self.first = torch.cat([self.first[:, None], latents], 1), None
+        self._wait()
+        began = time.perf_counter()
+        with autocast(self.student.device):
+            frames = self.stream.decode(latents)[0].float().clamp(0, 1)
+        pictures = rearrange((frames * 255).round().to(torch.uint8), "n c h w -> n h w c").cpu().numpy()
+        self.decode_s = time.perf_counter() - began
+        return pictures, self.rollout.poses[0, -len(pictures) :].cpu().numpy()
+
+    def _wait(self) -> None:
+        if self.student.device.type == "cuda":
+            torch.cuda.synchronize(self.student.device)
+
+
+def load(cfg: Serve) -> Student:
+    """The student and codec of a run, with the start images that its evaluation wrote."""
+    device = choose_device(cfg.device)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    run = read_run(Path(cfg.run), (cfg.student, "codec", "evaluate"))
+    folders = {name: artifacts.fetch(run["nodes"][name]) for name in (cfg.student, "codec", "evaluate")}
+    model = load_transformer(folders[cfg.student], device)
+    if not model.cfg.text_vocabulary:
+        raise ValueError(f"the model of {cfg.run} takes umT5 embeddings; relic serve takes models with their own words")
+    parameters = artifacts.read_json(folders[cfg.student] / "manifest.json")["parameters"]
+    rollout = rollout_of(parameters, cfg.memory_dtype)
+    unit = Actions(**artifacts.read_json(folders["evaluate"] / "manifest.json")["parameters"]["actions"])
+    about: dict[str, object] = {
+        "chunk_latents": rollout.chunk, "steps": len(rollout.timesteps), "device": device_name(device),
+        "memory": rollout.memory.dtype, "window": rollout.memory.window, "capacity": rollout.memory.capacity,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }  # fmt: skip
+    world = read_world(folders["evaluate"] / "examples", recipe=run["recipe"], about=about)
+    return Student(model, load_codec(folders["codec"], device), rollout, unit=unit, world=world, device=device)
+
+
+def read_run(path: Path, needed: tuple[str, ...]) -> dict:
+    """run.json of a pipeline: {"recipe", "nodes": {name: artifact URI}}."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; `make demo` or `relic pipeline run` writes a run.json")
+    try:
+        run = json.loads(path.read_text())
+        nodes = run["nodes"]
+        missing = [name for name in needed if name not in nodes]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a run.json; it holds a recipe and the nodes' artifacts") from error
+    if missing:
+        had = ", ".join(nodes) or "none"
+        raise ValueError(f"{path} has no node {missing[0]!r}; it has {had}: finish the run first")
+    return run
+
+
+def rollout_of(parameters: dict, memory_dtype: str) -> RolloutConfig:
+    """The rollout that the student was trained with, its memory in another precision."""
+
+    def fields(said: dict) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+
+    rollout = fields(parameters["rollout"])
+    return RolloutConfig(**{**rollout, "memory": Memory(**fields({**rollout["memory"], "dtype": memory_dtype}))})
+
+
+def read_world(folder: Path, *, recipe: str, about: dict[str, object]) -> World:
+    """examples.json (a list of id, image, caption, place), its PNGs of one size, and world.json (fps, actions)."""
+    for name in ("examples.json", "world.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}; the evaluate step writes it beside the start images")
+    examples = []
+    for entry in artifacts.read_json(folder / "examples.json"):
+        with Image.open(folder / entry["image"]) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        examples.append(Example(entry["id"], entry["caption"], entry["place"], pixels))
+    sizes = {example.image.shape[:2] for example in examples}
+    if len(sizes) != 1:
+        raise ValueError(f"the start images in {folder} have {len(sizes)} sizes; exactly one is allowed")
+    said = artifacts.read_json(folder / "world.json")
+    unknown = sorted(set(said["actions"]) - set(ACTIONS[:-1]))
+    if unknown:
+        raise ValueError(f"{folder}/world.json has the action {unknown[0]!r}; allowed are {', '.join(ACTIONS[:-1])}")
+    (height, width), fps = sizes.pop(), float(said["fps"])
+    return World(recipe, height, width, fps, said["actions"], tuple(examples), about)
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; allowed are auto, cpu, cuda and cuda:N") from error
+    num_gpus = torch.cuda.device_count()
+    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= num_gpus):
+        raise ValueError(f"device is {name!r}; here are cpu and {num_gpus} GPUs (cuda:N)")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

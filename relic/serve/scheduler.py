@@ -1,0 +1,202 @@
+"""Who gets the engine next: a fixed number of session slots, stepped in turn by one worker thread.
+
+The event loop owns every session; only the engine's calls run in the worker thread, one at a time. The scheduler goes
+round the sessions that are due, one chunk each, so that a busy engine slows all of them alike and starves none.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from relic.serve.access import Refused
+from relic.serve.config import Serve
+from relic.serve.engine import Engine, Walk
+from relic.serve.session import Session, static_row
+from relic.serve.wire import encode_jpeg
+
+logger = logging.getLogger("relic.serve")
+
+TICK_S = 0.25  # how often deadlines are looked at
+WARM_CHUNKS = 3
+STUCK_S = 120.0  # a call of the engine that lasts longer means a dead device
+REMEMBERED = 512  # ended sessions whose reason is kept, for 410
+
+
+class Scheduler:
+    def __init__(self, engine: Engine, cfg: Serve):
+        self.engine, self.cfg = engine, cfg
+        self.sessions: OrderedDict[str, Session] = OrderedDict()  # in order of their next turn
+        self.ended: OrderedDict[str, str] = OrderedDict()  # id -> sentence
+        self.warm = self.draining = False
+        self.fault = ""  # why the device is thought dead
+        self.busy_since: float | None = None
+        self.wake = asyncio.Event()
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    # --- admission ------------------------------------------------------------------------------------------------
+
+    def check_room(self, principal: str) -> None:
+        """`Refused`, with the reason, unless there is a slot for this principal."""
+        self.expire(time.monotonic())
+        if self.draining:
+            raise Refused(503, "the server is closing and takes no new walks", 30)
+        if not self.warm:
+            raise Refused(503, "the server is still warming up", 2)
+        own = sum(session.principal == principal for session in self.sessions.values())
+        if own >= self.cfg.sessions_each:
+            raise Refused(409, f"you have {own} walks already; allowed are {self.cfg.sessions_each}: end one first")
+        if len(self.sessions) >= self.cfg.slots:
+            raise Refused(429, f"all {self.cfg.slots} places are taken; come again in a moment", self.retry_after_s())
+
+    def admit(self, *, principal: str, image: np.ndarray, caption: str, seed: int, speed: float) -> Session:
+        """A new session in a free slot, or `Refused`."""
+        self.check_room(principal)
+        session = Session(
+            principal=principal, image=image, caption=caption, seed=seed, speed=speed, cfg=self.cfg,
+            fps=self.engine.world.fps, now=time.monotonic(),
+        )  # fmt: skip
+        self.sessions[session.id] = session
+        return session
+
+    def find(self, identity: str) -> Session:
+        if identity in self.sessions:
+            return self.sessions[identity]
+        if identity in self.ended:
+            raise Refused(410, f"this walk has ended: {self.ended[identity]}")
+        raise Refused(404, f"there is no session {identity[:32]!r}")
+
+    def finish(self, session: Session, reason: str, sentence: str) -> None:
+        """Ends a session, frees its slot and remembers why."""
+        if self.sessions.pop(session.id, None) is not None:
+            self.ended[session.id] = sentence
+            while len(self.ended) > REMEMBERED:
+                self.ended.popitem(last=False)
+            session.end(reason, sentence)
+            self.wake.set()
+
+    def expire(self, now: float) -> None:
+        for session in list(self.sessions.values()):
+            if why := session.expiry(now):
+                self.finish(session, *why)
+
+    def retry_after_s(self) -> float:
+        """Until the first slot is surely free, within what a person would wait."""
+        now = time.monotonic()
+        ends = [s.born + self.cfg.session_s if s.attached else s.lease_until for s in self.sessions.values()]
+        return min(30.0, max(2.0, min(ends) - now))
+
+    # --- health ---------------------------------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        stuck = self.busy_since is not None and time.monotonic() - self.busy_since > STUCK_S
+        return not (self.fault or stuck)
+
+    @property
+    def ready(self) -> bool:
+        return self.warm and self.alive and not self.draining
+
+    async def drain(self, grace_s: float) -> None:
+        """Admits nobody, tells those who walk, and waits for them for at most `grace_s`."""
+        self.draining = True
+        until = time.monotonic() + grace_s
+        for session in self.sessions.values():
+            sentence = f"the server is closing; this walk can go on for at most {grace_s:.0f} s"
+            session.tell({"type": "state", "state": "draining", "message": sentence})
+        while self.sessions and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        for session in list(self.sessions.values()):
+            self.finish(session, "closing", "the server has closed")
+
+    # --- work -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Warms the engine, then steps the sessions in turn, until cancelled."""
+        await self.in_worker(self.warm_up)
+        self.warm = not self.fault
+        while True:
+            self.wake.clear()
+            now = time.monotonic()
+            self.expire(now)
+            session = self.next_due(now)
+            if session is not None:
+                self.sessions.move_to_end(session.id)
+                await self.step(session)
+            else:
+                try:
+                    await asyncio.wait_for(self.wake.wait(), self.next_look_s(now))
+                except TimeoutError:
+                    continue
+
+    def due_at(self, session: Session, now: float) -> float:
+        """When this session's next chunk may start; never while it rests or nobody looks."""
+        return float("inf") if not session.attached or session.resting(now) else session.starts_at()
+
+    def next_due(self, now: float) -> Session | None:
+        return next((s for s in self.sessions.values() if self.due_at(s, now) <= now), None)
+
+    def next_look_s(self, now: float) -> float:
+        return max(0.0, min([TICK_S, *(self.due_at(s, now) - now for s in self.sessions.values())]))
+
+    async def step(self, session: Session) -> None:
+        """One chunk of one session. Its failure ends that session only."""
+        try:
+            if session.walk is None:
+                walk = await self.in_worker(self.engine.open, session.image, session.caption, session.seed)
+                if session.over:
+                    return
+                session.walk = walk
+            walk = session.walk
+            actions, receipts = session.take(walk.num_actions)
+            pictures, chunk_s = await self.in_worker(self.advance, walk, actions)
+        except Exception:
+            logger.exception("session %s failed", session.id)
+            self.finish(session, "failed", "the engine failed in this walk; start another one")
+            await self.examine()
+            return
+        if not session.over:
+            now = time.monotonic()
+            session.deliver(
+                pictures, receipts, now=now, made_ms=1e3 * time.time(), chunk_s=chunk_s, decode_s=walk.decode_s
+            )
+            session.tell({"type": "state", **session.report(now)})
+
+    async def examine(self) -> None:
+        """Asks whether the device still computes."""
+        try:
+            await self.in_worker(self.engine.check)
+        except Exception as error:
+            self.fault = str(error)
+            logger.exception("the device is lost")
+
+    async def in_worker(self, call, *arguments):
+        self.busy_since = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.worker, call, *arguments)
+        finally:
+            self.busy_since = None
+
+    # --- in the worker thread -------------------------------------------------------------------------------------
+
+    def advance(self, walk: Walk, actions: np.ndarray) -> tuple[list[tuple[bytes, np.ndarray]], float]:
+        began = time.perf_counter()
+        frames, poses = walk.step(actions)
+        pictures = [(encode_jpeg(f, self.cfg.jpeg_quality), p) for f, p in zip(frames, poses, strict=True)]
+        return pictures, time.perf_counter() - began
+
+    def warm_up(self) -> None:
+        """Runs a few chunks that nobody sees, so that the first visitor does not wait for kernels."""
+        world = self.engine.world
+        image = world.examples[0].image if world.examples else np.zeros((world.height, world.width, 3), np.uint8)
+        try:
+            walk = self.engine.open(image, "", 0)
+            for _ in range(WARM_CHUNKS):
+                _, seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions))
+            logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
+        except Exception as error:
+            self.fault = str(error)
+            logger.exception("the engine does not run")

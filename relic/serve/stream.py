@@ -1,0 +1,127 @@
+"""The stream of a walk over a WebSocket: hello, then actions in and pictures out until one side ends it.
+
+The token travels in the first message, never in the URL. A wrong message is answered by one sentence, {"type": "error",
+"code", "message"}, and the walk goes on. What ends the connection says so first and closes with 4000 + the HTTP status
+that would have said the same.
+"""
+
+import asyncio
+import contextlib
+import time
+
+from fastapi import WebSocket
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from relic.serve import wire
+from relic.serve.access import Access, Refused
+from relic.serve.config import Serve
+from relic.serve.engine import World
+from relic.serve.scheduler import Scheduler
+from relic.serve.session import Session
+
+
+class Stream:
+    """One connection to the session `identity`."""
+
+    def __init__(
+        self, socket: WebSocket, identity: str, scheduler: Scheduler, access: Access, world: World, cfg: Serve
+    ):
+        self.socket, self.identity, self.scheduler, self.access = socket, identity, scheduler, access
+        self.world, self.cfg = world, cfg
+
+    async def run(self) -> None:
+        await self.socket.accept()
+        try:
+            session = await self.hello()
+            await self.walk(session)
+        except Refused as error:
+            await self.close(error.status, error.sentence)
+        except WebSocketDisconnect:
+            pass  # the page has gone; its lease runs
+
+    async def hello(self) -> Session:
+        """The session of the first message's token."""
+        try:
+            message = wire.parse(await asyncio.wait_for(self.receive(), self.cfg.hello_s), self.cfg)
+        except TimeoutError as error:
+            raise Refused(408, f"no hello came within {self.cfg.hello_s:g} s") from error
+        except wire.TooLarge as error:
+            raise Refused(413, str(error)) from error
+        except ValueError as error:
+            raise Refused(422, str(error)) from error
+        if message["type"] != "hello":
+            raise Refused(401, f"the first message is {message['type']!r}; it must be hello with the session's token")
+        self.access.check(message.get("token"), self.identity)
+        return self.scheduler.find(self.identity)
+
+    async def walk(self, session: Session) -> None:
+        connection = session.attach(time.monotonic())
+        self.scheduler.wake.set()
+        try:
+            await self.socket.send_json({
+                "type": "ready", "session": session.id, "token": self.access.issue(session.id), "fps": session.fps,
+                "width": self.world.width, "height": self.world.height, "header_bytes": wire.HEADER.size,
+            })  # fmt: skip
+            tasks = [asyncio.create_task(self.listen(session)), asyncio.create_task(self.show(session, connection))]
+            _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in waiting:
+                task.cancel()
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, Exception):
+                    raise result
+        finally:
+            session.detach(connection, time.monotonic())
+
+    async def listen(self, session: Session) -> None:
+        """Takes messages in; a wrong one is answered by a sentence and forgotten."""
+        while True:
+            try:
+                message = wire.parse(await self.receive(), self.cfg)
+                if message["type"] == "action":
+                    seq, row = wire.parse_action(message, self.world.actions, self.cfg, session.speed)
+                    session.act(seq, row, time.monotonic())
+                    self.scheduler.wake.set()
+                elif message["type"] == "ping":
+                    session.tell({"type": "pong", "at": message.get("at"), "token": self.access.issue(session.id)})
+                elif message["type"] == "bye":
+                    self.scheduler.finish(session, "bye", "the page said bye")
+                else:
+                    raise ValueError("hello was said already; allowed now are action, ping and bye")
+            except wire.TooLarge as error:
+                raise Refused(413, str(error)) from error
+            except ValueError as error:
+                session.tell({"type": "error", "code": 422, "message": str(error)})
+
+    async def show(self, session: Session, connection: int) -> None:
+        """Sends what is there, every picture when it is due."""
+        while True:
+            session.changed.clear()
+            if session.connection != connection:
+                raise Refused(409, "another connection has taken this walk over")
+            while session.notices:
+                await self.socket.send_json(session.notices.popleft())
+            if session.over is not None:
+                await self.socket.send_json({"type": "ended", "reason": session.over[0], "message": session.over[1]})
+                await self.socket.close(1000)
+                return
+            picture = session.next_picture(time.monotonic())
+            if picture is not None:
+                await self.socket.send_bytes(wire.pack(picture, 1e3 * time.time()))
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(session.changed.wait(), session.wait_s(time.monotonic()))
+
+    async def receive(self) -> str:
+        message = await self.socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        if message.get("text") is None:
+            raise ValueError("the message is binary; allowed is JSON text")
+        return message["text"]
+
+    async def close(self, status: int, sentence: str) -> None:
+        """The sentence, then the close code that stands for it."""
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            if self.socket.client_state == self.socket.application_state == WebSocketState.CONNECTED:
+                await self.socket.send_json({"type": "error", "code": status, "message": sentence})
+                await self.socket.close(4000 + status)

@@ -1,0 +1,76 @@
+// Pictures a second, latency by receipts, and the bars of the last chunks' times against real time.
+
+const MOST_BARS = 64;
+
+export class Meters {
+  constructor(shown, bars) {
+    this.shown = shown; // elements fps, latency, chunk, dropped
+    this.bars = bars;
+    this.restart();
+    setInterval(() => this.tick(), 250);
+  }
+
+  restart() {
+    this.painted = []; // when
+    this.sent = new Map(); // seq -> when
+    this.latencies = [];
+    this.chunks = [];
+    this.budget = 0;
+    this.resting = false;
+    for (const [name, element] of Object.entries(this.shown)) element.textContent = name === "dropped" ? "0" : "–";
+    this.draw();
+  }
+
+  acted(seq) {
+    this.sent.set(seq, performance.now());
+  }
+
+  // a picture has been painted: the newest action it shows is `receipt`
+  paint(receipt) {
+    const now = performance.now();
+    this.painted.push(now);
+    if (this.sent.has(receipt)) {
+      this.latencies = [...this.latencies.slice(-4), now - this.sent.get(receipt)];
+      const middle = [...this.latencies].sort((a, b) => a - b)[this.latencies.length >> 1];
+      this.shown.latency.textContent = Math.round(middle);
+    }
+    for (const seq of this.sent.keys()) if (seq <= receipt) this.sent.delete(seq);
+  }
+
+  // a chunk's time against what its pictures last at the world's fps; `skipped` are those that this screen did not take
+  state(message, fps, skipped) {
+    this.shown.chunk.textContent = Math.round(message.chunk_ms);
+    this.shown.dropped.textContent = message.dropped + skipped;
+    this.shown.chunk.parentElement.title = `${message.decode_ms} ms of it in the codec`;
+    this.budget = (1000 * message.pictures) / fps;
+    this.chunks = [...this.chunks.slice(1 - MOST_BARS), message.chunk_ms];
+    this.draw();
+  }
+
+  tick() {
+    const now = performance.now();
+    this.painted = this.painted.filter((when) => now - when < 3000);
+    const recent = this.painted;
+    const span = recent.length > 1 ? (recent.at(-1) - recent[0]) / (recent.length - 1) : 0;
+    this.resting = !recent.length || now - recent.at(-1) > 1200;
+    this.shown.fps.textContent = this.resting || !span ? "–" : (1000 / span).toFixed(1);
+  }
+
+  draw() {
+    const c = this.bars.getContext("2d");
+    const { width, height } = this.bars;
+    c.clearRect(0, 0, width, height);
+    const most = Math.max(this.budget * 1.5, ...this.chunks);
+    const step = width / MOST_BARS;
+    this.chunks.forEach((ms, i) => {
+      const h = Math.max(3, (ms / most) * (height - 6));
+      c.fillStyle = ms <= this.budget ? "rgba(159, 198, 214, 0.6)" : "rgba(233, 184, 114, 0.75)";
+      c.fillRect((MOST_BARS - this.chunks.length + i) * step + 1, height - h, step - 3, h);
+    });
+    const line = height - (this.budget ? this.budget / most : 2 / 3) * (height - 6);
+    c.fillStyle = "rgba(236, 233, 226, 0.35)";
+    for (let x = 0; x < width; x += 10) c.fillRect(x, line, 5, 1.5);
+    c.font = "20px system-ui, sans-serif";
+    c.fillText("real time", 2, line - 7);
+  }
+}

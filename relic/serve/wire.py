@@ -1,0 +1,134 @@
+"""What travels between page and server: messages in, frames out, start images in.
+
+A frame is one binary message, little-endian: the 76 bytes of HEADER, then a JPEG.
+    version u8 · flags u8 (bit 0: the start image) · length of the header u16 · sequence u32 · receipt u32 (`seq` of the
+    action it shows, 0 before the first) · made f64, sent f64 (milliseconds of the server's clock) · pose 12 x f32, the
+    upper three rows of the camera-to-world matrix, positions in the world's mean steps
+"""
+
+import base64
+import binascii
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from relic.geometry.actions import ACTIONS, magnitudes, signed
+from relic.serve.config import FORMATS, Serve
+
+VERSION = 1
+HEADER = struct.Struct("<BBHIIdd12f")
+STILL = 1
+MESSAGES = ("hello", "action", "ping", "bye")
+LARGEST_SEQUENCE = 2**32 - 1
+
+
+class TooLarge(ValueError):
+    """More bytes or pixels than the server takes."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame on its way to the page."""
+
+    sequence: int
+    receipt: int
+    pose: np.ndarray  # [4, 4]
+    jpeg: bytes
+    made_ms: float
+    due: float  # on the session's clock, in seconds
+    still: bool = False
+
+
+def pack(picture: Picture, sent_ms: float) -> bytes:
+    flags = STILL if picture.still else 0
+    head = (VERSION, flags, HEADER.size, picture.sequence, picture.receipt, picture.made_ms, sent_ms)
+    return HEADER.pack(*head, *picture.pose[:3].ravel().tolist()) + picture.jpeg
+
+
+def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
+    """The JPEG of a frame uint8 [H, W, 3], with colour at full resolution: the pictures are small."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def parse(text: str, cfg: Serve) -> dict:
+    """A client's message: a JSON object with a known type."""
+    if len(text) > cfg.message_bytes:
+        raise TooLarge(f"the message has {len(text)} characters; allowed are {cfg.message_bytes}")
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the message {shown(text)} is not JSON; allowed is an object with a type") from error
+    kind = message.get("type") if isinstance(message, dict) else message
+    if not isinstance(message, dict) or kind not in MESSAGES:
+        raise ValueError(f"the message type {shown(kind)} is unknown; allowed are {', '.join(MESSAGES)}")
+    return message
+
+
+def parse_action(message: dict, world: Mapping[str, float], cfg: Serve, speed: float) -> tuple[int, np.ndarray]:
+    """(seq, action [13]) of an action message; `world` maps the trained actions to their usual magnitude.
+
+    Names stand for the usual magnitude, numbers for themselves; gamma multiplies both. What cancels out is static."""
+    seq, keys, gamma = message.get("seq"), message.get("keys"), message.get("speed", speed)
+    if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq <= LARGEST_SEQUENCE:
+        raise ValueError(f"seq is {shown(seq)}; allowed are whole numbers from 0 to {LARGEST_SEQUENCE}")
+    gamma = parse_speed(gamma, cfg)
+    if not isinstance(keys, list) or len(keys) > len(ACTIONS):
+        raise ValueError(f"keys is {shown(keys)}; allowed are {len(ACTIONS)} numbers, or names of actions")
+    row = torch.zeros(len(ACTIONS), dtype=torch.float64)
+    if keys and all(isinstance(key, int | float) and not isinstance(key, bool) for key in keys):
+        if len(keys) != len(ACTIONS) or not all(0 <= key <= cfg.max_magnitude for key in keys):
+            raise ValueError(
+                f"keys is {shown(keys)}; allowed are {len(ACTIONS)} numbers from 0 to {cfg.max_magnitude:g}, or names"
+            )
+        row = torch.tensor(keys, dtype=torch.float64)
+    else:
+        for key in keys:
+            if key != "static" and (not isinstance(key, str) or key not in world):
+                raise ValueError(f"keys has {shown(key)}; this world's actions are {', '.join(world)} and static")
+            if key != "static":
+                row[ACTIONS.index(key)] = world[key]
+    return seq, magnitudes(signed(row * gamma)).numpy()
+
+
+def parse_speed(speed: object, cfg: Serve) -> float:
+    if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 < speed <= cfg.max_speed:
+        raise ValueError(f"speed is {shown(speed)}; allowed is above 0 and at most {cfg.max_speed:g}")
+    return float(speed)
+
+
+def read_image(encoded: str, cfg: Serve, *, height: int, width: int) -> np.ndarray:
+    """A base64 image, its middle cropped and resized to the world's size: uint8 [height, width, 3]."""
+    allowed = f"allowed is a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} in base64"
+    encoded = encoded.partition(",")[2] if encoded.startswith("data:") else encoded
+    if len(encoded) * 3 // 4 > cfg.image_bytes + 2:
+        raise TooLarge(f"the image has {len(encoded) * 3 // 4} bytes; allowed are {cfg.image_bytes}")
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=FORMATS) as image:
+            if math.prod(image.size) > cfg.image_pixels:
+                raise TooLarge(f"the image is {image.width}x{image.height}; allowed are {cfg.image_pixels} pixels")
+            image.draft("RGB", (2 * max(width, height),) * 2)
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except TooLarge:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"the image has too many pixels; allowed are {cfg.image_pixels}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"the image is of no known format; {allowed}") from error
+    except (binascii.Error, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ValueError(f"the image is broken ({shown(str(error))}); {allowed}") from error
+    return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
+
+
+def shown(value: object) -> str:
+    """A value as a sentence can carry it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

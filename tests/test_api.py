@@ -1,0 +1,346 @@
+"""The session API over a real server: every answer a caller can get, right and wrong."""
+
+import base64
+import io
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from fake_world import FakeWorld, Place, follow, hear, say, see, serving
+from PIL import Image
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from relic.serve import app, wire
+from relic.serve.config import Serve
+
+KEY = "correct-horse-battery"
+CFG = Serve(run="fake")
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with serving(FakeWorld(), slots=3, sessions_each=3, message_bytes=2000, image_bytes=20_000) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def empty(place: Place) -> Iterator[None]:
+    """Every test leaves the slots free."""
+    yield
+    scheduler = place.server.scheduler
+    for session in list(scheduler.sessions.values()):
+        scheduler.finish(session, "deleted", "the test is over")
+
+
+def post(place: str, **asked) -> httpx.Response:
+    return httpx.post(f"{place}/v1/sessions", json=asked or {"example": "e0"})
+
+
+def bearer(session: dict) -> dict[str, str]:
+    return {"authorization": f"Bearer {session['token']}"}
+
+
+def encoded(kind: str = "PNG", size: tuple[int, int] = (60, 20)) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (200, 10, 10)).save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def closing(stream) -> tuple[str, int]:
+    """The last sentence and the close code."""
+    sentence = ""
+    try:
+        while True:
+            message = stream.recv(5)
+            if isinstance(message, str) and (said := json.loads(message))["type"] in ("error", "ended"):
+                sentence = said["message"]
+    except ConnectionClosed as closed:
+        return sentence, closed.rcvd.code if closed.rcvd else 1006
+
+
+# --- the walk -------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_brings_pictures_with_pose_and_receipt(place):
+    with follow(place) as (_, stream):
+        say(stream, "action", seq=41, keys=["dolly_in"])
+        header, jpeg = see(stream)
+        while header["receipt"] != 41:
+            header, jpeg = see(stream)
+    assert Image.open(io.BytesIO(jpeg)).size == (48, 32)
+    assert header["version"] == 1
+    assert header["pose"][11] > 0  # forward is z
+    assert header["sent"] >= header["made"] > 1e12
+
+
+def test_pictures_come_in_real_time(place):
+    with follow(place) as (_, stream):
+        say(stream, "action", seq=1, keys=["pan_left"])
+        see(stream)
+        began = time.monotonic()
+        for _ in range(20):
+            see(stream)
+    assert 0.35 < time.monotonic() - began < 2.0  # 20 pictures at 40 a second
+
+
+def test_one_thread_steps_all_sessions_in_turn():
+    engine = FakeWorld(chunk_s=0.04)
+    with serving(engine) as place, follow(place) as (_, one), follow(place) as (_, two):
+        say(one, "action", seq=1, keys=["dolly_in"])
+        say(two, "action", seq=1, keys=["dolly_in"])
+        engine.steps.clear()
+        time.sleep(0.6)
+    threads, walks = zip(*engine.steps, strict=True)
+    counts = [walks.count(walk) for walk in set(walks)]
+    assert len(set(threads)) == 1
+    assert len(counts) == 2
+    assert max(counts) - min(counts) <= 2
+
+
+def test_an_unknown_message_gets_a_sentence_and_the_walk_goes_on(place):
+    with follow(place) as (_, stream):
+        say(stream, "jump")
+        said = hear(stream, "error")["message"]
+        assert said == "the message type 'jump' is unknown; allowed are hello, action, ping, bye"
+        stream.send(b"\0\1")
+        assert "binary" in hear(stream, "error")["message"]
+        stream.send("{")
+        assert "not JSON" in hear(stream, "error")["message"]
+        say(stream, "action", seq=1, keys=["fly"])
+        assert "'fly'; this world's actions are dolly_in" in hear(stream, "error")["message"]
+        say(stream, "ping", at=5)
+        assert hear(stream, "pong")["at"] == 5
+
+
+def test_bye_and_delete_free_the_slot(place):
+    with follow(place) as (session, stream):
+        say(stream, "bye")
+        assert closing(stream) == ("the page said bye", 1000)
+    with follow(place) as (other, stream):
+        assert httpx.delete(f"{place}/v1/sessions/{other['id']}", headers=bearer(other)).status_code == 204
+        assert closing(stream) == ("it was deleted", 1000)
+    assert not place.server.scheduler.sessions
+    assert httpx.get(f"{place}/v1/sessions/{session['id']}", headers=bearer(session)).status_code == 410
+
+
+def test_a_lost_connection_comes_back_with_the_token(place):
+    with follow(place) as (session, stream):
+        see(stream)
+    with connect(session["url"]) as again:
+        say(again, "hello", token=session["token"])
+        assert hear(again, "ready")["session"] == session["id"]
+        see(again)
+
+
+def test_a_failing_walk_ends_alone(place, caplog):
+    with follow(place) as (_, healthy), follow(place, example="e0", prompt="broken") as (_, broken):
+        assert "engine failed" in closing(broken)[0]
+        say(healthy, "ping")
+        hear(healthy, "pong")
+    assert httpx.get(f"{place}/healthz").status_code == 200
+
+
+# --- admission ------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_server_says_429_and_when_to_come_again():
+    with serving(FakeWorld(), slots=1, sessions_each=2) as place:
+        post(place)
+        answer = post(place)
+    assert answer.status_code == 429
+    assert 2 <= int(answer.headers["retry-after"]) <= 30
+    assert answer.json()["error"].startswith("all 1 places are taken")
+
+
+def test_one_principal_has_a_limit_and_only_its_own_sessions():
+    keys = {KEY: "ann", KEY[::-1]: "bob"}
+    with serving(FakeWorld(), keys, slots=4, sessions_each=1) as place:
+        ann, bob = ({"authorization": f"Bearer {key}"} for key in keys)
+        first = httpx.post(f"{place}/v1/sessions", json={"example": "e0"}, headers=ann)
+        assert httpx.post(f"{place}/v1/sessions", json={"example": "e0"}, headers=ann).status_code == 409
+        assert httpx.post(f"{place}/v1/sessions", json={"example": "e0"}, headers=bob).status_code == 201
+        url = f"{place}/v1/sessions/{first.json()['id']}"
+        assert [httpx.get(url, headers=who).status_code for who in (ann, bob, {})] == [200, 403, 401]
+        assert post(place).status_code == 401
+        wrong = httpx.post(f"{place}/v1/sessions", json={"example": "e0"}, headers={"authorization": "Bearer nonsense"})
+        assert wrong.status_code == 403
+
+
+def test_a_token_opens_its_own_session_only(place):
+    first, second = post(place).json(), post(place).json()
+    cases = [
+        (second["url"], first["token"], 4403), (first["url"], first["token"][:-2] + "xx", 4403),
+        (first["url"], None, 4401), (first["url"].replace(first["id"], "nobody"), first["token"], 4403),
+    ]  # fmt: skip
+    for url, token, code in cases:
+        with connect(url) as stream:
+            say(stream, "hello", token=token)
+            assert closing(stream)[1] == code
+
+
+def test_a_token_ends_and_a_pong_brings_a_fresh_one():
+    with serving(FakeWorld(), token_s=0.2) as place, follow(place) as (session, stream):
+        time.sleep(0.25)
+        with connect(session["url"]) as late:
+            say(late, "hello", token=session["token"])
+            assert closing(late) == ("the token is over; it lives 0.2 s and every pong brings a fresh one", 4403)
+        say(stream, "ping")
+        fresh = hear(stream, "pong")["token"]
+        with connect(session["url"]) as again:
+            say(again, "hello", token=fresh)
+            hear(again, "ready")
+
+
+def test_the_first_message_must_be_hello_and_come_in_time():
+    with serving(FakeWorld(), hello_s=0.1) as place:
+        url = post(place).json()["url"]
+        with connect(url) as stream:
+            say(stream, "ping")
+            assert closing(stream) == ("the first message is 'ping'; it must be hello with the session's token", 4401)
+        with connect(url) as stream:
+            assert closing(stream) == ("no hello came within 0.1 s", 4408)
+
+
+def test_idle_and_forgotten_sessions_end():
+    with serving(FakeWorld(), idle_s=0.2, lease_s=0.2, slots=2) as place:
+        post(place)
+        with follow(place) as (_, stream):
+            assert closing(stream) == ("no key was pressed for 0.2 s; start another walk", 1000)
+        time.sleep(0.4)
+        assert not place.server.scheduler.sessions
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "sentence"),
+    [
+        ({"example": "nowhere"}, 422, "there is no example 'nowhere'; there are e0, e1, e2"),
+        ({"prompt": "x"}, 422, "give either an example or an image"),
+        ({"example": "e0", "seed": "one"}, 422, "seed is 'one'"),
+        ({"example": "e0", "colour": 1}, 422, "colour is 1"),
+        ({"example": "e0", "speed": 90}, 422, "speed is 90.0; allowed is above 0 and at most 2.5"),
+        ({"example": "e0", "prompt": "x" * 401}, 422, "the prompt has 401 characters; allowed are 400"),
+        ({"image": "AAAA"}, 422, "the image is of no known format; allowed is a PNG, JPEG or WEBP in base64"),
+        ({"image": "???"}, 422, "the image is broken"),
+        ({"image": encoded()[:80]}, 422, "the image is"),
+        ({"image": encoded("GIF")}, 422, "the image is of no known format"),
+        ({"image": "A" * 30_000}, 413, "the image has 22500 bytes; allowed are 20000"),
+        ({"image": "A" * 300_000}, 413, "the body is larger than"),
+    ],
+)
+def test_a_wrong_request_gets_a_status_and_a_sentence(place, asked, status, sentence):
+    answer = post(place, **asked)
+    assert answer.status_code == status
+    assert answer.json()["error"].startswith(sentence)
+
+
+def test_only_json_is_taken(place):
+    answer = httpx.post(f"{place}/v1/sessions", content="{}", headers={"content-type": "text/plain"})
+    assert answer.status_code == 415
+    assert answer.json()["error"] == "the content type is 'text/plain'; allowed is application/json"
+    broken = httpx.post(f"{place}/v1/sessions", content="{", headers={"content-type": "application/json"})
+    assert broken.status_code == 422
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_uploaded_image_is_cropped_to_the_worlds_size(place, kind):
+    assert post(place, image=encoded(kind), prompt="red").status_code == 201
+    assert wire.read_image(encoded(kind), CFG, height=32, width=48).shape == (32, 48, 3)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded():
+    with pytest.raises(wire.TooLarge, match="20000x10; allowed are 32 pixels"):
+        wire.read_image(encoded(size=(20000, 10)), Serve(run="fake", image_pixels=32), height=32, width=48)
+
+
+def test_a_message_that_is_too_long_ends_the_connection(place):
+    with follow(place) as (_, stream):
+        say(stream, "action", seq=1, keys=["x" * 2000])
+        assert closing(stream)[1] == 4413
+    with follow(place) as (_, stream):
+        stream.send("x" * 100_000)
+        assert closing(stream)[1] == 1009
+
+
+# --- the server -----------------------------------------------------------------------------------------------------
+
+
+def test_the_world_says_what_a_page_needs(place):
+    world = httpx.get(f"{place}/v1/world").json()
+    assert (world["width"], world["height"], world["fps"]) == (48, 32, 40.0)
+    assert world["actions"][12] == "static"
+    assert "roll_cw" not in world["trained"]
+    answer = httpx.get(f"{place}{world['examples'][1]['image']}")
+    assert Image.open(io.BytesIO(answer.content)).size == (48, 32)
+    assert httpx.get(f"{place}/v1/examples/99.jpg").json()["error"] == "there is no example '99.jpg'; there are 3"
+
+
+def test_readiness_waits_for_the_warm_engine():
+    with serving(FakeWorld()) as place:
+        assert httpx.get(f"{place}/readyz").status_code == 200
+        place.server.scheduler.warm = False
+        assert httpx.get(f"{place}/readyz").status_code == 503
+        assert post(place).json()["error"] == "the server is still warming up"
+
+
+def test_metrics_count_sessions(place):
+    post(place)
+    assert "relic_sessions_active 1\n" in httpx.get(f"{place}/metrics").text
+
+
+def test_a_dead_device_fails_the_health_check(caplog):
+    class Dead(FakeWorld):
+        def check(self) -> None:
+            raise RuntimeError("the device fell off the bus")
+
+    with serving(Dead()) as place, follow(place, example="e0", prompt="broken") as (_, stream):
+        assert "engine failed" in closing(stream)[0]
+        assert httpx.get(f"{place}/healthz").json() == {"alive": False, "fault": "the device fell off the bus"}
+
+
+def test_sigterm_lets_walks_finish_and_admits_nobody():
+    with serving(FakeWorld()) as place, follow(place) as (_, stream):
+        place.server.handle_exit(signal.SIGTERM, None)
+        while "draining" not in (state := hear(stream, "state"))["state"]:
+            pass
+        assert "the server is closing" in state["message"]
+        assert httpx.get(f"{place}/readyz").status_code == 503
+        assert post(place).status_code == 503
+        see(stream)
+        say(stream, "bye")
+        until = time.monotonic() + 5
+        while not place.server.should_exit and time.monotonic() < until:
+            time.sleep(0.02)
+        assert place.server.should_exit
+
+
+def test_a_port_in_use_is_one_sentence_before_anything_loads():
+    with app.bind(Serve(run="nowhere", port=0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} on 127.0.0.1 is in use; choose another"):
+            app.main(Serve(run="nowhere", port=port))
+
+
+def test_a_host_that_others_reach_needs_keys():
+    with pytest.raises(ValueError, match=r"host 0.0.0.0 can be reached from other machines; give --api-keys"):
+        Serve(run="x", host="0.0.0.0")
+    assert Serve(run="x", host="0.0.0.0", open_to_all=True).host == "0.0.0.0"
+
+
+def test_a_picture_is_packed_as_its_header_says():
+    picture = wire.Picture(3, 9, np.arange(16.0).reshape(4, 4), b"jpeg", 5.0, 0.0)
+    data = wire.pack(picture, 7.0)
+    assert wire.HEADER.unpack_from(data) == (1, 0, 76, 3, 9, 5.0, 7.0, *range(12))
+    assert data[76:] == b"jpeg"
+
+
+def test_nothing_but_the_engine_thread_is_left_running(place):
+    assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) <= 1
