@@ -11,7 +11,9 @@ from relic.evaluate.config import Evaluate
 from relic.generate.config import Rollout, Sampler
 from relic.memory.config import Memory
 from relic.mistakes import UserError, allowed
-from relic.train.config import CodecTraining, Stage, StudentInit, Teacher
+from relic.model.config import Codec, Transformer
+from relic.train.config import CodecTraining, Optimizer, Stage, StudentInit, Teacher
+from relic.worlds.config import Doom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +29,26 @@ class Recipe:
 
 
 def tiny() -> Recipe:
-    """The demo: Doom walks of 96x64 pixels on 2 cores. `make demo`. Not run."""
-    return Recipe(name="tiny")
+    """The demo: Doom walks of 96x64 pixels and 3.8 s, on 2 cores. `make demo`. Not run."""
+    rollout = Rollout(chunk=2, memory=Memory(window=4, capacity=16))  # 11 of a clip's 16 latents end up compressed
+    gentle = Optimizer(muon=True, learning_rate=3e-4, warmup=10)
+    return Recipe(
+        name="tiny",
+        curate=Curate(train=160, known=36, unseen=16),
+        codec=CodecTraining(
+            start="tiny/codec", steps=80, batch=4, piece_frames=9, optimizer=Optimizer(learning_rate=3e-4, warmup=10)
+        ),
+        teacher=Teacher(
+            start="tiny/base",
+            stages=(Stage(latents=8, steps=80, batch=16), Stage(latents=16, steps=60, batch=8)),
+            optimizer=gentle,
+            ema=0.98,
+        ),
+        student_init=StudentInit(
+            trajectories=96, steps=250, noisy_chunks=3, rollout=rollout, optimizer=replace(gentle, learning_rate=5e-4)
+        ),
+        evaluate=Evaluate(base="tiny/base", sampler=Sampler(steps=16), rollout=rollout),
+    )
 
 
 def tiny_scratch() -> Recipe:
@@ -37,8 +57,13 @@ def tiny_scratch() -> Recipe:
     return replace(
         base,
         name="tiny_scratch",
-        codec=replace(base.codec, start=""),
-        teacher=replace(base.teacher, start=""),
+        codec=replace(base.codec, start="", steps=400, optimizer=Optimizer(learning_rate=1.5e-3)),
+        teacher=replace(
+            base.teacher,
+            start="",
+            stages=(Stage(latents=8, steps=300, batch=16), Stage(latents=16, steps=60, batch=8)),
+            optimizer=Optimizer(muon=True, learning_rate=1.5e-3),
+        ),
         evaluate=replace(base.evaluate, base=""),
     )
 
@@ -46,25 +71,58 @@ def tiny_scratch() -> Recipe:
 def tiny_base() -> Recipe:
     """How the start weights that ship with relic are trained. Not run."""
     scratch = tiny_scratch()
-    decoder = replace(scratch.codec.optimizer, learning_rate=1.5e-3, warmup=50, final_share=0.02)
-    muon = replace(scratch.teacher.optimizer, muon=True, learning_rate=1.5e-3, warmup=100, final_share=0.02)
     return replace(
         scratch,
         name="tiny_base",
         curate=replace(scratch.curate, train=3200, known=40, unseen=0, seed=1000),
-        codec=replace(scratch.codec, steps=2500, batch=4, piece_frames=9, optimizer=decoder),
+        codec=replace(
+            scratch.codec, steps=2500, optimizer=Optimizer(learning_rate=1.5e-3, warmup=50, final_share=0.02)
+        ),
         teacher=replace(
             scratch.teacher,
             stages=(Stage(latents=8, steps=2700, batch=16), Stage(latents=16, steps=900, batch=8)),
-            optimizer=muon,
+            optimizer=Optimizer(muon=True, learning_rate=1.5e-3, warmup=100, final_share=0.02),
             ema=0.998,
         ),
     )
 
 
 def small() -> Recipe:
-    """One GPU, an hour. Not run."""
-    return replace(tiny(), name="small")
+    """One GPU, an hour: Doom walks of 224x128 pixels and 4.8 s. `relic pipeline run --recipe small --parts 8`.
+
+    Not run."""
+    rollout = Rollout(chunk=2, memory=Memory(window=4, capacity=20))
+    pretraining = Optimizer(muon=True, learning_rate=1e-3, warmup=200, final_share=0.02)
+    return Recipe(
+        name="small",
+        curate=Curate(train=3000, known=80, unseen=40, num_frames=77, doom=Doom(height=128, width=224)),
+        codec=CodecTraining(
+            model=Codec(decoder_widths=(128, 96, 64, 64)),
+            steps=6000,
+            batch=16,
+            piece_frames=9,
+            piece_size=96,
+            optimizer=Optimizer(learning_rate=1e-3, warmup=100, final_share=0.02),
+        ),
+        teacher=Teacher(
+            model=Transformer(width=512, ffn=2048, layers=12, heads=8),
+            stages=(Stage(latents=8, steps=10000, batch=32), Stage(latents=20, steps=3000, batch=16)),
+            optimizer=pretraining,
+            ema=0.999,
+        ),
+        student_init=StudentInit(
+            trajectories=1024,
+            trajectory_batch=32,
+            ode_steps=48,
+            latents=20,
+            steps=2000,
+            batch=16,
+            noisy_chunks=3,
+            rollout=rollout,
+            optimizer=replace(pretraining, learning_rate=3e-4),
+        ),
+        evaluate=Evaluate(known=64, unseen=32, num_latents=20, batch=16, sampler=Sampler(steps=32), rollout=rollout),
+    )
 
 
 def quick() -> Recipe:

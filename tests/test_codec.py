@@ -6,7 +6,7 @@ import torch
 from relic.model import config
 from relic.model.codec import Codec
 
-CFG = config.Codec(encoder_width=8, decoder_widths=(12, 10, 8, 6))
+CFG = config.Codec(decoder_widths=(12, 10, 8, 6))
 
 
 def codec() -> Codec:

@@ -19,7 +19,7 @@ from relic.model.codec import Codec
 from relic.serve import engine
 from relic.serve.config import Serve
 
-CODEC = config.Codec(latent_channels=4, encoder_width=8, decoder_widths=(8, 8, 8, 8))
+CODEC = config.Codec(latent_channels=4, decoder_widths=(8, 8, 8, 8))
 ROLLOUT = Rollout(timesteps=(1000.0, 625.0), memory=Memory(window=2, capacity=6, dtype="fp8"))
 UNIT = Actions(degrees_per_unit=2.0)
 IMAGE = np.random.default_rng(0).integers(0, 255, (16, 32, 3), np.uint8)

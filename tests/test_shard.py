@@ -14,7 +14,7 @@ from relic.model import config, weights
 from relic.model.codec import Codec
 from relic.tracking import Run
 
-SMALL = config.Codec(latent_channels=4, encoder_width=4, decoder_widths=(4, 4, 4, 4))
+SMALL = config.Codec(latent_channels=4, decoder_widths=(4, 4, 4, 4))
 
 
 def write_clips(folder: Path, lengths: dict[str, int], *, kept: bool = True, region: str = "train") -> Path:

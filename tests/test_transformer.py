@@ -70,9 +70,9 @@ def test_untrained_control_paths_change_nothing():
     torch.manual_seed(0)
     model = Transformer(CFG).eval()
     torch.nn.init.normal_(model.head.weight)
-    call = (latents(3), torch.full((1, 3), 500.0))
-    assert torch.equal(model(*call, conditions(3, seed=1).with_text(torch.zeros(1, 4, dtype=torch.int64)))[0],
-                       model(*call, conditions(3, seed=2).with_text(torch.zeros(1, 4, dtype=torch.int64)))[0])  # fmt: skip
+    call, text = (latents(3), torch.full((1, 3), 500.0)), torch.zeros(1, 4, dtype=torch.int64)
+    here, there = (model(*call, conditions(3, seed=seed).with_text(text))[0] for seed in (1, 2))
+    assert torch.equal(here, there)
 
 
 @torch.inference_mode()

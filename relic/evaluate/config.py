@@ -25,5 +25,6 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.known < 2 or self.unseen < 0:
             raise ValueError(
-                f"{self.known} known and {self.unseen} unseen walks; the win rate needs at least 2 known ones to swap actions"
+                f"{self.known} known and {self.unseen} unseen walks; "
+                "the win rate needs at least 2 known ones to swap actions"
             )

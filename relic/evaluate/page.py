@@ -23,9 +23,12 @@ STYLE = (
     curation_report.STYLE
     + """
 .lead { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 18px 0 }
-.figure { background: #fff; border: 1px solid #e2e5ea; border-radius: 6px; padding: 10px 14px } .figure b { font-size: 22px; display: block }
-.rows { display: grid; grid-template-columns: 64px 1fr; gap: 3px 8px; align-items: center; font-size: 12px; color: #667085 }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 14px } .pair img { width: 100% } @media (max-width: 760px) { .pair { display: block } }
+.figure { background: #fff; border: 1px solid #e2e5ea; border-radius: 6px; padding: 10px 14px }
+.figure b { font-size: 22px; display: block }
+.rows { display: grid; grid-template-columns: 64px 1fr; gap: 3px 8px; align-items: center;
+  font-size: 12px; color: #667085 }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 14px } .pair img { width: 100% }
+@media (max-width: 760px) { .pair { display: block } }
 """
 )
 
@@ -44,10 +47,13 @@ def write(
     known = report["models"]
     body = [
         "<h1>A world you can walk in</h1>",
-        "<p class=soft>Every model sees one real frame of a walk that it was not trained on, and the actions that followed.</p>",
+        "<p class=soft>Every model sees one real frame of a walk that it was not trained on, "
+        "and the actions that followed.</p>",
         lead(report),
         "<h2>Models</h2>",
         models(known, about, cfg.horizon_s),
+        "<h2>Training steps</h2>",
+        training(report["steps"]),
         "<div class=pair><div class=plot><b>PSNR to the true frames, known maps</b>",
         curves(regions[0], generated[regions[0].region]),
         "</div><div class=plot><b>Tracks of the walks, from above</b>",
@@ -112,6 +118,18 @@ def models(found: dict, about: dict[str, str], horizon_s: float) -> str:
     ]
     note = f"<p class=soft>Means over the first {horizon_s:g} s. Still: repeating the given frame.</p>"
     return table(head, rows) + note
+
+
+def training(steps: dict[str, dict[str, float]]) -> str:
+    """What each training step began and ended with, on data or samples that do not change."""
+    codec: dict[str, float] = steps["codec"]
+    rows: list[list[object]] = []
+    rows.append(
+        ["codec: PSNR of test walks, dB", f"{codec['codec_psnr_db_before']:.2f}", f"{codec['codec_psnr_db']:.2f}"]
+    )
+    for name, what in (("teacher", "error of the velocity"), ("student-init", "error of the jumps")):
+        rows.append([f"{name}: {what}", f"{steps[name]['loss_before']:.4f}", f"{steps[name]['loss']:.4f}"])
+    return table(["step", "before", "after"], rows)
 
 
 def strips(walks: Walks, generated: dict[str, np.ndarray], index: int) -> str:

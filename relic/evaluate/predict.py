@@ -1,4 +1,4 @@
-"""Continues every walk from its first frame, by the teacher's sampler or the student's rollout, and scores it by PSNR."""
+"""Continues each walk from its first frame by the teacher's sampler or the student's rollout, and scores it by PSNR."""
 
 from collections.abc import Callable
 from pathlib import Path

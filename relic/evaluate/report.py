@@ -1,4 +1,7 @@
-"""The evaluation step: every model continues the held-out walks; figures, strips and plots become report.json and report.html."""
+"""The evaluation step: every model continues the held-out walks.
+
+Figures, strips and plots become report.json and report.html.
+"""
 
 from pathlib import Path
 

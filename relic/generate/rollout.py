@@ -1,8 +1,8 @@
 """The one rollout: a walk generated chunk by chunk by the few-step student over its compressed memory.
 
-Serving, evaluation and distillation call it. A chunk is denoised at a few timesteps; each pass sees the remembered latents
-and the chunk itself. Its clean latents then pass once more at timestep 0, and the keys and values of that pass are what
-the memory keeps. Latent 0 is the image: it stands in the first chunk at timestep 0.
+Serving, evaluation and distillation call it. A chunk is denoised at a few timesteps; each pass sees the remembered
+latents and the chunk itself. Its clean latents then pass once more at timestep 0, and the keys and values of that pass
+are what the memory keeps. Latent 0 is the image: it stands in the first chunk at timestep 0.
 """
 
 import torch

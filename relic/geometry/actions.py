@@ -1,8 +1,8 @@
 """Algorithm 1 of RELIC: a camera's track becomes 13 non-negative action magnitudes a frame, and back (eq. 3).
 
 With R_t world-to-camera and P_t the position: dP_t = R_t (P_{t+1} - P_t), divided by the clip's mean non-zero step, and
-dR_t = R_{t+1} R_t^T. A pose here is camera-to-world, C_t = R_t^T, so the camera's own turn is C_t^T C_{t+1} = dR_t^T; it is
-read as intrinsic yaw, pitch, roll (Unreal's order) about the camera's down, right and forward axes.
+dR_t = R_{t+1} R_t^T. A pose here is camera-to-world, C_t = R_t^T, so the camera's own turn is C_t^T C_{t+1} = dR_t^T;
+it is read as intrinsic yaw, pitch, roll (Unreal's order) about the camera's down, right and forward axes.
 """
 
 import math
@@ -36,7 +36,10 @@ def mean_step(displacements: Tensor) -> Tensor:
 
 
 def yaw_pitch_roll(turn: Tensor) -> Tensor:
-    """Angles [..., 3] in radians with turn [..., 3, 3] = Ry(yaw) Rx(pitch) Rz(roll): right, up and clockwise are positive."""
+    """Angles [..., 3] in radians with turn [..., 3, 3] = Ry(yaw) Rx(pitch) Rz(roll).
+
+    Right, up and clockwise are positive.
+    """
     yaw = torch.atan2(turn[..., 0, 2], turn[..., 2, 2])
     pitch = torch.asin((-turn[..., 1, 2]).clamp(-1, 1))
     roll = torch.atan2(turn[..., 1, 0], turn[..., 1, 1])
@@ -60,7 +63,10 @@ def magnitudes(motion: Tensor) -> Tensor:
 
 
 def annotate(poses: Tensor, cfg: Actions) -> Tensor:
-    """Actions [..., T, 13] of a track of camera-to-world poses [..., T, 4, 4]; row 0 is static, row t leads to frame t."""
+    """Actions [..., T, 13] of a track of camera-to-world poses [..., T, 4, 4].
+
+    Row 0 is static, row t leads to frame t.
+    """
     displacement, turn = steps(poses)
     displacement = displacement / mean_step(displacement)[..., None, None]
     yaw, pitch, roll = (torch.rad2deg(yaw_pitch_roll(turn)) / cfg.degrees_per_unit).unbind(-1)

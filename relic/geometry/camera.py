@@ -5,7 +5,10 @@ from torch import Tensor
 
 
 def rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
-    """Camera-frame rays [height, width, 3] with z = 1 through the pixel centres; intrinsics [4] = fx fy cx cy in pixels."""
+    """Camera-frame rays [height, width, 3] with z = 1 through the pixel centres.
+
+    `intrinsics` [4] = fx fy cx cy in pixels.
+    """
     fx, fy, cx, cy = intrinsics.unbind(-1)
     y, x = torch.meshgrid(
         torch.arange(height, dtype=intrinsics.dtype) + 0.5,

@@ -1,14 +1,14 @@
 """RELIC's compressed attention memory (section 4.3): keys and values of every block, in storage allocated once.
 
-Two parts lie one behind the other in the same buffer: first the old latents, each pooled in space once, by the schedule,
-when it leaves the window; then the window, whole. `view` is therefore one slice, oldest first:
+Two parts lie one behind the other in the same buffer: first the old latents, each pooled in space once, by the
+schedule, when it leaves the window; then the window, whole. `view` is therefore one slice, oldest first:
 
     | latent 0 (sink) | 1 pooled | 2 pooled | ... | w latents whole | free ...
 
 Appending a chunk of f latents rewrites the window only, so it costs the same at latent 20 and at latent 2000. `reserve`
 keeps what is remembered and what comes within the capacity: the oldest pooled latents leave; latent 0, the clean image,
-stays, because attention leans on its first tokens; and the times of all others move down, so that positions never pass the
-capacity, however long the walk.
+stays, because attention leans on its first tokens; and the times of all others move down, so that positions never pass
+the capacity, however long the walk.
 
 Keys are stored before RoPE. Rotated keys of neighbouring cells point in different directions, so that their mean nearly
 cancels in the fast frequencies; pooled first and rotated at the pooled cell's centre, they keep their length.
@@ -121,12 +121,18 @@ class Memory:
         return x * self.scales[:, :, :, start:stop] if self.scales is not None else x
 
     def view(self) -> tuple[Tensor, Tensor]:
-        """Keys (before RoPE) and values float32 [layers, B, N, K, head_width] of all that is remembered, oldest first."""
+        """Keys (before RoPE) and values of all that is remembered, oldest first.
+
+        Both are float32 [layers, B, N, K, head_width].
+        """
         keys, values = self._read(0, self.used)
         return keys, values
 
     def time(self, latent: int) -> int:
-        """Temporal position of a latent, remembered or to come: its index less the number forgotten; the sink's is 0."""
+        """Temporal position of a latent, remembered or to come.
+
+        Its index less the number forgotten; the sink's is 0.
+        """
         forgotten = self.slots[-1].latent + 1 - len(self.slots) if self.slots else 0
         return latent - forgotten if latent else 0
 

@@ -1,8 +1,8 @@
 """Who sees whom while the student is trained: section 4.4.1 and figure 5 of RELIC (hybrid forcing).
 
-A video of B chunks: the first B - K clean (teacher forcing), the last K noisy (diffusion forcing). Everything is causal by
-chunk. A clean chunk sees what serving would show it: the window whole, older latents pooled. A noisy chunk sees every clean
-latent pooled by its schedule and the earlier noisy ones whole.
+A video of B chunks: the first B - K clean (teacher forcing), the last K noisy (diffusion forcing). Everything is causal
+by chunk. A clean chunk sees what serving would show it: the window whole, older latents pooled. A noisy chunk sees
+every clean latent pooled by its schedule and the earlier noisy ones whole.
 """
 
 from dataclasses import dataclass

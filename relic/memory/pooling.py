@@ -7,7 +7,10 @@ from torch.nn import functional
 
 
 def pool(x: Tensor, stride: int) -> Tensor:
-    """Averages [..., rows, columns, C] over cells of stride x stride (smaller at the edges): [..., rows', columns', C]."""
+    """Averages [..., rows, columns, C] over cells of stride x stride, smaller at the edges.
+
+    Returns [..., rows', columns', C].
+    """
     if stride == 1:
         return x
     flat = rearrange(x.reshape(-1, *x.shape[-3:]), "n h w c -> n c h w")

@@ -1,8 +1,8 @@
 """Attention holds no cache: it takes past keys and values and returns its own, before rotation.
 
-Three ways of seeing: everything sees everything (the teacher); a chunk sees a past and itself (the student, serving); chunks
-see pooled prefixes of one another (the student in training, `Segment`s). Keys are returned before RoPE, so that memory can
-pool them and rotate them at the pooled cells' centres.
+Three ways of seeing: everything sees everything (the teacher); a chunk sees a past and itself (the student, serving);
+chunks see pooled prefixes of one another (the student in training, `Segment`s). Keys are returned before RoPE, so that
+memory can pool them and rotate them at the pooled cells' centres.
 """
 
 from typing import NamedTuple

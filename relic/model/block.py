@@ -11,7 +11,10 @@ from relic.model.attention import CrossAttention, KeyValue, Rotary, SelfAttentio
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    """Layer norm without weights in float32, then x (1 + scale) + shift; x [B, F, S, D], shift and scale [B, F, 1, D]."""
+    """Layer norm without weights in float32, then x (1 + scale) + shift.
+
+    x is [B, F, S, D], shift and scale are [B, F, 1, D].
+    """
     return (functional.layer_norm(x.float(), x.shape[-1:], eps=eps) * (1 + scale) + shift).to(x.dtype)
 
 

@@ -1,10 +1,11 @@
 """The small causal video codec: F_px = 4 (F - 1) + 1 frames in, F latents out, 8x smaller in space.
 
-Frame 0 stands alone: it is repeated three times in front, so that the first latent sees nothing later. The encoder is one
-linear layer a patch of 4 frames x 8 x 8 pixels, meant for the patches' principal components (train/codec.py): on small
-pictures they keep more after a second than a convolutional encoder learns in an hour on two cores. The decoder has TAEHV's layer layout (github.com/madebyollin/taehv), so that its published weights (`taew2_1`) fit when the widths do; it
-makes 4 F frames and the first three are dropped. Every layer that looks back in time looks at its own previous input only,
-so a stream is decoded by handing that input from call to call: whole decoding is a stream of one call.
+Frame 0 stands alone: it is repeated three times in front, so that the first latent sees nothing later. The encoder is
+one linear layer a patch of 4 frames x 8 x 8 pixels, meant for the patches' principal components (train/codec.py): on
+small pictures they keep more after a second than a convolutional encoder learns in an hour on two cores. The decoder
+has TAEHV's layer layout (github.com/madebyollin/taehv), so that its published weights (`taew2_1`) fit when the widths
+do; it makes 4 F frames and the first three are dropped. Every layer that looks back in time looks at its own previous
+input only, so a stream is decoded by handing that input from call to call: whole decoding is a stream of one call.
 """
 
 import math
@@ -63,7 +64,7 @@ def initialise(layer: nn.Module) -> None:
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     if isinstance(layer, MemBlock):  # applied after its own layers: a block begins as its skip path
-        nn.init.zeros_(layer.conv[-1].weight)
+        nn.init.zeros_(layer.conv[-1].get_parameter("weight"))
 
 
 def decoder(cfg: config.Codec) -> nn.Sequential:
@@ -75,7 +76,7 @@ def decoder(cfg: config.Codec) -> nn.Sequential:
     last = conv3(widths[3], 3)
     made = nn.Sequential(*layers, nn.ReLU(), last).apply(initialise)
     nn.init.normal_(last.weight, std=0.01)  # it begins in grey: a large first error would kill the ReLUs
-    nn.init.constant_(last.bias, 0.3)
+    nn.init.constant_(last.get_parameter("bias"), 0.3)
     return made
 
 
@@ -112,10 +113,6 @@ class Codec(nn.Module):
         self.cfg = cfg
         self.encoder = nn.Linear(math.prod(PATCH) * 3, cfg.latent_channels)
         self.decoder = decoder(cfg)
-        nn.init.normal_(
-            self.decoder[-1].weight, std=0.01
-        )  # it begins in grey: a large first error would kill the ReLUs
-        nn.init.constant_(self.decoder[-1].bias, 0.3)
         self.register_buffer("mean", torch.zeros(cfg.latent_channels))
         self.register_buffer("std", torch.ones(cfg.latent_channels))
 
@@ -144,7 +141,10 @@ class Codec(nn.Module):
 
 
 class DecoderStream:
-    """Decodes a video piece by piece, equal to decoding it whole: the first latent gives one frame, every other four."""
+    """Decodes a video piece by piece, equal to decoding it whole.
+
+    The first latent gives one frame, every other four.
+    """
 
     def __init__(self, codec: Codec):
         self.codec = codec

@@ -13,7 +13,10 @@ class Codec:
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """Wan-2.1's diffusion transformer with RELIC's control paths. Wan 1.3B: width 1536, ffn 8960, 30 layers, 12 heads."""
+    """Wan-2.1's diffusion transformer with RELIC's control paths.
+
+    Wan 1.3B: width 1536, ffn 8960, 30 layers, 12 heads.
+    """
 
     width: int = 192
     ffn: int = 768

@@ -1,7 +1,7 @@
 """RELIC's two control paths (section 4.1.2): actions into the hidden states, poses into queries and keys.
 
-Each is a temporal patchify (four frames to one latent; the first latent is frame 0 alone, repeated) and an MLP. Every block
-has its own last layer, zero at the start, so that an untrained RELIC equals Wan.
+Each is a temporal patchify (four frames to one latent; the first latent is frame 0 alone, repeated) and an MLP. Every
+block has its own last layer, zero at the start, so that an untrained RELIC equals Wan.
 """
 
 import torch
@@ -30,10 +30,11 @@ class ControlEncoder(nn.Module):
     def __init__(self, features: int, hidden: int, width: int, layers: int):
         super().__init__()
         self.hidden = nn.Sequential(nn.Linear(4 * features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
-        self.outputs = nn.ModuleList(nn.Linear(hidden, width) for _ in range(layers))
-        for output in self.outputs:
+        outputs = [nn.Linear(hidden, width) for _ in range(layers)]
+        for output in outputs:
             nn.init.zeros_(output.weight)
             nn.init.zeros_(output.bias)
+        self.outputs = nn.ModuleList(outputs)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
         hidden = self.hidden(by_latent(frames))

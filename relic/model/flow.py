@@ -1,4 +1,7 @@
-"""Flow matching as Wan-2.1 uses it: x_t = (1 - s) x_0 + s noise with s = t / 1000, and the model says v = noise - x_0."""
+"""Flow matching as Wan-2.1 uses it.
+
+x_t = (1 - s) x_0 + s noise with s = t / 1000, and the model says v = noise - x_0.
+"""
 
 import torch
 from torch import Tensor

@@ -1,12 +1,12 @@
 """Rotary position embedding over (time, row, column), Wan's axes, with YaRN along time for longer videos.
 
-Positions are floats: a pooled cell is rotated at its centre. The pairs are neighbours (0, 1), (2, 3), ..., as Wan's. Of a
-head's D channels, 2 (D // 6) turn by row, as many by column, the rest by time.
+Positions are floats: a pooled cell is rotated at its centre. The pairs are neighbours (0, 1), (2, 3), ..., as Wan's. Of
+a head's D channels, 2 (D // 6) turn by row, as many by column, the rest by time.
 
-YaRN (arXiv 2309.00071, "NTK by parts"): a temporal frequency that turns at least `RAMP[1]` times over the trained length is
-kept, one that turns less than `RAMP[0]` times is slowed by the factor frames / trained_frames, between them linear. A
-language model's ramp (1, 32) would slow nearly all of a video's few temporal frequencies. No attention temperature: it
-would act on rows and columns too.
+YaRN (arXiv 2309.00071, "NTK by parts"): a temporal frequency that turns at least `RAMP[1]` times over the trained
+length is kept, one that turns less than `RAMP[0]` times is slowed by the factor frames / trained_frames, between them
+linear. A language model's ramp (1, 32) would slow nearly all of a video's few temporal frequencies. No attention
+temperature: it would act on rows and columns too.
 """
 
 import math

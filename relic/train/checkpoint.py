@@ -1,6 +1,6 @@
 """A training's state on disk: written beside, then renamed, so that a kill at any moment leaves a whole one.
 
-Everything random in a step is a function of (seed, step), so the state is tensors and one integer: no generator is saved.
+Everything random in a step is a function of (seed, step), so the state is tensors and one integer, no generator.
 """
 
 import os

@@ -87,11 +87,12 @@ def pieces(videos: list[np.ndarray], cfg: CodecTraining, generator: np.random.Ge
 
 @torch.inference_mode()
 def fit_encoder(codec: Codec, videos: list[np.ndarray], most: int = 256) -> None:
-    """Sets the encoder to the principal components of up to `most` whole videos' patches, and the latents' mean and scale.
+    """Sets the encoder to the principal components of the videos' patches, and the latents' mean and scale.
 
-    A channel is divided by the root of its standard deviation, then all by one number that makes the mean square 1: fully
-    whitened, fine texture would weigh as much in the flow's loss as the layout of the picture; not at all, it would
-    drown in the noise of every timestep."""
+    Up to `most` videos are read, whole. A channel is divided by the root of its standard deviation, then all by one
+    number that makes the mean square 1: fully whitened, fine texture would weigh as much in the flow's loss as the
+    layout of the picture; not at all, it would drown in the noise of every timestep.
+    """
     picked = videos[:: max(1, len(videos) // most)][:most]
     rows = torch.cat([patches(as_batch(video, "cpu")).flatten(0, 3) for video in picked]).double()
     mean = rows.mean(0)

@@ -35,7 +35,8 @@ class CodecTraining:
     def __post_init__(self) -> None:
         if self.piece_frames % 4 != 1 or self.piece_size % 8:
             raise ValueError(
-                f"a piece is {self.piece_frames} frames of {self.piece_size} pixels; allowed are 4n + 1 and multiples of 8"
+                f"a piece is {self.piece_frames} frames of {self.piece_size} pixels; "
+                "allowed are 4n + 1 and multiples of 8"
             )
 
 
@@ -88,7 +89,8 @@ class StudentInit:
         }
         if not passed.issuperset(round(t, 1) for t in self.rollout.timesteps):
             raise ValueError(
-                f"{self.ode_steps} steps with shift {self.ode_shift} do not pass through the timesteps {self.rollout.timesteps}"
+                f"{self.ode_steps} steps with shift {self.ode_shift} "
+                f"do not pass through the timesteps {self.rollout.timesteps}"
             )
         if self.latents % self.rollout.chunk:
             raise ValueError(f"{self.latents} latents cannot be cut into chunks of {self.rollout.chunk}")

@@ -1,6 +1,9 @@
-"""ODE initialisation with hybrid forcing: section 4.4.1 of RELIC. The bidirectional teacher becomes a causal few-step student.
+"""ODE initialisation with hybrid forcing: section 4.4.1 of RELIC.
 
-1. The teacher's flow is integrated from noise for many clips; the states at the student's timesteps and the end are kept.
+The bidirectional teacher becomes a causal few-step student.
+
+1. The teacher's flow is integrated from noise for many clips; the states at the student's timesteps
+   and the end are kept.
 2. The student starts from the teacher's weights and learns to jump from such a state to the end, by MSE. Of a video's
    chunks the first are clean and pooled, the last `noisy_chunks` noisy, each at a level of its own; the video's length
    varies, so that every place is trained with every amount of context.
@@ -36,38 +39,14 @@ def main(cfg: StudentInit, *, teacher: list[Path], samples: list[Path], out: Pat
     dataset = loader.load(samples, text_tokens=student.cfg.text_tokens)
     files = list(solve(cfg, student, dataset, out, run))
     states, conditions = read(files, device)
-    chunk, memory = cfg.rollout.chunk, cfg.rollout.memory
-    noisy_chunks = {"hybrid": cfg.noisy_chunks, "teacher": 1, "diffusion": cfg.latents}[cfg.forcing]
-    levels = torch.tensor(cfg.rollout.timesteps, device=device)
     optimizers, ema = optimizer.Optimizers(student, cfg.optimizer), optimizer.Ema(student, cfg.ema)
-    checkpoint = Checkpoint(
-        out / ".checkpoint.pt", {"student": student, "optimizers": optimizers, "ema": ema}, cfg.checkpoint_every_s
-    )
-    losses = []
+    parts = {"student": student, "optimizers": optimizers, "ema": ema}
+    checkpoint = Checkpoint(out / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
+    before, losses = validation_loss(student, states, conditions, cfg), []
 
     for step in range(checkpoint.load(), cfg.steps):
         generator = np.random.default_rng((cfg.seed, 1, step))
-        # 1. a length in chunks, and clips
-        length = chunk * int(generator.integers(1, cfg.latents // chunk + 1))
-        rows = torch.from_numpy(generator.integers(len(states), size=cfg.batch)).to(device)
-        clean = states[rows, -1, :length].float()
-        # 2. a level for every noisy chunk; the image latent and the earlier chunks are clean
-        first_noisy = max(1, length - chunk * noisy_chunks)
-        picked = torch.from_numpy(generator.integers(len(levels), size=(cfg.batch, length // chunk))).to(device)
-        picked = picked.repeat_interleave(chunk, 1)
-        noisy = states[rows[:, None], picked, torch.arange(length, device=device)].float()
-        noisy[:, :first_noisy] = clean[:, :first_noisy]
-        timesteps = levels[picked]
-        timesteps[:, :first_noisy] = 0
-        # 3. the jump to the end of the trajectory
-        batch = conditions_of(conditions, rows, length)
-        dropped = torch.from_numpy(generator.random(cfg.batch) < cfg.text_dropout).to(device)
-        batch = batch.with_text(batch.text * ~dropped[:, None])
-        with autocast(device):
-            segments = masks.hybrid(length, chunk, noisy_chunks, memory)
-            velocity, _ = student(noisy, timesteps, batch, segments=segments)
-        guess = flow.clean_of(noisy, velocity.float(), timesteps)
-        loss = functional.mse_loss(guess[:, first_noisy:], clean[:, first_noisy:])
+        loss = jump_loss(student, states, conditions, cfg, generator)
         loss.backward()
         rate = optimizer.rate(cfg.optimizer, step, cfg.steps)
         norm = optimizer.update(student, optimizers, loss, cfg.optimizer, rate)
@@ -79,7 +58,45 @@ def main(cfg: StudentInit, *, teacher: list[Path], samples: list[Path], out: Pat
 
     ema.module.cfg = student.cfg
     weights.save(ema.module, out)
-    return {"loss_first": float(np.mean(losses[:20])), "loss": float(np.mean(losses[-50:]))} if losses else {}
+    return {"loss_before": before, "loss": validation_loss(ema.module, states, conditions, cfg)}
+
+
+def jump_loss(
+    student: Transformer, states: Tensor, conditions: Conditions, cfg: StudentInit, generator: np.random.Generator
+) -> Tensor:
+    """Mean squared error of the jumps from the noisy chunks' states to the ends of their trajectories."""
+    device, chunk, levels = states.device, cfg.rollout.chunk, torch.tensor(cfg.rollout.timesteps, device=states.device)
+    noisy_chunks = {"hybrid": cfg.noisy_chunks, "teacher": 1, "diffusion": cfg.latents}[cfg.forcing]
+    # 1. a length in chunks, and clips
+    length = chunk * int(generator.integers(1, cfg.latents // chunk + 1))
+    rows = torch.from_numpy(generator.integers(len(states), size=cfg.batch)).to(device)
+    clean = states[rows, -1, :length].float()
+    # 2. a level for every noisy chunk; the image latent and the earlier chunks are clean
+    first_noisy = max(1, length - chunk * noisy_chunks)
+    picked = torch.from_numpy(generator.integers(len(levels), size=(cfg.batch, length // chunk))).to(device)
+    picked = picked.repeat_interleave(chunk, 1)
+    noisy = states[rows[:, None], picked, torch.arange(length, device=device)].float()
+    noisy[:, :first_noisy] = clean[:, :first_noisy]
+    timesteps = levels[picked]
+    timesteps[:, :first_noisy] = 0
+    # 3. the jump to the end of the trajectory, now and then without the caption
+    batch = conditions_of(conditions, rows, length)
+    dropped = torch.from_numpy(generator.random(cfg.batch) < cfg.text_dropout).to(device)
+    batch = batch.with_text(batch.text * ~dropped[:, None])
+    with autocast(device):
+        segments = masks.hybrid(length, chunk, noisy_chunks, cfg.rollout.memory)
+        velocity, _ = student(noisy, timesteps, batch, segments=segments)
+    guess = flow.clean_of(noisy, velocity.float(), timesteps)
+    return functional.mse_loss(guess[:, first_noisy:], clean[:, first_noisy:])
+
+
+@torch.no_grad()
+def validation_loss(
+    student: Transformer, states: Tensor, conditions: Conditions, cfg: StudentInit, batches: int = 8
+) -> float:
+    """The jump loss, always on the same trajectories, lengths and levels."""
+    generators = [np.random.default_rng((cfg.seed, 2, index)) for index in range(batches)]
+    return float(np.mean([jump_loss(student, states, conditions, cfg, generator).item() for generator in generators]))
 
 
 def solve(cfg: StudentInit, teacher: Transformer, dataset: loader.Dataset, out: Path, run: Run) -> Iterator[Path]:

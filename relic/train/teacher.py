@@ -1,7 +1,8 @@
 """Teaches the bidirectional model to predict the flow of whole videos: section 4.1 of RELIC.
 
-The image latent stays clean at timestep 0 and bears no loss; the others share a timestep. The curriculum goes from short
-videos to long ones, RoPE extended by YaRN, and the model of every length is kept: each teaches the student of its length.
+The image latent stays clean at timestep 0 and bears no loss; the others share a timestep. The curriculum goes from
+short videos to long ones, RoPE extended by YaRN, and the model of every length is kept: each teaches the
+student of its length.
 """
 
 import dataclasses
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from relic.data import loader
+from relic.data.loader import Dataset
 from relic.model import flow, weights
+from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
 from relic.tracking import Run
@@ -35,6 +39,9 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
     )
     total, losses = sum(stage.steps for stage in cfg.stages), []
 
+    model.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
+    before = validation_loss(model, dataset, cfg, device)
+
     for step in range(checkpoint.load(), total):
         stage, is_last = stage_at(cfg.stages, step)
         generator = np.random.default_rng((cfg.seed, step))
@@ -43,16 +50,10 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
         batch = dataset.batch(dataset.indices(cfg.seed, step, stage.batch), num_latents=stage.latents, device=device)
         dropped = torch.from_numpy(generator.random(stage.batch) < cfg.text_dropout).to(device)
         conditions = batch.conditions.with_text(batch.conditions.text * ~dropped[:, None])
-        # 2. noise on every latent but the image
-        share = torch.from_numpy(generator.random((stage.batch, 1), np.float32)).to(device)
-        timesteps = flow.shifted(share, cfg.shift).repeat(1, stage.latents)
-        timesteps[:, 0] = 0
-        noise = torch.from_numpy(generator.standard_normal(batch.latents.shape, np.float32)).to(device)
-        # 3. the velocity from data to noise
-        with autocast(device):
-            velocity, _ = model(flow.add_noise(batch.latents, noise, timesteps), timesteps, conditions)
-        loss = functional.mse_loss(velocity[:, 1:], (noise - batch.latents)[:, 1:])
+        # 2. the velocity from data to noise
+        loss = flow_loss(model, batch.latents, conditions, cfg.shift, generator)
         loss.backward()
+        # 3. one step
         rate = optimizer.rate(cfg.optimizer, step, total)
         norm = optimizer.update(model, optimizers, loss, cfg.optimizer, rate)
         ema.update(model, step)
@@ -66,10 +67,33 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
 
     ema.module.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
     weights.save(ema.module, out)
-    return {
-        "loss": float(np.mean(losses[-50:])) if losses else float("nan"),
-        "seen_samples": sum(s.steps * s.batch for s in cfg.stages),
-    }
+    return {"loss_before": before, "loss": validation_loss(ema.module, dataset, cfg, device)}
+
+
+def flow_loss(
+    model: Transformer, latents: Tensor, conditions: Conditions, shift: float, generator: np.random.Generator
+) -> Tensor:
+    """Mean squared error of the velocity of latents [B, F, C, H, W] at a random timestep a sample, the image aside."""
+    device = latents.device
+    share = torch.from_numpy(generator.random((len(latents), 1), np.float32)).to(device)
+    timesteps = flow.shifted(share, shift).repeat(1, latents.shape[1])
+    timesteps[:, 0] = 0
+    noise = torch.from_numpy(generator.standard_normal(latents.shape, np.float32)).to(device)
+    with autocast(device):
+        velocity, _ = model(flow.add_noise(latents, noise, timesteps), timesteps, conditions)
+    return functional.mse_loss(velocity[:, 1:].float(), (noise - latents)[:, 1:])
+
+
+@torch.no_grad()
+def validation_loss(model: Transformer, dataset: Dataset, cfg: Teacher, device: str, batches: int = 4) -> float:
+    """The flow loss at the last stage's length, always on the same samples and noise."""
+    stage, losses = cfg.stages[-1], []
+    for index in range(batches):
+        rows = dataset.indices(cfg.seed + 1, index, stage.batch)
+        batch = dataset.batch(rows, num_latents=stage.latents, device=device)
+        generator = np.random.default_rng((cfg.seed + 1, index))
+        losses.append(flow_loss(model, batch.latents, batch.conditions, cfg.shift, generator).item())
+    return float(np.mean(losses))
 
 
 def stage_at(stages: tuple[Stage, ...], step: int) -> tuple[Stage, bool]:
