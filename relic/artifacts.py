@@ -181,11 +181,13 @@ class LocalStore:
                 lock.unlink(missing_ok=True)
 
     def commit(self, step: str, key: str, manifest: dict) -> dict:
-        """Finish KEY.partial: names starting with a dot are left out, the manifest comes last, then the rename."""
+        """Finish KEY.partial: the manifest comes last, then the rename.
+
+        Names starting with a dot are what a killed call goes on from. They are no part of the artifact, and go last:
+        a kill at any moment leaves either them or the artifact."""
         partial, folder = self.partial(step, key), self.folder(step, key)
-        for path in [path for path in partial.rglob(".*") if path.is_file()]:
-            path.unlink()
-        paths = sorted(path for path in partial.rglob("*") if path.is_file() and path != partial / MANIFEST)
+        paths = [p for p in sorted(partial.rglob("*")) if p.is_file() and not _is_hidden(p.relative_to(partial))]
+        paths = [path for path in paths if path != partial / MANIFEST]
         files = {}
         for path in paths:
             with path.open("rb") as file:
@@ -196,7 +198,13 @@ class LocalStore:
         partial.rename(folder)
         _sync_folder(folder.parent)
         _remember(folder, files)
+        for path in [p for p in folder.rglob(".*") if p.exists()]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         return finished
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -80,7 +80,7 @@ def tiny_base() -> Recipe:
         ),
         teacher=replace(
             scratch.teacher,
-            stages=(Stage(latents=8, steps=2700, batch=16), Stage(latents=16, steps=900, batch=8)),
+            stages=(Stage(latents=8, steps=1800, batch=16), Stage(latents=16, steps=600, batch=8)),
             optimizer=Optimizer(muon=True, learning_rate=1.5e-3, warmup=100, final_share=0.02),
             ema=0.998,
         ),

@@ -1,4 +1,4 @@
-"""Who may import whom: the table of house.md, held by `ast`."""
+"""Who may import whom: the table of docs/architecture.md, held by `ast`."""
 
 import ast
 import subprocess

@@ -19,7 +19,7 @@ class Rollout:
     """Few-step generation, chunk by chunk."""
 
     chunk: int = 2  # latents generated together
-    timesteps: tuple[float, ...] = (1000.0, 937.5, 833.3, 625.0)  # of 1000; C in paper.md section 6
+    timesteps: tuple[float, ...] = (1000.0, 937.5, 833.3, 625.0)  # of 1000: 1000, 750, 500, 250 shifted by 5
     memory: Memory = field(default_factory=Memory)
 
     def __post_init__(self) -> None:

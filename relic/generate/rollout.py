@@ -53,7 +53,7 @@ class Rollout:
         self.actions = still
         self.poses = algorithm1.integrate(still, self.unit)  # [B, F_px, 4, 4] float64
         if cfg.chunk == 1:
-            self._extend(image_latent[:, None], self._conditions(1))
+            self._extend(image_latent[:, None], self._conditions(1), None)
 
     @property
     def num_actions(self) -> int:
@@ -70,14 +70,15 @@ class Rollout:
         followed = algorithm1.integrate(actions, self.unit, start=self.poses[:, -1])
         self.poses = torch.cat([self.poses, followed], 1)
         conditions = self._conditions(self.num_latents + self.cfg.chunk)
-        clean = self._denoise(conditions)
+        past = self._past()
+        clean = self._denoise(conditions, past)
         first = self.num_latents == 0
-        self._extend(clean, conditions)
+        self._extend(clean, conditions, past)
         return clean[:, 1:] if first else clean
 
-    def _denoise(self, conditions: Conditions) -> Tensor:
+    def _denoise(self, conditions: Conditions, past: list[KeyValue] | None) -> Tensor:
         """The chunk's clean latents [B, chunk, C, H, W]; in the first chunk latent 0 is the image."""
-        first, past = self.num_latents == 0, self._past()
+        first = self.num_latents == 0
         shape, device = self.image.shape, self.image.device
         clean = torch.zeros(shape[0], self.cfg.chunk, *shape[1:], device=device)
         for index, time in enumerate(self.cfg.timesteps):
@@ -91,10 +92,10 @@ class Rollout:
             clean = flow.clean_of(noisy, velocity, timesteps)
         return clean
 
-    def _extend(self, clean: Tensor, conditions: Conditions) -> None:
+    def _extend(self, clean: Tensor, conditions: Conditions, past: list[KeyValue] | None) -> None:
         """Remembers clean latents by one pass at timestep 0."""
         timesteps = torch.zeros(clean.shape[:2], device=clean.device)
-        _, own = self._forward(clean, timesteps, conditions, self._past())
+        _, own = self._forward(clean, timesteps, conditions, past)
         self.memory.append(torch.stack([kv.keys for kv in own]), torch.stack([kv.values for kv in own]))
         self.num_latents += clean.shape[1]
 

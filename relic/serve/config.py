@@ -53,7 +53,7 @@ class Serve:
         if not (self.loopback or self.api_keys or self.open_to_all):
             raise ValueError(
                 f"host {self.host} can be reached from other machines; give --api-keys FILE (lines of a name and a "
-                "key), or --open-to-all True if everybody may walk"
+                "key), or --open-to-all if everybody may walk"
             )
 
     @property
