@@ -36,7 +36,10 @@ def tiny() -> Recipe:
         name="tiny",
         curate=Curate(train=160, known=36, unseen=16),
         codec=CodecTraining(
-            start="tiny/codec", steps=80, batch=4, piece_frames=9, optimizer=Optimizer(learning_rate=3e-4, warmup=10)
+            start="tiny/codec",
+            steps=240,
+            piece_frames=9,
+            optimizer=Optimizer(learning_rate=7e-4, warmup=10, final_share=0.02),
         ),
         teacher=Teacher(
             start="tiny/base",
@@ -57,7 +60,7 @@ def tiny_scratch() -> Recipe:
     return replace(
         base,
         name="tiny_scratch",
-        codec=replace(base.codec, start="", steps=400, optimizer=Optimizer(learning_rate=1.5e-3)),
+        codec=replace(base.codec, start="", steps=400, batch=4, optimizer=Optimizer(learning_rate=1.5e-3)),
         teacher=replace(
             base.teacher,
             start="",
@@ -126,29 +129,29 @@ def small() -> Recipe:
 
 
 def quick() -> Recipe:
-    """For tests: the whole pipeline in about a minute; it learns nothing. Not run."""
-    base = tiny_scratch()
-    rollout = Rollout(chunk=2, memory=Memory(window=2, capacity=8))
-    model = replace(base.teacher.model, width=64, ffn=128, layers=2, heads=2, trained_frames=4, frames=8)
-    stages = (Stage(latents=4, steps=10, batch=4), Stage(latents=8, steps=10, batch=4))
+    """For tests: the whole pipeline, start weights included, in about a minute; it learns nothing. Not run."""
+    base = tiny()
+    maps = Doom(train_maps=("freedoom2/MAP01", "freedoom2/MAP04"), unseen_maps=("freedoom2/MAP05",))
+    rollout = replace(base.evaluate.rollout, memory=Memory(window=2, capacity=8))
+    stages = (Stage(latents=4, steps=10, batch=4), Stage(latents=8, steps=10, batch=2))
     return replace(
         base,
         name="quick",
-        curate=replace(base.curate, train=6, known=3, unseen=2, num_frames=29),
-        codec=replace(base.codec, steps=20, batch=2, piece_frames=5, piece_size=32),
-        teacher=replace(base.teacher, model=model, stages=stages, ema=0.8),
+        curate=replace(base.curate, doom=maps, train=6, known=4, unseen=4, num_frames=29),
+        codec=replace(base.codec, steps=10, batch=2, piece_frames=5, piece_size=32),
+        teacher=replace(base.teacher, stages=stages, checkpoint_every_s=0.5),
         student_init=replace(
             base.student_init,
             trajectories=4,
-            trajectory_batch=4,
+            trajectory_batch=2,
             ode_steps=12,
             latents=8,
             steps=10,
-            batch=4,
+            batch=2,
             rollout=rollout,
         ),
         evaluate=replace(
-            base.evaluate, known=2, unseen=1, num_latents=8, sampler=Sampler(steps=4), rollout=rollout, strips=2
+            base.evaluate, known=2, unseen=2, num_latents=8, sampler=Sampler(steps=4), rollout=rollout, strips=2
         ),
     )
 

@@ -23,8 +23,13 @@ class Evaluate:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.known < 2 or self.unseen < 0:
+        if self.known < 2 or self.unseen < 0 or self.unseen == 1:
             raise ValueError(
                 f"{self.known} known and {self.unseen} unseen walks; "
-                "the win rate needs at least 2 known ones to swap actions"
+                "the win rate swaps actions between walks, so allowed are at least 2 of each, or 0 unseen"
+            )
+        if self.num_latents % self.rollout.chunk or self.num_latents < 2:
+            raise ValueError(
+                f"num_latents is {self.num_latents}; it must be a multiple of the chunk, {self.rollout.chunk}, "
+                "and at least 2"
             )

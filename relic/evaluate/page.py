@@ -97,7 +97,7 @@ def models(found: dict, about: dict[str, str], horizon_s: float) -> str:
     rows = []
     for name, figures in found.items():
         if figures is None:
-            rows.append([name, "none: trained from nothing", *["–"] * 6])
+            rows.append([name, "none: trained from nothing", *["–"] * 5])
             continue
         unseen = figures.get("unseen", {})
         row = [name, about[name], f"{figures['psnr_db']:.2f}", f"{figures['psnr_gain_over_still_db']:+.2f}"]

@@ -40,11 +40,11 @@ def main(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = weights.load_codec(codec[0], device)
     num_frames = 4 * (cfg.num_latents - 1) + 1
-    regions = [
-        walks
-        for region, most in (("known", cfg.known), ("unseen", cfg.unseen))
-        if (walks := read(clips, region, most, num_frames, cfg.actions))
-    ]
+    known = read(clips, "known", cfg.known, num_frames, cfg.actions)
+    unseen = read(clips, "unseen", cfg.unseen, num_frames, cfg.actions)
+    if known is None:
+        raise ValueError("fewer than 2 test walks of known maps are kept; record more or loosen the filters")
+    regions = [known, unseen] if unseen else [known]
     folders = {
         "base": weights.start_folder(cfg.base) if cfg.base else None,
         "teacher": teacher[0],

@@ -47,13 +47,18 @@ class Walks:
 
 
 def read(folders: list[Path], region: str, most: int, num_frames: int, unit: Actions) -> Walks | None:
-    """The first `most` kept walks of a region, cut to `num_frames`; None where there are none.
+    """The first `most` kept walks of a region, cut to `num_frames`; None where fewer than two can swap their actions.
 
     Actions come from the whole clip, as in the shards: the scale of a clip is its own mean step."""
     entries = [(f, e) for f in folders for e in clip.read_index(f) if e["kept"] and e["region"] == region]
     clips = [clip.read_clip(folder, entry) for folder, entry in entries[:most]]
-    if not clips:
+    if len(clips) < 2:
         return None
+    for found in clips:
+        if len(found.frames) < num_frames:
+            raise ValueError(
+                f"clip {found.id} has {len(found.frames)} frames; the walks of this evaluation need {num_frames}"
+            )
     annotated = torch.stack([actions.annotate(torch.from_numpy(c.poses), unit) for c in clips])[:, :num_frames]
     return Walks(
         region=region,
