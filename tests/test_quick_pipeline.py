@@ -1,5 +1,6 @@
 """The real pipeline, killed twice on its way: `relic pipeline run --recipe quick` from recording to report."""
 
+import json
 import math
 import os
 import signal
@@ -59,7 +60,7 @@ def running(out: Path, *, patience_s: float = 0.0) -> list[str]:
 
 
 def kill_in(node: str, out: Path, begun: str) -> set[str]:
-    """SIGKILL the runner's process group while `node` makes progress and has written a file `begun`; returns what ran."""
+    """SIGKILL the runner's process group while `node` makes progress and has written `begun`. Returns what ran."""
     process, log = start(out), out / "out" / "logs" / f"{node}.log"
     end = time.monotonic() + 200
     while not (log.exists() and any(map(parse, log.read_text().splitlines())) and list((out / "store").glob(begun))):
@@ -73,8 +74,8 @@ def kill_in(node: str, out: Path, begun: str) -> set[str]:
 
 
 def logged_steps(folder: Path) -> list[int]:
-    lines = (folder / tracking.RECORDS).read_text().splitlines()
-    records = [artifacts.json.loads(line) for line in lines]
+    """The training steps that a step's artifact has figures of, over all calls."""
+    records = map(json.loads, (folder / tracking.RECORDS).read_text().splitlines())
     return [record["step"] for record in records if "gradient_norm" in record.get("metrics", {})]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import conditions, latents, transformer, write_samples
+from tiny_models import KilledAt, conditions, latents, transformer, write_samples
 
 from relic.data import loader
 from relic.generate.config import Rollout, Sampler
@@ -26,18 +26,6 @@ def inputs(tmp_path_factory) -> dict[str, list[Path]]:
     folder = tmp_path_factory.mktemp("inputs")
     weights.save(transformer(), folder / "teacher")
     return {"teacher": [folder / "teacher"], "samples": write_samples(folder / "samples")}
-
-
-class KilledAt(Run):
-    """A run that dies at a training step."""
-
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-
-    def log(self, metrics, step):
-        if step == self.step:
-            raise KeyboardInterrupt
 
 
 def test_resumed_equals_uninterrupted(inputs, tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CFG, write_samples
+from tiny_models import CFG, KilledAt, write_samples
 
 from relic.model import weights
 from relic.tracking import Run
@@ -13,22 +13,6 @@ from relic.train.config import Optimizer, Stage, Teacher
 
 STAGES = (Stage(latents=2, steps=3, batch=2), Stage(latents=4, steps=3, batch=2))
 QUICK = Teacher(model=CFG, stages=STAGES, checkpoint_every_s=-1, optimizer=Optimizer(warmup=1))
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledAt(Run):
-    """A run that dies at a step."""
-
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-
-    def log(self, metrics, step):
-        if step == self.step:
-            raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +24,7 @@ def test_resumed_equals_uninterrupted(dataset, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     teacher.main(QUICK, samples=dataset, out=tmp_path / "a", run=Run.silent())
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         teacher.main(QUICK, samples=dataset, out=tmp_path / "b", run=KilledAt(4))
     teacher.main(QUICK, samples=dataset, out=tmp_path / "b", run=Run.silent())
     whole, resumed = (weights.load_transformer(tmp_path / name) for name in "ab")

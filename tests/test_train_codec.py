@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import synthetic
 import torch
+from tiny_models import KilledAt
 
 from relic.data import clip
 from relic.geometry.config import Actions
@@ -33,16 +34,6 @@ def clips(tmp_path_factory) -> list[Path]:
         entries.append(clip.write_clip(folder, made, actions=Actions(), crf=10, reasons=[], measures={}))
     clip.write_index(folder, entries, {})
     return [folder]
-
-
-class KilledAt(Run):
-    def __init__(self, step: int):
-        super().__init__()
-        self.step = step
-
-    def log(self, metrics, step):
-        if step == self.step:
-            raise KeyboardInterrupt
 
 
 def trained(cfg: CodecTraining, clips: list[Path], out: Path, run: Run | None = None) -> dict[str, torch.Tensor]:

@@ -8,10 +8,23 @@ from relic.data import shards
 from relic.model import config
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
+from relic.tracking import Run
 
 CFG = config.Transformer(
     width=48, ffn=64, layers=2, heads=2, latent_channels=4, text_width=8, text_tokens=4, control_width=16
 )
+
+
+class KilledAt(Run):
+    """A run that dies at a training step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def log(self, metrics, step):
+        if step == self.step:
+            raise KeyboardInterrupt
 
 
 def transformer(cfg: config.Transformer = CFG, seed: int = 0) -> Transformer:
