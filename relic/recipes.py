@@ -51,6 +51,16 @@ def tiny() -> Recipe:
             trajectories=96, steps=250, noisy_chunks=3, rollout=rollout, optimizer=replace(gentle, learning_rate=5e-4)
         ),
         evaluate=Evaluate(base="tiny/base", sampler=Sampler(steps=16), rollout=rollout),
+        expected_s={
+            "curate": 32,
+            "join-clips": 2,
+            "codec": 80,
+            "shard": 8,
+            "join-samples": 1,
+            "teacher": 92,
+            "student-init": 160,
+            "evaluate": 117,
+        },
     )
 
 
