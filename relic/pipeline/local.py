@@ -143,7 +143,6 @@ def start(
         command = [sys.executable, "-m", "relic", *command[1:]]
     environment = {
         **os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1",
-        "OMP_WAIT_POLICY": "passive",  # threads that spin make a machine with other work several times slower
         tracking.PARENT: tracking.RUNNER, steps.PARENT_PROCESS: str(os.getpid()), "RELIC_DEBUG": "1",
     }  # fmt: skip
     with log.open("ab") as file:
