@@ -29,7 +29,9 @@ class Recipe:
 
 
 def tiny() -> Recipe:
-    """The demo: Doom walks of 96x64 pixels and 3.8 s, on 2 cores. `make demo`. Not run."""
+    """The demo: Doom walks of 96x64 pixels and 3.8 s, on 2 cores in 9 to 18 minutes. `make demo`.
+
+    Student on held-out walks: +0.32 dB over the still frame, win rate 0.875 (docs/results.md)."""
     rollout = Rollout(chunk=2, memory=Memory(window=4, capacity=16))  # 11 of a clip's 16 latents end up compressed
     gentle = Optimizer(muon=True, learning_rate=3e-4, warmup=10)
     return Recipe(
@@ -65,7 +67,7 @@ def tiny() -> Recipe:
 
 
 def tiny_scratch() -> Recipe:
-    """The demo from nothing, without the start weights. `make demo FROM_SCRATCH=1`. Not run."""
+    """The demo from nothing, without the start weights. `make demo FROM_SCRATCH=1`. Not run to its end."""
     base = tiny()
     return replace(
         base,
@@ -82,7 +84,9 @@ def tiny_scratch() -> Recipe:
 
 
 def tiny_base() -> Recipe:
-    """How the start weights that ship with relic are trained. Not run."""
+    """How the start weights that ship with relic are trained: 59 minutes on 2 shared cores, see weights/tiny/weights.json.
+
+    Base on held-out walks: +0.35 dB over the still frame, win rate 0.958 (docs/results.md)."""
     scratch = tiny_scratch()
     return replace(
         scratch,
