@@ -84,7 +84,7 @@ def tiny_scratch() -> Recipe:
 
 
 def tiny_base() -> Recipe:
-    """How the start weights that ship with relic are trained: 59 minutes on 2 shared cores, see weights/tiny/weights.json.
+    """How the start weights that ship with relic are trained: 59 minutes on 2 shared cores (weights/tiny/weights.json).
 
     Base on held-out walks: +0.35 dB over the still frame, win rate 0.958 (docs/results.md)."""
     scratch = tiny_scratch()
