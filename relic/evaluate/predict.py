@@ -10,7 +10,7 @@ from torch import Tensor
 from relic.evaluate.config import Evaluate
 from relic.evaluate.walks import Walks
 from relic.generate import sampler
-from relic.generate.rollout import Rollout
+from relic.generate.rollout import Rollout, play
 from relic.model.codec import Codec
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
@@ -43,11 +43,8 @@ def few_steps(model: Transformer, cfg: Evaluate) -> Generate:
         walk = Rollout(
             model, cfg.rollout, image_latent=image_latent, text=conditions.text, seed=cfg.seed, unit=cfg.actions
         )
-        latents = [image_latent[:, None]]
-        while walk.num_latents < cfg.num_latents:
-            done = walk.actions.shape[1]
-            latents.append(walk.step(conditions.actions[:, done : done + walk.num_actions]))
-        return torch.cat(latents, 1)
+        latents, _ = play(walk, conditions.actions, num_latents=cfg.num_latents)
+        return latents
 
     return generate
 

@@ -3,7 +3,12 @@
 Serving, evaluation and distillation call it. A chunk is denoised at a few timesteps; each pass sees the remembered
 latents and the chunk itself. Its clean latents then pass once more at timestep 0, and the keys and values of that pass
 are what the memory keeps. Latent 0 is the image: it stands in the first chunk at timestep 0.
+
+Distillation replays a walk (section 4.4.2): of every chunk its last denoising pass again, with autograd, over a memory
+that is filled anew from the chunks' clean latents, for the walk's own has pooled and forgotten what the chunk saw.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +23,13 @@ from relic.model.attention import KeyValue
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+
+
+class Pass(NamedTuple):
+    """The denoising pass that made a chunk's clean latents."""
+
+    noisy: Tensor  # [B, chunk, C, H, W]
+    timesteps: Tensor  # [B, chunk]
 
 
 class Rollout:
@@ -53,7 +65,8 @@ class Rollout:
         self.actions = still
         self.poses = algorithm1.integrate(still, self.unit)  # [B, F_px, 4, 4] float64
         if cfg.chunk == 1:
-            self._extend(image_latent[:, None], self._conditions(1), None)
+            self._look(1)
+            self.remember(image_latent[:, None])
 
     @property
     def num_actions(self) -> int:
@@ -61,48 +74,72 @@ class Rollout:
         return 4 * (self.cfg.chunk - (self.num_latents == 0))
 
     @torch.no_grad()
-    def step(self, actions: Tensor) -> Tensor:
-        """New latents [B, F, C, H, W] of the next frames, whose actions are [B, num_actions, 13]."""
+    def step(self, actions: Tensor, *, exit_step: int = -1) -> Tensor:
+        """New latents [B, F, C, H, W] of the next frames, whose actions are [B, num_actions, 13].
+
+        The pass at the timestep of index `exit_step` is the last; `self.last` is what it was given."""
+        first = self.num_latents == 0
+        self._begin(actions)
+        clean = self._denoise(self.cfg.timesteps[: exit_step % len(self.cfg.timesteps) + 1])
+        self.remember(clean)
+        return clean[:, 1:] if first else clean
+
+    def replay(self, actions: Tensor, last: Pass) -> Tensor:
+        """The clean latents [B, chunk, C, H, W] of a step whose last pass is known, with autograd through that pass.
+
+        Call `remember` with the chunk's latents afterwards: what the graph has read of the memory must stay till then.
+        """
+        with torch.no_grad():
+            self._begin(actions)
+        return self._clean(last)
+
+    @torch.no_grad()
+    def remember(self, clean: Tensor) -> None:
+        """Remembers the chunk's clean latents [B, chunk, C, H, W] by one pass at timestep 0."""
+        _, own = self._forward(clean, torch.zeros(clean.shape[:2], device=clean.device))
+        self.memory.append(torch.stack([kv.keys for kv in own]), torch.stack([kv.values for kv in own]))
+        self.num_latents += clean.shape[1]
+
+    def _begin(self, actions: Tensor) -> None:
         if actions.shape[1] != self.num_actions:
             raise ValueError(f"{actions.shape[1]} actions were given; the next chunk takes {self.num_actions}")
         self.memory.reserve(self.cfg.chunk)
         self.actions = torch.cat([self.actions, actions.float()], 1)
         followed = algorithm1.integrate(actions, self.unit, start=self.poses[:, -1])
         self.poses = torch.cat([self.poses, followed], 1)
-        conditions = self._conditions(self.num_latents + self.cfg.chunk)
-        past = self._past()
-        clean = self._denoise(conditions, past)
-        first = self.num_latents == 0
-        self._extend(clean, conditions, past)
-        return clean[:, 1:] if first else clean
+        self._look(self.cfg.chunk)
 
-    def _denoise(self, conditions: Conditions, past: list[KeyValue] | None) -> Tensor:
+    def _look(self, count: int) -> None:
+        """The conditions of the next `count` latents and what they see of the memory."""
+        everything = Conditions(self.actions, self.poses.float(), self.text)
+        self.conditions = everything.latents(self.num_latents, self.num_latents + count)
+        self.past = self._past()
+
+    def _denoise(self, times: tuple[float, ...]) -> Tensor:
         """The chunk's clean latents [B, chunk, C, H, W]; in the first chunk latent 0 is the image."""
         first = self.num_latents == 0
         shape, device = self.image.shape, self.image.device
         clean = torch.zeros(shape[0], self.cfg.chunk, *shape[1:], device=device)
-        for index, time in enumerate(self.cfg.timesteps):
+        for index, time in enumerate(times):
             fresh = [noise((self.seed, self.num_latents + i, index), shape, device) for i in range(self.cfg.chunk)]
             timesteps = torch.full((shape[0], self.cfg.chunk), time, device=device)
             if first:
                 timesteps[:, 0] = 0
                 clean[:, 0] = self.image
-            noisy = flow.add_noise(clean, torch.stack(fresh, 1), timesteps)
-            velocity, _ = self._forward(noisy, timesteps, conditions, past)
-            clean = flow.clean_of(noisy, velocity, timesteps)
+            self.last = Pass(flow.add_noise(clean, torch.stack(fresh, 1), timesteps), timesteps)
+            clean = self._clean(self.last)
         return clean
 
-    def _extend(self, clean: Tensor, conditions: Conditions, past: list[KeyValue] | None) -> None:
-        """Remembers clean latents by one pass at timestep 0."""
-        timesteps = torch.zeros(clean.shape[:2], device=clean.device)
-        _, own = self._forward(clean, timesteps, conditions, past)
-        self.memory.append(torch.stack([kv.keys for kv in own]), torch.stack([kv.values for kv in own]))
-        self.num_latents += clean.shape[1]
+    def _clean(self, last: Pass) -> Tensor:
+        velocity, _ = self._forward(last.noisy, last.timesteps)
+        return flow.clean_of(last.noisy, velocity, last.timesteps)
 
-    def _forward(self, latents: Tensor, timesteps: Tensor, conditions: Conditions, past: list[KeyValue] | None):
+    def _forward(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, list[KeyValue]]:
         times = torch.tensor([self.memory.time(self.num_latents + i) for i in range(latents.shape[1])])
         with autocast(latents.device):
-            velocity, own = self.model(latents, timesteps, conditions, times=times.to(latents.device), past=past)
+            velocity, own = self.model(
+                latents, timesteps, self.conditions, times=times.to(latents.device), past=self.past
+            )
         return velocity.float(), own
 
     def _past(self) -> list[KeyValue] | None:
@@ -116,7 +153,14 @@ class Rollout:
             KeyValue(self.model.rotate(k, positions).to(dtype), v.to(dtype)) for k, v in zip(keys, values, strict=True)
         ]
 
-    def _conditions(self, stop: int) -> Conditions:
-        """Conditions of the latents from `num_latents` up to `stop`."""
-        everything = Conditions(self.actions, self.poses.float(), self.text)
-        return everything.latents(self.num_latents, stop)
+
+def play(walk: Rollout, actions: Tensor, *, num_latents: int, exit_step: int = -1) -> tuple[Tensor, list[Pass]]:
+    """Walks to the end of a video: latents [B, F, C, H, W] with the image first, and every chunk's last pass.
+
+    actions [B, 4 (F - 1) + 1, 13]; row 0, the image's, is not used."""
+    latents, passes = [walk.image[:, None]], []
+    while walk.num_latents < num_latents:
+        done = walk.actions.shape[1]
+        latents.append(walk.step(actions[:, done : done + walk.num_actions], exit_step=exit_step))
+        passes.append(walk.last)
+    return torch.cat(latents, 1), passes
