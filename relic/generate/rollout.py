@@ -147,7 +147,7 @@ class Rollout:
         if not self.memory.slots:
             return None
         keys, values = self.memory.view()
-        dtype = torch.get_autocast_dtype(keys.device.type) if autocast(keys.device)._enabled else torch.float32
+        dtype = torch.get_autocast_dtype(keys.device.type) if autocast(keys.device)._enabled else self.image.dtype
         positions = self.memory.positions()
         return [
             KeyValue(self.model.rotate(k, positions).to(dtype), v.to(dtype)) for k, v in zip(keys, values, strict=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from relic.generate.config import Rollout
+from relic.geometry.config import Actions
 from relic.model.config import Codec, Transformer
 
 
@@ -96,3 +97,38 @@ class StudentInit:
             raise ValueError(f"{self.latents} latents cannot be cut into chunks of {self.rollout.chunk}")
         if self.forcing not in ("hybrid", "teacher", "diffusion"):
             raise ValueError(f"forcing is {self.forcing!r}; allowed are 'hybrid', 'teacher' and 'diffusion'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Replayed back-propagation of DMD's loss: section 4.4.2 of RELIC. The defaults are Self-Forcing's."""
+
+    stages: tuple[Stage, ...] = (Stage(latents=8, steps=20, batch=8), Stage(latents=16, steps=20, batch=4))
+    rollout: Rollout = field(default_factory=Rollout)
+    actions: Actions = field(default_factory=Actions)  # what an action of 1 is
+    critic_steps: int = 5  # of the critic, each on videos of its own, before one of the student
+    guidance: float = 3.0  # of the teacher: uncond + guidance (cond - uncond)
+    least_timestep: float = 20.0  # of 1000; the loss is taken at timesteps between these two
+    largest_timestep: float = 980.0
+    shift: float = 5.0  # of the timesteps' distribution, for the loss and for the critic
+    ema: float = 0.99
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(learning_rate=2e-6, betas=(0.0, 0.999), warmup=0, final_share=1.0)
+    )
+    critic_optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(learning_rate=4e-7, betas=(0.0, 0.999), warmup=0, final_share=1.0)
+    )
+    checkpoint_every_s: float = 15.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            if stage.latents % self.rollout.chunk:
+                raise ValueError(f"{stage.latents} latents cannot be cut into chunks of {self.rollout.chunk}")
+        if not 0 < self.least_timestep < self.largest_timestep <= 1000:
+            raise ValueError(
+                f"timesteps from {self.least_timestep} to {self.largest_timestep} are asked for; "
+                "they must rise and lie in 0..1000"
+            )
+        if self.critic_steps < 0:
+            raise ValueError(f"critic_steps is {self.critic_steps}; it must not be negative")

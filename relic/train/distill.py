@@ -1,0 +1,163 @@
+"""Distribution matching distillation of the four-step student on its own videos: section 4.4.2 of RELIC.
+
+DMD (eq. 4; arXiv 2311.18828, eq. 7): the student should make videos that are as likely under the data as under its own
+distribution. The scores of both are read from two bidirectional models, the frozen teacher and a critic that is
+trained on nothing but the student's videos. Both see the whole video at once, so a late chunk that contradicts an early
+one is punished; the gradient comes back chunk by chunk (train/replay.py).
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relic.data import loader
+from relic.generate.rollout import Pass, Rollout, play
+from relic.generate.sampler import guided
+from relic.model import flow, weights
+from relic.model.conditions import Conditions
+from relic.model.transformer import Transformer
+from relic.tracking import Run
+from relic.train import optimizer, replay
+from relic.train.checkpoint import Checkpoint
+from relic.train.config import Distill
+from relic.train.teacher import flow_loss, stage_at
+
+
+class Video(NamedTuple):
+    """What the student made, and how."""
+
+    latents: Tensor  # [B, F, C, H, W], the image first
+    passes: list[Pass]  # the last of every chunk
+    conditions: Conditions
+    seed: int
+    walk: Rollout
+
+
+def main(
+    cfg: Distill, *, teacher: list[Path], student: list[Path], samples: list[Path], out: Path, run: Run
+) -> dict[str, float]:
+    """Writes model.safetensors and config.json of the distilled student (its moving average)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = weights.load_transformer(student[0], device)
+    teachers = {s.latents: weights.load_transformer(stage_folder(teacher[0], s.latents), device) for s in cfg.stages}
+    critic = weights.load_transformer(stage_folder(teacher[0], cfg.stages[0].latents), device)
+    dataset = loader.load(samples, text_tokens=generator.cfg.text_tokens)
+    optimizers, ema = optimizer.Optimizers(generator, cfg.optimizer), optimizer.Ema(generator, cfg.ema)
+    critic_optimizers = optimizer.Optimizers(critic, cfg.critic_optimizer)
+    parts = {"student": generator, "ema": ema, "critic": critic}
+    parts |= {"optimizers": optimizers, "critic_optimizers": critic_optimizers}
+    checkpoint = Checkpoint(out / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
+    total = sum(stage.steps for stage in cfg.stages)
+    before, measured = video_error(generator, dataset, cfg), {}
+
+    for step in range(checkpoint.load(), total):
+        stage, _ = stage_at(cfg.stages, step)
+        critic.cfg = dataclasses.replace(critic.cfg, frames=stage.latents)
+        random = np.random.default_rng((cfg.seed, step))
+        draws = stage.batch * (cfg.critic_steps + 1)
+        rows = dataset.indices(cfg.seed, step, draws)
+        batches = [rows[i : i + stage.batch] for i in range(0, draws, stage.batch)]
+        batch = [dataset.batch(picked, num_latents=stage.latents, device=device) for picked in batches]
+        exit_step = int(random.integers(len(cfg.rollout.timesteps)))
+        # 1. the critic learns what the student makes now
+        for given in batch[:-1]:
+            video = roll_out(generator, cfg, given, exit_step, random)
+            loss = flow_loss(critic, video.latents, video.conditions, cfg.shift, random)
+            loss.backward()
+            rate = optimizer.rate(cfg.critic_optimizer, step, total)
+            optimizer.update(critic, critic_optimizers, loss, cfg.critic_optimizer, rate)
+            measured["critic_loss"] = loss.item()
+        # 2. a whole video, without a graph
+        video = roll_out(generator, cfg, batch[-1], exit_step, random)
+        # 3. the difference of the scores over all of it
+        difference = score_difference(teachers[stage.latents], critic, video.latents, video.conditions, cfg, random)
+        # 4. back-propagation, chunk by chunk
+        again = start(generator, cfg, video.latents[:, 0], video.conditions.text, video.seed)
+        replay.backward(again, video.conditions.actions, video.latents, video.passes, difference / elements(difference))
+        assert replay.same_memory(again, video.walk), "the replay saw another context than the walk"
+        # 5. one step
+        rate = optimizer.rate(cfg.optimizer, step, total)
+        size = difference.square().sum() / elements(difference)
+        measured["gradient_norm"] = optimizer.update(generator, optimizers, size, cfg.optimizer, rate)
+        ema.update(generator, step)
+        measured["score_difference"] = size.item() ** 0.5
+        run.log({**measured, "exit_step": exit_step, "latents": stage.latents}, step)
+        run.progress(step + 1, total, f"{stage.latents} latents, score difference {measured['score_difference']:.3f}")
+        checkpoint.save_if_due(step + 1)
+
+    weights.save(ema.module, out)
+    return {"loss_before": before, "loss": video_error(ema.module, dataset, cfg), **measured}
+
+
+def video_error(student: Transformer, dataset: loader.Dataset, cfg: Distill, batches: int = 2) -> float:
+    """Mean squared distance of the student's videos to the true ones, always of the same samples and noise.
+
+    DMD does not lower it on purpose: it says whether a video still is the one that the actions lead to."""
+    stage, device, errors = cfg.stages[-1], next(student.parameters()).device, []
+    for index in range(batches):
+        random = np.random.default_rng((cfg.seed + 1, index))
+        rows = dataset.indices(cfg.seed + 1, index, stage.batch)
+        batch = dataset.batch(rows, num_latents=stage.latents, device=device)
+        video = roll_out(student, cfg, batch, -1, random)
+        errors.append((video.latents - batch.latents)[:, 1:].square().mean().item())
+    return float(np.mean(errors))
+
+
+def stage_folder(teacher: Path, num_latents: int) -> Path:
+    """The teacher of a length."""
+    folder = teacher / f"stage-{num_latents}"
+    if not folder.is_dir():
+        had = ", ".join(sorted(found.name.removeprefix("stage-") for found in teacher.glob("stage-*"))) or "none"
+        raise ValueError(f"the teacher has no model for {num_latents} latents; it has {had}")
+    return folder
+
+
+def start(student: Transformer, cfg: Distill, image_latent: Tensor, text: Tensor, seed: int) -> Rollout:
+    return Rollout(student, cfg.rollout, image_latent=image_latent, text=text, seed=seed, unit=cfg.actions)
+
+
+def roll_out(
+    student: Transformer, cfg: Distill, batch: loader.Batch, exit_step: int, random: np.random.Generator
+) -> Video:
+    """The student's own videos of a batch's images and actions, all chunks left at the same timestep."""
+    seed = int(random.integers(2**31))
+    walk = start(student, cfg, batch.latents[:, 0], batch.conditions.text, seed)
+    latents, passes = play(walk, batch.conditions.actions, num_latents=batch.latents.shape[1], exit_step=exit_step)
+    return Video(latents, passes, batch.conditions, seed, walk)
+
+
+@torch.no_grad()
+def score_difference(
+    teacher: Transformer,
+    critic: Transformer,
+    latents: Tensor,
+    conditions: Conditions,
+    cfg: Distill,
+    random: np.random.Generator,
+) -> Tensor:
+    """The gradient [B, F, C, H, W] of DMD's loss for each latent of videos [B, F, C, H, W]; the image's is 0.
+
+    Critic's minus teacher's guess of the clean video from a noisy one, over the sample's mean distance to the teacher's
+    guess (DMD's eq. 8)."""
+    device = latents.device
+    share = torch.from_numpy(random.random((len(latents), 1), np.float32)).to(device)
+    timesteps = flow.shifted(share, cfg.shift).clamp(cfg.least_timestep, cfg.largest_timestep)
+    timesteps = timesteps.repeat(1, latents.shape[1])
+    timesteps[:, 0] = 0
+    noise = torch.from_numpy(random.standard_normal(latents.shape, np.float32)).to(device)
+    noisy = flow.add_noise(latents, noise, timesteps)
+    real = flow.clean_of(noisy, guided(teacher, cfg.guidance, noisy, timesteps, conditions), timesteps)
+    fake = flow.clean_of(noisy, guided(critic, 1.0, noisy, timesteps, conditions), timesteps)
+    distance = (latents - real)[:, 1:].abs().mean((1, 2, 3, 4), keepdim=True)
+    difference = (fake - real) / distance.clamp(min=1e-6)
+    difference[:, 0] = 0
+    return difference
+
+
+def elements(difference: Tensor) -> int:
+    """Numbers of a batch of videos that bear a loss: all but the image's."""
+    return difference[:, 1:].numel()

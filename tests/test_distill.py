@@ -1,0 +1,97 @@
+"""Distillation of the student on its own videos."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import KilledAt, conditions, latents, transformer, write_samples
+
+from relic.data import loader
+from relic.generate.config import Rollout
+from relic.memory.config import Memory
+from relic.model import weights
+from relic.tracking import Run
+from relic.train import distill
+from relic.train.config import Distill, Optimizer, Stage
+
+FAST = Optimizer(learning_rate=1e-3, betas=(0.0, 0.999), warmup=0)
+QUICK = Distill(
+    stages=(Stage(latents=2, steps=2, batch=2), Stage(latents=4, steps=2, batch=2)), critic_steps=1, guidance=1.0,
+    rollout=Rollout(chunk=2, memory=Memory(window=2, capacity=8)), optimizer=FAST, critic_optimizer=FAST,
+    checkpoint_every_s=-1,
+)  # fmt: skip
+
+
+class Kept(Run):
+    def __init__(self):
+        super().__init__()
+        self.logged = []
+
+    def log(self, metrics, step):
+        self.logged.append(metrics)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, list[Path]]:
+    folder = tmp_path_factory.mktemp("inputs")
+    for name in ("teacher/stage-2", "teacher/stage-4"):
+        weights.save(transformer(), folder / name)
+    weights.save(transformer(seed=1), folder / "student")
+    samples = write_samples(folder / "samples", count=16)
+    return {"teacher": [folder / "teacher"], "student": [folder / "student"], "samples": samples}
+
+
+def test_resumed_equals_uninterrupted(inputs, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    distill.main(QUICK, **inputs, out=tmp_path / "a", run=Run.silent())
+    with pytest.raises(KeyboardInterrupt):
+        distill.main(QUICK, **inputs, out=tmp_path / "b", run=KilledAt(3))
+    distill.main(QUICK, **inputs, out=tmp_path / "b", run=Run.silent())
+    whole, resumed, before = (
+        weights.load_transformer(folder).state_dict()
+        for folder in (tmp_path / "a", tmp_path / "b", inputs["student"][0])
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not all(torch.equal(whole[name], before[name]) for name in whole)
+
+
+def test_a_critic_that_equals_the_teacher_leaves_nothing_to_change():
+    difference = distill.score_difference(
+        transformer(), transformer(), latents(4, batch=2), conditions(4, batch=2), QUICK, np.random.default_rng(0)
+    )
+    assert not difference.any()
+
+
+def test_the_difference_points_from_the_teachers_guess_to_the_critics_and_spares_the_image():
+    given = (latents(4, batch=2), conditions(4, batch=2), QUICK)
+    there = distill.score_difference(transformer(), transformer(seed=1), *given, np.random.default_rng(0))
+    back = distill.score_difference(transformer(seed=1), transformer(), *given, np.random.default_rng(0))
+    assert torch.nn.functional.cosine_similarity(there.flatten(), back.flatten(), 0) < -0.95
+    assert there[:, 1:].any()
+    assert not there[:, 0].any()
+
+
+def test_its_videos_are_those_of_the_served_rollout(inputs):
+    batch = loader.load(inputs["samples"], text_tokens=4).batch([0, 1], num_latents=4)
+    student = transformer(seed=1)
+    video = distill.roll_out(student, QUICK, batch, -1, np.random.default_rng(0))
+    walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.seed)
+    served = [walk.step(batch.conditions.actions[:, 1:5]), walk.step(batch.conditions.actions[:, 5:13])]
+    assert torch.equal(torch.cat(served, 1), video.latents[:, 1:])
+
+
+def test_the_exit_step_varies_and_the_critic_is_trained(inputs, tmp_path):
+    run = Kept()
+    cfg = replace(QUICK, stages=(Stage(latents=2, steps=12, batch=2),))
+    distill.main(cfg, **inputs, out=tmp_path, run=run)
+    assert {logged["exit_step"] for logged in run.logged} == {0, 1, 2, 3}
+    assert run.logged[-1]["critic_loss"] < run.logged[0]["critic_loss"]
+
+
+def test_a_length_without_a_teacher_is_refused(inputs, tmp_path):
+    cfg = replace(QUICK, stages=(Stage(latents=6, steps=1, batch=2),))
+    with pytest.raises(ValueError, match=r"no model for 6 latents; it has 2, 4"):
+        distill.main(cfg, **inputs, out=tmp_path, run=Run.silent())
