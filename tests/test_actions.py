@@ -96,6 +96,14 @@ def test_translations_are_in_mean_steps_of_the_clip():
     torch.testing.assert_close(actions.annotate(track, USUAL), actions.annotate(scaled, USUAL))
 
 
+def test_a_step_that_is_said_replaces_the_clips_own():
+    still = pan(5, 0.0, (0, 0, 0))
+    still[3:, 2, 3] = 0.5
+    found = actions.annotate(still, USUAL, step=torch.tensor(10.0))
+    assert found[3, actions.ACTIONS.index("dolly_in")] == 0  # 0.05 steps, in the dead-zone
+    assert actions.annotate(still, USUAL)[3, actions.ACTIONS.index("dolly_in")] == 1
+
+
 def test_integration_goes_on_from_a_start():
     found = actions.annotate(walk(20), EXACT)
     whole = actions.integrate(found, EXACT)

@@ -62,13 +62,13 @@ def magnitudes(motion: Tensor) -> Tensor:
     return torch.cat([active, (active.sum(-1, keepdim=True) == 0).to(active)], -1)
 
 
-def annotate(poses: Tensor, cfg: Actions) -> Tensor:
+def annotate(poses: Tensor, cfg: Actions, *, step: Tensor | None = None) -> Tensor:
     """Actions [..., T, 13] of a track of camera-to-world poses [..., T, 4, 4].
 
-    Row 0 is static, row t leads to frame t.
+    Row 0 is static, row t leads to frame t. A displacement counts in steps [...]; by default the clip's own mean step.
     """
     displacement, turn = steps(poses)
-    displacement = displacement / mean_step(displacement)[..., None, None]
+    displacement = displacement / (mean_step(displacement) if step is None else step)[..., None, None]
     yaw, pitch, roll = (torch.rad2deg(yaw_pitch_roll(turn)) / cfg.degrees_per_unit).unbind(-1)
     x, y, z = displacement.unbind(-1)
     motion = torch.stack([z, x, -y, pitch, yaw, roll], -1)
