@@ -12,7 +12,7 @@ from relic.generate.config import Rollout, Sampler
 from relic.memory.config import Memory
 from relic.mistakes import UserError, allowed
 from relic.model.config import Codec, Transformer
-from relic.train.config import CodecTraining, Optimizer, Stage, StudentInit, Teacher
+from relic.train.config import CodecTraining, Distill, Optimizer, Stage, StudentInit, Teacher
 from relic.worlds.config import Doom
 
 
@@ -24,6 +24,7 @@ class Recipe:
     shard: Shard = field(default_factory=Shard)
     teacher: Teacher = field(default_factory=Teacher)
     student_init: StudentInit = field(default_factory=StudentInit)
+    distill: Distill = field(default_factory=Distill)
     evaluate: Evaluate = field(default_factory=Evaluate)
     expected_s: Mapping[str, float] = field(default_factory=dict)  # step of the graph -> seconds, for the estimate
 

@@ -44,6 +44,8 @@ TABLE = (
          about="train the bidirectional teacher"),
     Step(name="student-init", function="relic.train.student_init:main", config="student_init",
          inputs=("teacher", "samples"), about="make the causal four-step student from the teacher's trajectories"),
+    Step(name="distill", function="relic.train.distill:main", config="distill",
+         inputs=("teacher", "student", "samples"), about="distil the student on its own videos, by replayed DMD"),
     Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate",
          inputs=("clips", "codec", "teacher", "student"), files=("base",),
          about="measure the models and write the report"),

@@ -8,15 +8,15 @@ import torch
 from synthetic import frames_of, track
 from torch import Tensor
 
+from relic.data import palindrome
 from relic.evaluate import revisit
 from relic.evaluate.config import Revisit
 from relic.geometry import se3
-from relic.geometry.actions import ACTIONS, annotate
-from relic.geometry.config import Actions
 
 CFG = Revisit()
 AWAY = torch.from_numpy(track(np.full(60, 2.0), step=0.1))  # 2 degrees right and a step forward, 60 times
-MIRROR = revisit.there_and_back(AWAY, 30)
+THERE_AND_BACK = palindrome.indices(61, 30)
+MIRROR = AWAY[THERE_AND_BACK]
 WALK = frames_of(MIRROR.numpy())
 CAP = 48.1308
 
@@ -33,18 +33,6 @@ def earned(video: np.ndarray, poses: Tensor = MIRROR) -> dict:
 
 
 FROZEN = np.repeat(WALK[:1], 61, 0)
-
-
-def test_a_mirror_walk_comes_back_and_its_actions_are_annotated_anew() -> None:
-    assert torch.equal(MIRROR[31:], MIRROR[:30].flip(0))
-    found = annotate(MIRROR, Actions())
-    assert found[31:, [ACTIONS.index("dolly_out"), ACTIONS.index("pan_left")]].min() > 0.9
-
-
-@pytest.mark.parametrize("leg", [0, 61])
-def test_a_leg_that_the_walk_does_not_have_is_refused(leg: int) -> None:
-    with pytest.raises(ValueError, match=f"leg is {leg} of a walk of 61 frames; it must be from 1 to 60"):
-        revisit.there_and_back(AWAY, leg)
 
 
 def test_the_returns_of_a_mirror_walk_are_its_mirror_frames() -> None:
@@ -83,7 +71,7 @@ def test_the_size_of_a_track_changes_no_return() -> None:
 
 
 def test_noise_on_a_pan_hides_its_returns_unless_the_step_is_said() -> None:
-    pan = revisit.there_and_back(torch.from_numpy(track(np.full(60, 2.0), step=0)), 30)
+    pan = torch.from_numpy(track(np.full(60, 2.0), step=0))[THERE_AND_BACK]
     noise = torch.randn(61, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.01
     noisy = se3.pose(pan[:, :3, :3], noise)
     assert len(revisit.returns(noisy, CFG, step=0.1)) > 5 * max(1, len(revisit.returns(noisy, CFG)))

@@ -71,3 +71,18 @@ def test_videos_are_the_frames_from_0_to_1(five: Walks) -> None:
     videos = five.videos()
     assert videos.shape == (5, 21, 3, 64, 96)
     assert torch.equal((videos * 255).round().byte(), torch.from_numpy(five.frames).permute(0, 1, 4, 2, 3))
+
+
+def test_a_returning_walk_ends_where_it_began_and_its_actions_are_annotated_anew(five: Walks) -> None:
+    back = five.returning(Actions())
+    assert (back.frames[:, 11:] == five.frames[:, 9::-1]).all()
+    torch.testing.assert_close(back.poses[:, -1], back.poses[:, 0])
+    assert (back.actions[0, 11:, ACTIONS.index("pan_left")] > 0).all()  # the way there turned right
+
+
+def test_a_script_is_followed_from_every_first_frame(five: Walks) -> None:
+    script = five.actions[1]
+    given = five.first(2).following(script, Actions())
+    assert (given.ids, given.frames.shape[:2]) == (five.ids[:2], (2, 1))
+    torch.testing.assert_close(given.poses[0], five.poses[1])
+    torch.testing.assert_close(given.poses[1], five.poses[1])

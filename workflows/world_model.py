@@ -33,6 +33,12 @@ graph = Graph(
             resources=GPU,
         ),
         Step(
+            name="distill",
+            component="distill",
+            inputs={"teacher": Input("teacher"), "student": Input("student-init"), "samples": Input("join-samples")},
+            resources=GPU,
+        ),
+        Step(
             name="evaluate",
             component="evaluate",
             inputs={
@@ -40,6 +46,7 @@ graph = Graph(
                 "codec": Input("codec"),
                 "teacher": Input("teacher"),
                 "student": Input("student-init"),
+                "distilled": Input("distill"),
             },
             resources=GPU,
         ),

@@ -63,6 +63,8 @@ class Evaluate:
         default_factory=lambda: Actions(translation_dead_zone=0.3, rotation_dead_zone=0.5)
     )
     revisit: Revisit = field(default_factory=Revisit)
+    script_starts: int = 8  # walks whose first frames every script of actions starts from
+    script_latents: int = 8
     horizon_s: float = 1.0  # the headline figures are means over this time
     strips: int = 6  # walks shown as strips of frames, a region
     seed: int = 0
@@ -73,8 +75,8 @@ class Evaluate:
                 f"{self.known} known and {self.unseen} unseen walks; "
                 "the win rate swaps actions between walks, so allowed are at least 2 of each, or 0 unseen"
             )
-        if self.num_latents % self.rollout.chunk or self.num_latents < 2:
-            raise ValueError(
-                f"num_latents is {self.num_latents}; it must be a multiple of the chunk, {self.rollout.chunk}, "
-                "and at least 2"
-            )
+        for name in ("num_latents", "script_latents"):
+            if (count := getattr(self, name)) % self.rollout.chunk or count < 2:
+                raise ValueError(
+                    f"{name} is {count}; it must be a multiple of the chunk, {self.rollout.chunk}, and at least 2"
+                )

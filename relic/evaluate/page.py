@@ -17,7 +17,9 @@ from relic.evaluate.predict import psnr
 from relic.evaluate.walks import Walks
 
 matplotlib.use("Agg")
-COLOURS = {"base": "#98a1b0", "teacher": "#4c78a8", "student": "#e07b39", "still": "#1d2430"}
+COLOURS = {
+    "base": "#98a1b0", "teacher": "#4c78a8", "student": "#e07b39", "distilled": "#54a24b", "still": "#1d2430",
+}  # fmt: skip
 SHOWN_S = (0.0, 0.25, 0.5, 1.0, 1.5, 2.25, 3.0, 3.75)  # the moments of a strip
 STYLE = (
     curation_report.STYLE
@@ -39,11 +41,13 @@ def write(
     about: dict[str, str],
     regions: list[Walks],
     generated: dict[str, dict[str, np.ndarray]],
+    there_and_back: dict[str, np.ndarray],
     entries: list[dict],
     folders: list[Path],
     cfg: Evaluate,
 ) -> None:
-    """Write report.html. `generated` holds videos uint8 [n, F_px, H, W, 3] by region and model."""
+    """Write report.html. `generated` holds videos uint8 [n, F_px, H, W, 3] by region and model, `there_and_back` those
+    of the walks that return, by memory."""
     known = report["models"]
     body = [
         "<h1>A world you can walk in</h1>",
@@ -59,6 +63,20 @@ def write(
         "</div><div class=plot><b>Tracks of the walks, from above</b>",
         tracks(regions[0]),
         "</div></div>",
+        "<h2>Does the camera go where the actions say?</h2>",
+        "<p class=soft>Cameras are read from the videos by a small network trained on the recorded walks. Its own "
+        "error on the true videos is the floor; a frozen video and another walk's actions are what a model must beat. "
+        "Relative pose errors over 1 and 16 frames: translation in mean steps, rotation in degrees, failed estimates "
+        "counted as a camera at rest.</p>",
+        cameras("video", report["cameras"]),
+        "<h3>One action at a time, and walking while turning</h3>",
+        cameras("script", report["scripts"]),
+        "<h2>Does a place look the same on the way back?</h2>",
+        "<p class=soft>Walks to the middle and back the same way, in known maps. PSNR between the frames at which the "
+        "camera is back and the same video's earlier ones; a return counts only as far as the picture was another in "
+        "between, so that a frozen video earns nothing.</p>",
+        returns(report["returns"]),
+        *[memory_strip(there_and_back, i) for i in range(min(3, len(there_and_back["true"])))],
     ]
     for walks in regions:
         body.append(f"<h2>Held-out walks, {walks.region} maps</h2>")
@@ -82,13 +100,15 @@ def frames_of(folders: list[Path], entry: dict) -> np.ndarray:
 
 
 def lead(report: dict) -> str:
-    student = report["models"]["student"]
+    served = report["models"]["distilled"]
     cards = [
-        (f"{student['psnr_gain_over_still_db']:+.2f} dB", "student over repeating the frame, first second"),
-        (f"{student['action_win_rate']:.0%}", "student's videos nearer the truth than with another walk's actions"),
-        (f"{report['codec_psnr_db']:.1f} dB", "codec, on test walks"),
+        (f"{served['psnr_gain_over_still_db']:+.2f} dB", "the served model over repeating the frame, first second"),
+        (f"{served['action_win_rate']:.0%}", "of its videos nearer the truth than with another walk's actions"),
+        (f"{report['revisit_psnr_db']:.1f} dB", f"at returns; {report['revisit_psnr_window_only_db']:.1f} without the "
+         "compressed memory"),
+        (f"{report['chunk_latency_ms_p50']:.0f} ms", "a chunk of frames, decoded"),
         (str(report["clips_kept"]), f"clips kept, {report['clips_dropped']} dropped"),
-    ]
+    ]  # fmt: skip
     return "<div class=lead>" + "".join(f"<div class=figure><b>{b}</b>{escape(t)}</div>" for b, t in cards) + "</div>"
 
 
@@ -120,6 +140,50 @@ def models(found: dict, about: dict[str, str], horizon_s: float) -> str:
     return table(head, rows) + note
 
 
+def cameras(what: str, found: dict[str, dict]) -> str:
+    """A row a video: errors of its camera and how well it does what the actions say."""
+
+    def shown(value: float | None, form: str) -> str:
+        return "–" if value is None else f"{value:{form}}"
+
+    rows = []
+    for name, figures in found.items():
+        errors = [figures[key] for key in ("rpe_t_1", "rpe_t_16", "rpe_r_1", "rpe_r_16")]
+        row = [name, *(shown(error["mean"], ".2f") for error in errors)]
+        row += [f"{errors[0]['n_ok']} / {errors[0]['n']}", shown(figures["following"]["balanced_accuracy"], ".0%")]
+        rows.append(row)
+    head = [what, "RPE-t, 1", "RPE-t, 16", "RPE-r, 1", "RPE-r, 16", "estimates", "actions right, balanced"]
+    return table(head, rows)
+
+
+def returns(found: dict[str, dict[str, float]]) -> str:
+    """A row a memory: how like itself a place is on the way back."""
+    keys = ("gated_psnr_db", "psnr_db", "psnr_to_truth_db")
+    rows = [
+        [name, *(f"{figures[key]:.2f}" if key in figures else "–" for key in keys), f"{figures['walks']:.0f}"]
+        for name, figures in found.items()
+    ]
+    return table(["memory", "at the return, counted", "at the return, dB", "to the true frames, dB", "walks"], rows)
+
+
+def memory_strip(videos: dict[str, np.ndarray], index: int) -> str:
+    """One walk there and back: the true frames above every memory's."""
+    last = videos["true"].shape[1] - 1
+    moments = [round(last * share) for share in (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1)]
+    return f"<div class=strip><div class=rows>{picture_rows(videos, index, moments)}</div></div>"
+
+
+def picture_rows(videos: dict[str, np.ndarray], index: int, moments: list[int]) -> str:
+    """Frames of one walk at some moments, a row a video."""
+    rows = []
+    for name, video in videos.items():
+        pictures = "".join(
+            f'<figure><img src="{data_uri(video[index][t])}" alt="{name}, frame {t}"></figure>' for t in moments
+        )
+        rows.append(f"<span>{name}</span><div class=frames>{pictures}</div>")
+    return "".join(rows)
+
+
 def training(steps: dict[str, dict[str, float]]) -> str:
     """What each training step began and ended with, on data or samples that do not change."""
     codec: dict[str, float] = steps["codec"]
@@ -127,7 +191,12 @@ def training(steps: dict[str, dict[str, float]]) -> str:
     rows.append(
         ["codec: PSNR of test walks, dB", f"{codec['codec_psnr_db_before']:.2f}", f"{codec['codec_psnr_db']:.2f}"]
     )
-    for name, what in (("teacher", "error of the velocity"), ("student-init", "error of the jumps")):
+    named = {
+        "teacher": "error of the velocity",
+        "student-init": "error of the jumps",
+        "distill": "distance of its own videos to the true ones",
+    }
+    for name, what in named.items():
         rows.append([f"{name}: {what}", f"{steps[name]['loss_before']:.4f}", f"{steps[name]['loss']:.4f}"])
     return table(["step", "before", "after"], rows)
 
@@ -135,18 +204,12 @@ def training(steps: dict[str, dict[str, float]]) -> str:
 def strips(walks: Walks, generated: dict[str, np.ndarray], index: int) -> str:
     """One walk: the true frames above every model's."""
     moments = [round(s * walks.fps) for s in SHOWN_S if round(s * walks.fps) < walks.frames.shape[1]]
-    rows = []
-    for name, video in {"true": walks.frames, **generated}.items():
-        pictures = "".join(
-            f'<figure><img src="{data_uri(video[index][t])}" alt="{name} at {t / walks.fps:.2f} s"></figure>'
-            for t in moments
-        )
-        rows.append(f"<span>{name}</span><div class=frames>{pictures}</div>")
+    rows = picture_rows({"true": walks.frames, **generated}, index, moments)
     times = "".join(f"<figure><figcaption>{t / walks.fps:.2f} s</figcaption></figure>" for t in moments)
-    rows.append(f"<span></span><div class=frames>{times}</div>")
+    rows += f"<span></span><div class=frames>{times}</div>"
     return (
         f"<div class=strip><p><b>{escape(walks.ids[index])}</b> {escape(walks.captions[index])}</p>"
-        f"<div class=rows>{''.join(rows)}</div></div>"
+        f"<div class=rows>{rows}</div></div>"
     )
 
 

@@ -40,44 +40,40 @@ def few_steps(model: Transformer, cfg: Evaluate) -> Generate:
     """The student: chunk by chunk over its memory."""
 
     def generate(image_latent: Tensor, conditions: Conditions) -> Tensor:
-        walk = Rollout(
-            model, cfg.rollout, image_latent=image_latent, text=conditions.text, seed=cfg.seed, unit=cfg.actions
-        )
+        walk = started(model, cfg, image_latent, conditions)
         latents, _ = play(walk, conditions.actions, num_latents=cfg.num_latents)
         return latents
 
     return generate
 
 
+def started(model: Transformer, cfg: Evaluate, image_latent: Tensor, conditions: Conditions) -> Rollout:
+    return Rollout(model, cfg.rollout, image_latent=image_latent, text=conditions.text, seed=cfg.seed, unit=cfg.actions)
+
+
 @torch.inference_mode()
 def videos(
-    generate: Generate, codec: Codec, walks: Walks, text_tokens: int, cfg: Evaluate, folder: Path, run: Run
-) -> tuple[np.ndarray, np.ndarray]:
-    """Generated videos uint8 [n, F_px, H, W, 3] from the true actions and from another walk's, with the same noise.
+    generate: Generate, codec: Codec, images: np.ndarray, conditions: Conditions, cfg: Evaluate, folder: Path, run: Run
+) -> np.ndarray:
+    """Videos uint8 [n, F_px, H, W, 3] that begin with `images` uint8 [n, H, W, 3] and follow n conditions.
 
     A finished batch lies in `folder` and is not generated again."""
-    device = codec.mean.device
-    pairs = []
-    for start in range(0, len(walks), cfg.batch):
-        path = folder / f"{walks.region}-{start:05d}.npz"
+    device, done = codec.mean.device, []
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(images), cfg.batch):
+        path = folder / f"{start:05d}.npy"
         if not path.exists():
             part = slice(start, start + cfg.batch)
-            first = walks.videos()[part, :1].to(device)
-            image = codec.encode(first)[:, 0]
-            made = []
-            for order in (None, walks.others()):
-                conditions = walks.conditions(text_tokens, order)
-                picked = Conditions(conditions.actions[part], conditions.poses[part], conditions.text[part]).to(device)
-                with autocast(device):
-                    made.append(to_bytes(codec.decode(generate(image, picked)).float()))
-            folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".new.npz")
-            np.savez(beside, true=made[0], other=made[1])
+            first = torch.from_numpy(images[part, None]).movedim(-1, 2).to(device).float().div(255)
+            given = Conditions(conditions.actions[part], conditions.poses[part], conditions.text[part]).to(device)
+            with autocast(device):
+                made = to_bytes(codec.decode(generate(codec.encode(first)[:, 0], given)).float())
+            beside = path.with_suffix(".new.npy")
+            np.save(beside, made)
             beside.rename(path)
-        run.progress(min(start + cfg.batch, len(walks)), len(walks), f"{folder.name}, {walks.region} maps")
-        with np.load(path) as saved:
-            pairs.append((saved["true"], saved["other"]))
-    return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
+        run.progress(min(start + cfg.batch, len(images)), len(images), f"{folder.parent.name}, {folder.name}")
+        done.append(np.load(path))
+    return np.concatenate(done)
 
 
 def to_bytes(frames: Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from relic import artifacts
 from relic.data import clip
-from relic.evaluate import page, predict
+from relic.evaluate import page, predict, probes
 from relic.evaluate.config import Evaluate
 from relic.evaluate.walks import Walks, read
 from relic.geometry.actions import ACTIONS, STATIC
@@ -23,7 +23,9 @@ MODELS = {
     "base": "the start weights, before today's walks",
     "teacher": "bidirectional, many steps",
     "student": "causal, four steps, compressed memory",
+    "distilled": "the student, distilled on its own videos: what is served",
 }
+SERVED = "distilled"
 
 
 def main(
@@ -31,14 +33,16 @@ def main(
     *,
     clips: list[Path],
     codec: list[Path],
+    pose_net: list[Path],
     teacher: list[Path],
     student: list[Path],
+    distilled: list[Path],
     out: Path,
     run: Run,
 ) -> dict[str, float]:
     """Writes report.html, report.json and examples/ (what a served world offers to start from)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder = weights.load_codec(codec[0], device)
+    decoder, estimator = weights.load_codec(codec[0], device), weights.load_pose_net(pose_net[0], device)
     num_frames = 4 * (cfg.num_latents - 1) + 1
     known = read(clips, "known", cfg.known, num_frames, cfg.actions)
     unseen = read(clips, "unseen", cfg.unseen, num_frames, cfg.actions)
@@ -49,6 +53,7 @@ def main(
         "base": weights.start_folder(cfg.base) if cfg.base else None,
         "teacher": teacher[0],
         "student": student[0],
+        SERVED: distilled[0],
     }
     models: dict[str, dict | None] = {}
     generated: dict[str, dict[str, np.ndarray]] = {walks.region: {} for walks in regions}
@@ -57,37 +62,77 @@ def main(
         if folder is None:
             continue
         model = weights.load_transformer(folder, device)
-        generate = (predict.few_steps if name == "student" else predict.many_steps)(model, cfg)
+        generate = (predict.few_steps if name in ("student", SERVED) else predict.many_steps)(model, cfg)
+
+        def make(
+            kind: str, walks: Walks, generate: predict.Generate, order: list[int] | None = None,
+            *, folder: Path = out / ".generated" / name, text_tokens: int = model.cfg.text_tokens,
+        ) -> np.ndarray:  # fmt: skip
+            given = walks.conditions(text_tokens, order)
+            return predict.videos(generate, decoder, walks.frames[:, 0], given, cfg, folder / kind, run)
+
         found = {}
         for walks in regions:
-            true, other = predict.videos(
-                generate, decoder, walks, model.cfg.text_tokens, cfg, out / ".generated" / name, run
-            )
+            true = make(f"{walks.region}-true", walks, generate)
+            other = make(f"{walks.region}-other", walks, generate, walks.others())
             found[walks.region] = predict.figures(walks, true, other, cfg.horizon_s)
             generated[walks.region][name] = true
+            if walks is known:
+                swapped = other
         models[name] = {**found.pop("known"), **found}
+
+    # the last one, which is served, is looked at more closely
+    sizes = usual_sizes(regions)
+    floors = {"frozen video": np.repeat(known.frames[:, :1], num_frames, 1), "random actions": swapped}
+    cameras, unit = probes.cameras(estimator, known, {**floors, **generated["known"]}, cfg)
+    scripts = probes.on_scripts(model, estimator, known, sizes, unit, make, cfg)
+    returns, there_and_back = probes.on_returns(model, known, make, cfg)
+    latency = probes.chunk_latency_ms(model, decoder, known, cfg)
 
     entries = [entry for folder in clips for entry in clip.read_index(folder)]
     report = {
         "clips_kept": sum(entry["kept"] for entry in entries),
         "clips_dropped": sum(not entry["kept"] for entry in entries),
         "codec_psnr_db": artifacts.read_json(codec[0] / "manifest.json")["summary"]["codec_psnr_db"],
+        "rpe_trans": cameras[SERVED]["rpe_t_1"]["mean"],
+        "rpe_rot_deg": cameras[SERVED]["rpe_r_1"]["mean"],
+        "rpe_floor_trans": cameras["true video"]["rpe_t_1"]["mean"],
+        "rpe_floor_rot_deg": cameras["true video"]["rpe_r_1"]["mean"],
+        "revisit_psnr_db": returns["relic"]["gated_psnr_db"],
+        "revisit_psnr_window_only_db": returns["window only"]["gated_psnr_db"],
+        "revisit_psnr_full_db": returns["full"]["gated_psnr_db"],
+        "revisit_psnr_shuffled_db": returns["shuffled"]["gated_psnr_db"],
+        "chunk_latency_ms_p50": float(np.median(latency)),
         "models": models,
+        "cameras": cameras,
+        "scripts": scripts,
+        "returns": returns,
         "steps": {
             folder.parent.name: artifacts.read_json(folder / "manifest.json")["summary"]
-            for folder in (codec[0], teacher[0], student[0])
+            for folder in (codec[0], pose_net[0], teacher[0], student[0], distilled[0])
         },
     }
     artifacts.write_json(out / "report.json", report)
-    write_examples(regions, out / "examples")
-    page.write(out / "report.html", report, MODELS, regions, generated, entries, clips, cfg)
-    headline = models["student"] or {}
-    return {f"student_{key}": value for key, value in headline.items() if isinstance(value, float)}
+    write_examples(regions, sizes, out / "examples")
+    page.write(out / "report.html", report, MODELS, regions, generated, there_and_back, entries, clips, cfg)
+    run.figure(out / "report.html")
+    headline = {f"{SERVED}_{key}": value for key, value in (models[SERVED] or {}).items()}
+    headline |= {key: value for key, value in report.items() if isinstance(value, float)}
+    return {key: value for key, value in headline.items() if isinstance(value, float)}
 
 
-def write_examples(regions: list[Walks], folder: Path) -> None:
-    """The first frame and caption of the walks: examples.json and one PNG each; world.json: the usual size of every
-    action that the world knows."""
+def usual_sizes(regions: list[Walks]) -> dict[str, float]:
+    """The usual size of every action that the world knows."""
+    moved = torch.cat([walks.actions[:, 1:].flatten(0, 1) for walks in regions])
+    active = moved > 0
+    usual = moved.sum(0) / active.sum(0).clamp(min=1)
+    known = [i for i in range(STATIC) if active[:, i].double().mean() >= MIN_SHARE]
+    return {ACTIONS[i]: round(usual[i].item(), 3) for i in known}
+
+
+def write_examples(regions: list[Walks], sizes: dict[str, float], folder: Path) -> None:
+    """The first frame and caption of the walks: examples.json and one PNG each; world.json: the frame rate and the
+    known actions' usual sizes."""
     folder.mkdir(exist_ok=True)
     examples = []
     for walks in regions:
@@ -95,9 +140,4 @@ def write_examples(regions: list[Walks], folder: Path) -> None:
             Image.fromarray(frames[0]).save(folder / f"{id_}.png")
             examples.append({"id": id_, "image": f"{id_}.png", "caption": caption, "place": place})
     artifacts.write_json(folder / "examples.json", examples)
-    moved = torch.cat([walks.actions[:, 1:].flatten(0, 1) for walks in regions])
-    active = moved > 0
-    usual = moved.sum(0) / active.sum(0).clamp(min=1)
-    known = [i for i in range(STATIC) if active[:, i].double().mean() >= MIN_SHARE]
-    sizes = {ACTIONS[i]: round(usual[i].item(), 3) for i in known}
     artifacts.write_json(folder / "world.json", {"fps": regions[0].fps, "actions": sizes})

@@ -12,21 +12,12 @@ which flickers or fades earns nothing. A frame without structure cannot tell and
 import numpy as np
 from torch import Tensor
 
-from relic.data import palindrome
 from relic.evaluate.config import Revisit
 from relic.evaluate.predict import psnr
 from relic.geometry import actions
 
 CELLS = (8, 12)  # rows, columns
 FLAT = 4.0  # standard deviation of the cells, of 255, under which a frame has no structure
-
-
-def there_and_back(poses: Tensor, leg: int) -> Tensor:
-    """Poses [2 leg + 1, 4, 4] of the mirror walk 0 .. leg .. 0 along a walk's start; its actions are to be annotated
-    anew."""
-    if not 1 <= leg < len(poses):
-        raise ValueError(f"leg is {leg} of a walk of {len(poses)} frames; it must be from 1 to {len(poses) - 1}")
-    return poses[palindrome.indices(2 * leg + 1, leg)]
 
 
 def returns(poses: Tensor, cfg: Revisit, *, step: float | None = None) -> np.ndarray:

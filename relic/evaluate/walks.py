@@ -1,13 +1,13 @@
 """The held-out walks that models are measured on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from relic.data import clip
+from relic.data import clip, palindrome
 from relic.geometry import actions
 from relic.geometry.config import Actions
 from relic.model import text
@@ -40,6 +40,27 @@ class Walks:
         return Conditions(
             self.actions[rows].float(), self.poses[rows].float(), text.tokenize(list(self.captions), text_tokens)
         )
+
+    def first(self, count: int) -> "Walks":
+        """At most so many of the walks."""
+        part = slice(count)
+        return replace(
+            self, ids=self.ids[part], captions=self.captions[part], places=self.places[part],
+            frames=self.frames[part], actions=self.actions[part], poses=self.poses[part],
+        )  # fmt: skip
+
+    def following(self, script: Tensor, unit: Actions) -> "Walks":
+        """The walks' first frames with the actions [T, 13] of a script; of its frames only the first is known."""
+        moves = script.expand(len(self), -1, -1)
+        return replace(self, frames=self.frames[:, :1], actions=moves, poses=actions.integrate(moves, unit))
+
+    def returning(self, unit: Actions) -> "Walks":
+        """Walks to the middle frame and back the same way, of as many frames; actions are annotated anew, without
+        dead-zones, for what they leave out would keep the walk from closing."""
+        there = palindrome.indices(self.frames.shape[1], (self.frames.shape[1] - 1) // 2)
+        exact = replace(unit, translation_dead_zone=0.0, rotation_dead_zone=0.0)
+        moves = actions.annotate(self.poses[:, there], exact)
+        return replace(self, frames=self.frames[:, there], actions=moves, poses=actions.integrate(moves, unit))
 
     def others(self) -> list[int]:
         """For every walk another one, whose actions it is confronted with: half the list further on."""

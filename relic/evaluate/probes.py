@@ -1,0 +1,155 @@
+"""What a model does beyond the picture: where its camera goes, what it makes of one action, what it remembers.
+
+Cameras are read from the videos by the pose estimator. Everything is measured on the held-out walks of known maps.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relic.evaluate import following, predict, revisit, trajectory
+from relic.evaluate.config import Evaluate
+from relic.evaluate.walks import Walks
+from relic.geometry import actions as algorithm1
+from relic.memory.config import Memory
+from relic.model import pose_net
+from relic.model.codec import Codec
+from relic.model.conditions import Conditions
+from relic.model.pose_net import PoseNet
+from relic.model.precision import autocast
+from relic.model.transformer import Transformer
+
+Make = Callable[[str, Walks, predict.Generate], np.ndarray]  # a name, walks -> videos uint8 [n, F_px, H, W, 3]
+
+
+@torch.inference_mode()
+def tracks(net: PoseNet, videos: np.ndarray, batch: int = 8) -> list[Tensor]:
+    """Estimated poses [T, 4, 4] of videos uint8 [n, T, H, W, 3]."""
+    device, found = next(net.parameters()).device, []
+    for start in range(0, len(videos), batch):
+        frames = torch.from_numpy(videos[start : start + batch]).movedim(-1, 2).to(device).float().div(255)
+        found += list(pose_net.track(net, frames).cpu())
+    return found
+
+
+def cameras(net: PoseNet, walks: Walks, videos: dict[str, np.ndarray], cfg: Evaluate) -> tuple[dict, float]:
+    """How the cameras of videos follow the walks, by the videos' names, after the floor: the estimator on the true
+    videos. And the estimator's unit in the walks'."""
+    references, estimates = list(walks.poses), tracks(net, walks.frames)
+    trajectory.check_direction(references, estimates)
+    unit = trajectory.usual_scale(references, estimates, cfg.trajectory)
+    found = {"true video": followed(references, estimates, unit, cfg)}
+    for name, video in videos.items():
+        found[name] = followed(references, tracks(net, video), unit, cfg)
+    return found, unit
+
+
+def followed(references: list[Tensor], estimates: list[Tensor], unit: float, cfg: Evaluate) -> dict:
+    """The errors of estimated tracks over clips, and how well they do what the actions say."""
+    errors = [trajectory.compare(q, p, cfg.trajectory, unit=unit) for q, p in zip(references, estimates, strict=True)]
+    sound = [None if error.fault else track for error, track in zip(errors, estimates, strict=True)]
+    return {
+        **trajectory.summarise(errors, cfg.trajectory),
+        "following": following.score(references, sound, cfg.following, unit=unit),
+    }
+
+
+def scripts(sizes: dict[str, float], num_frames: int) -> dict[str, Tensor]:
+    """Actions [T, 13] of every known action alone, at its usual size, and of walking forward while turning."""
+    mixed = [pair for pair in (("dolly_in", "pan_left"), ("dolly_in", "pan_right")) if set(pair) <= set(sizes)]
+    made = {}
+    for names in [(name,) for name in sizes] + mixed:
+        script = torch.zeros(num_frames, algorithm1.NUM_ACTIONS, dtype=torch.float64)
+        script[0, algorithm1.STATIC] = 1
+        for name in names:
+            script[1:, algorithm1.ACTIONS.index(name)] = sizes[name]
+        made[" + ".join(names)] = script
+    return made
+
+
+def on_scripts(
+    model: Transformer, net: PoseNet, walks: Walks, sizes: dict[str, float], unit: float, make: Make, cfg: Evaluate
+) -> dict:
+    """How the camera follows each script from the first frames of `script_starts` walks."""
+    generate = predict.few_steps(model, replace(cfg, num_latents=cfg.script_latents))
+    found = {}
+    for name, script in scripts(sizes, 4 * (cfg.script_latents - 1) + 1).items():
+        given = walks.first(cfg.script_starts).following(script, cfg.actions)
+        found[name] = followed(list(given.poses), tracks(net, make(f"script {name}", given, generate)), unit, cfg)
+    return found
+
+
+def memories(cfg: Evaluate) -> dict[str, Memory]:
+    """The memory that the model has, the same without its old latents, and one that forgets and pools nothing."""
+    usual = cfg.rollout.memory
+    window = replace(usual, capacity=1 + usual.window + cfg.rollout.chunk)  # the image, the window, the new chunk
+    return {"relic": usual, "window only": window, "full": replace(usual, schedule=(1,))}
+
+
+def shuffled(model: Transformer, cfg: Evaluate) -> predict.Generate:
+    """The few-step rollout whose pooled latents change places before every chunk: who does not read them is the same.
+
+    The image and the window stay as they are."""
+
+    def generate(image_latent: Tensor, conditions: Conditions) -> Tensor:
+        walk = predict.started(model, cfg, image_latent, conditions)
+        latents, random = [image_latent[:, None]], torch.Generator().manual_seed(cfg.seed)
+        while walk.num_latents < cfg.num_latents:
+            slots = walk.memory.slots
+            first, last = (
+                sum(slot.tokens for slot in slots[:n]) for n in (1, max(1, len(slots) - cfg.rollout.memory.window))
+            )
+            order = first + torch.randperm(last - first, generator=random)
+            for store in (walk.memory.storage, walk.memory.scales):
+                if store is not None:
+                    store[:, :, :, first:last] = store[:, :, :, order]
+            done = walk.actions.shape[1]
+            latents.append(walk.step(conditions.actions[:, done : done + walk.num_actions]))
+        return torch.cat(latents, 1)
+
+    return generate
+
+
+def on_returns(model: Transformer, walks: Walks, make: Make, cfg: Evaluate) -> tuple[dict, dict[str, np.ndarray]]:
+    """How like itself a place looks at the return from a walk there and back, for every memory, and the videos."""
+    back = walks.returning(cfg.actions)
+    videos = {"true": back.frames, "still": np.repeat(back.frames[:, :1], back.frames.shape[1], 1)}
+    for name, memory in memories(cfg).items():
+        changed = replace(cfg, rollout=replace(cfg.rollout, memory=memory))
+        videos[name] = make(f"return {name}", back, predict.few_steps(model, changed))
+    videos["shuffled"] = make("return shuffled", back, shuffled(model, cfg))
+    return {name: returned(back, video, cfg) for name, video in videos.items()}, videos
+
+
+def returned(back: Walks, videos: np.ndarray, cfg: Evaluate) -> dict[str, float]:
+    """Means over walks: the PSNR at the returns with and without the gate, and the PSNR to the true frames there."""
+    found, true = [], []
+    for video, poses, frames in zip(videos, back.poses, back.frames, strict=True):
+        if (one := revisit.psnr_at_returns(video, poses, cfg.revisit)) is not None:
+            at = revisit.returns(poses, cfg.revisit)[:, 0]
+            found.append(one)
+            true.append(predict.psnr(video[at], frames[at]))
+    if not found:
+        return {"walks": 0}
+    mean = {name: float(np.mean([one[name] for one in found])) for name in ("psnr_db", "gate", "gated_psnr_db")}
+    return {"walks": len(found), **mean, "psnr_to_truth_db": float(np.mean(true))}
+
+
+@torch.inference_mode()
+def chunk_latency_ms(model: Transformer, codec: Codec, walks: Walks, cfg: Evaluate) -> list[float]:
+    """Milliseconds that each chunk of one walk takes, its decoding included; the first is left out as warming up."""
+    device, one = codec.mean.device, walks.first(1)
+    given = one.conditions(model.cfg.text_tokens).to(device)
+    first = torch.from_numpy(one.frames[:, :1]).movedim(-1, 2).to(device).float().div(255)
+    walk = predict.started(model, cfg, codec.encode(first)[:, 0], given)
+    stream, found = codec.decoder_stream(), []
+    while walk.num_latents < cfg.num_latents:
+        began, done = time.perf_counter(), walk.actions.shape[1]
+        with autocast(device):
+            stream.decode(walk.step(given.actions[:, done : done + walk.num_actions])).cpu()
+        found.append(1000 * (time.perf_counter() - began))
+    return found[1:]
