@@ -46,8 +46,8 @@ TABLE = (
          inputs=("teacher", "samples"), about="make the causal four-step student from the teacher's trajectories"),
     Step(name="distill", function="relic.train.distill:main", config="distill",
          inputs=("teacher", "student", "samples"), about="distil the student on its own videos, by replayed DMD"),
-    Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate",
-         inputs=("clips", "codec", "teacher", "student"), files=("base",),
+    Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate", version=2,
+         inputs=("clips", "codec", "estimator", "teacher", "student", "distilled"), files=("base",),
          about="measure the models and write the report"),
 )  # fmt: skip
 STEPS: dict[str, Step] = {step.name: step for step in TABLE}

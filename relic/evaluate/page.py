@@ -160,8 +160,7 @@ def returns(found: dict[str, dict[str, float]]) -> str:
     """A row a memory: how like itself a place is on the way back."""
     keys = ("gated_psnr_db", "psnr_db", "psnr_to_truth_db")
     rows = [
-        [name, *(f"{figures[key]:.2f}" if key in figures else "–" for key in keys), f"{figures['walks']:.0f}"]
-        for name, figures in found.items()
+        [name, *(f"{figures[key]:.2f}" for key in keys), f"{figures['walks']:.0f}"] for name, figures in found.items()
     ]
     return table(["memory", "at the return, counted", "at the return, dB", "to the true frames, dB", "walks"], rows)
 

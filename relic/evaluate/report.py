@@ -33,7 +33,7 @@ def main(
     *,
     clips: list[Path],
     codec: list[Path],
-    pose_net: list[Path],
+    estimator: list[Path],
     teacher: list[Path],
     student: list[Path],
     distilled: list[Path],
@@ -42,7 +42,7 @@ def main(
 ) -> dict[str, float]:
     """Writes report.html, report.json and examples/ (what a served world offers to start from)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder, estimator = weights.load_codec(codec[0], device), weights.load_pose_net(pose_net[0], device)
+    decoder, reader = weights.load_codec(codec[0], device), weights.load_pose_net(estimator[0], device)
     num_frames = 4 * (cfg.num_latents - 1) + 1
     known = read(clips, "known", cfg.known, num_frames, cfg.actions)
     unseen = read(clips, "unseen", cfg.unseen, num_frames, cfg.actions)
@@ -84,8 +84,8 @@ def main(
     # the last one, which is served, is looked at more closely
     sizes = usual_sizes(regions)
     floors = {"frozen video": np.repeat(known.frames[:, :1], num_frames, 1), "random actions": swapped}
-    cameras, unit = probes.cameras(estimator, known, {**floors, **generated["known"]}, cfg)
-    scripts = probes.on_scripts(model, estimator, known, sizes, unit, make, cfg)
+    cameras, unit = probes.cameras(reader, known, {**floors, **generated["known"]}, cfg)
+    scripts = probes.on_scripts(model, reader, known, sizes, unit, make, cfg)
     returns, there_and_back = probes.on_returns(model, known, make, cfg)
     latency = probes.chunk_latency_ms(model, decoder, known, cfg)
 
@@ -109,7 +109,7 @@ def main(
         "returns": returns,
         "steps": {
             folder.parent.name: artifacts.read_json(folder / "manifest.json")["summary"]
-            for folder in (codec[0], pose_net[0], teacher[0], student[0], distilled[0])
+            for folder in (codec[0], estimator[0], teacher[0], student[0], distilled[0])
         },
     }
     artifacts.write_json(out / "report.json", report)
