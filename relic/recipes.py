@@ -9,11 +9,21 @@ from typing import Any
 from relic.data.config import Curate, Shard
 from relic.evaluate.config import Evaluate
 from relic.generate.config import Rollout, Sampler
+from relic.launch.config import Deploy, Threshold
 from relic.memory.config import Memory
 from relic.mistakes import UserError, allowed
 from relic.model.config import Codec, Transformer
+from relic.serve.config import Export
 from relic.train.config import CodecTraining, Optimizer, Stage, StudentInit, Teacher
 from relic.worlds.config import Doom
+
+SERVED = "student"  # which of the report's models the gate looks at: the one that is exported
+
+
+def gate(*, gain_db: float, win_rate: float) -> tuple[Threshold, ...]:
+    """What the figures of known maps must reach."""
+    bars = {"psnr_gain_over_still_db": gain_db, "action_win_rate": win_rate}
+    return tuple(Threshold(metric=f"models.{SERVED}.{name}", at_least=bar) for name, bar in bars.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +35,12 @@ class Recipe:
     teacher: Teacher = field(default_factory=Teacher)
     student_init: StudentInit = field(default_factory=StudentInit)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    deploy: Deploy = Deploy(gate=gate(gain_db=0.01, win_rate=0.8))
     expected_s: Mapping[str, float] = field(default_factory=dict)  # step of the graph -> seconds, for the estimate
+
+    @property
+    def export(self) -> Export:
+        return Export(name=self.name)
 
 
 def tiny() -> Recipe:
@@ -62,6 +77,8 @@ def tiny() -> Recipe:
             "teacher": 92,
             "student-init": 160,
             "evaluate": 117,
+            "export": 4,
+            "deploy": 40,
         },
     )
 
@@ -167,6 +184,7 @@ def quick() -> Recipe:
         evaluate=replace(
             base.evaluate, known=2, unseen=2, num_latents=8, sampler=Sampler(steps=4), rollout=rollout, strips=2
         ),
+        deploy=Deploy(gate=gate(gain_db=-20.0, win_rate=0.0)),
     )
 
 
