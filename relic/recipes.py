@@ -35,7 +35,7 @@ class Recipe:
     teacher: Teacher = field(default_factory=Teacher)
     student_init: StudentInit = field(default_factory=StudentInit)
     evaluate: Evaluate = field(default_factory=Evaluate)
-    deploy: Deploy = Deploy(gate=gate(gain_db=0.01, win_rate=0.8))
+    deploy: Deploy = field(default_factory=lambda: Deploy(gate=gate(gain_db=0.01, win_rate=0.8)))
     expected_s: Mapping[str, float] = field(default_factory=dict)  # step of the graph -> seconds, for the estimate
 
     @property

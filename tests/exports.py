@@ -51,13 +51,15 @@ def write_evaluation(out: Path, figures: dict) -> None:
     artifacts.write_json(out / "report.json", {"models": {"base": None, "student": figures}})
 
 
-def inputs(store: Path, student: Transformer | None = None, figures: dict = GOOD, **names: dict) -> dict[str, list[str]]:
-    """What the export step reads; `names` tell one student of a store from another."""
-    trained = finished(store, "student-init", lambda out: weights.save(student or transformer(), out), parameters=names)
-    used = {"rollout": asdict(ROLLOUT), "actions": {"degrees_per_unit": 2.0}}
+def inputs(
+    store: Path, student: Transformer | None = None, figures: dict = GOOD, name: str = ""
+) -> dict[str, list[str]]:
+    """What the export step reads; `name` tells one student of a store from another."""
+    own = {"name": name}
+    trained = finished(store, "student-init", lambda out: weights.save(student or transformer(), out), parameters=own)
     measured = finished(
-        store, "evaluate", lambda out: write_evaluation(out, figures), parameters={**used, **names},
-        inputs={"student": [trained]},
+        store, "evaluate", lambda out: write_evaluation(out, figures), inputs={"student": [trained]},
+        parameters={"rollout": asdict(ROLLOUT), "actions": {"degrees_per_unit": 2.0}, **own},
     )  # fmt: skip
     made = finished(store, "codec", lambda out: weights.save(codec(), out))
     return {"student": [trained], "codec": [made], "evaluation": [measured]}

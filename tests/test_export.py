@@ -33,8 +33,8 @@ def copied(made: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "copied"))
 
 
-def load(**place: str) -> engine.Student:
-    return engine.load(Serve(device="cpu", **place))
+def load(*, run: str = "", export: str = "") -> engine.Student:
+    return engine.load(Serve(device="cpu", run=run, export=export))
 
 
 def test_an_export_holds_all_that_a_server_needs(made: str) -> None:
@@ -105,7 +105,7 @@ def test_what_is_no_export_is_said(made: str, tmp_path: Path) -> None:
 
 def test_an_evaluation_of_another_student_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tracking.PARENT, tracking.RUNNER)
-    mixed = {**inputs(tmp_path), "student": inputs(tmp_path, transformer(seed=1), name={"seed": 1})["student"]}
+    mixed = {**inputs(tmp_path), "student": inputs(tmp_path, transformer(seed=1), name="other")["student"]}
     with pytest.raises(UserError, match=r"the evaluation .* has not measured student-init/"):
         export(tmp_path, mixed)
 

@@ -128,7 +128,7 @@ def fake_key() -> str:
         (["teacher", "--samples", "/tmp/samples"], "'/tmp/samples' is not an artifact; it must be STORE/STEP/KEY"),
         (["curate", "--part", "2", "--parts", "2"], "relic: part is 2 of 2; it must be 0 to 1"),
         (["curate", "--store", "gs://walks"], "store 'gs://walks' is not allowed; give a local folder or s3://"),
-        (["serve"], "relic: give --run (run.json of a finished pipeline) or --export (URI or folder); neither is given"),
+        (["serve"], "relic: give --run (run.json of a finished pipeline) or --export (URI or folder); neither is"),
         (["deploy", "--config.gate.0.at-least", "2", "--config.gate.0.at-most", "1"], "at_least 2 and at_most 1"),
         (["pipeline", "walk"], "there is no command 'pipeline walk'; allowed is 'pipeline run'"),
         (["pipeline", "run", "--form", "teacher"], "has no option --form; did you mean '--from'? allowed are"),

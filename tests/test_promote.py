@@ -38,8 +38,8 @@ class Exported:
         self.store = store
         self.registry = tracking.Server(tracking.default_uri(store)).client
 
-    def deploy(self, cfg: Deploy, *, figures: dict = GOOD, student: Any = None, **names: Any) -> dict:
-        given = inputs(self.store, student, figures, **names)
+    def deploy(self, cfg: Deploy, *, figures: dict = GOOD, student: Any = None, name: str = "") -> dict:
+        given = inputs(self.store, student, figures, name)
         uris = {"export": export(self.store, given), "evaluation": given["evaluation"][0]}
         out = self.store / "deploy" / f"{cfg.model}.partial"
         out.mkdir(parents=True, exist_ok=True)
@@ -87,19 +87,16 @@ def no_server() -> Iterator[None]:
     [
         (0.875, {"at_least": 0.8}, ""),
         (0.8, {"at_least": 0.8}, ""),
-        (0.41, {"at_least": 0.8}, "a.b is 0.41 in the report; it must be at least 0.8 to be deployed"),
-        (1.5, {"at_most": 1.0}, "a.b is 1.5 in the report; it must be at most 1 to be deployed"),
-        (9, {"at_least": 1, "at_most": 2}, "a.b is 9 in the report; it must be at least 1 and at most 2 to be deployed"),
-        (None, {"at_least": 0.8}, "a.b is no number in the report; it must be at least 0.8 to be deployed"),
-        (float("nan"), {"at_most": 1.0}, "a.b is no number in the report; it must be at most 1 to be deployed"),
+        (0.41, {"at_least": 0.8}, "a.b is 0.41; it must be at least 0.8 to be deployed"),
+        (1.5, {"at_most": 1.0}, "a.b is 1.5; it must be at most 1 to be deployed"),
+        (9, {"at_least": 1, "at_most": 2}, "a.b is 9; it must be at least 1 and at most 2 to be deployed"),
+        (None, {"at_least": 0.8}, "a.b is no number of the report; it must be at least 0.8 to be deployed"),
+        (float("nan"), {"at_most": 1.0}, "a.b is no number of the report; it must be at most 1 to be deployed"),
+        ("good", {"at_most": 1.0}, "a.b is no number of the report; it must be at most 1 to be deployed"),
     ],
 )
 def test_a_bar_is_reached_or_the_figure_and_the_bar_are_named(value: Any, bars: dict, said: str) -> None:
-    assert promote.refusal(Threshold(metric="a.b", **bars), {"a.b": value}) == said
-
-
-def test_a_figure_that_is_missing_does_not_pass() -> None:
-    assert promote.refusal(WIN_RATE, {}).startswith("models.student.action_win_rate is missing in the report; it must")
+    assert promote.refusal(Threshold(metric="a.b", **bars), promote.figures_of({"a": {"b": value}})) == said
 
 
 def test_a_gate_without_a_bar_is_not_allowed() -> None:
@@ -112,13 +109,13 @@ def test_a_gate_without_a_bar_is_not_allowed() -> None:
 def test_a_refused_model_is_not_registered(exported: Exported, no_server: None) -> None:
     cfg = replace(CFG, model="refused")
     bad = {"psnr_gain_over_still_db": -1.5, "action_win_rate": 0.41}
-    with pytest.raises(promote.Refused, match=r"_db is -1.5 in the report; .* 0 .*; models.student.action_win_rate is 0.41"):
-        exported.deploy(cfg, figures=bad, name={"figures": "bad"})
+    with pytest.raises(promote.Refused, match=r"_db is -1.5; .*; models.student.action_win_rate is 0.41; it must be"):
+        exported.deploy(cfg, figures=bad, name="bad")
     assert not exported.registry.search_registered_models("name='refused'")
 
 
 def test_the_figures_must_be_those_of_the_weights_that_are_exported(exported: Exported) -> None:
-    own, other = inputs(exported.store), inputs(exported.store, figures={}, name={"figures": "other"})
+    own, other = inputs(exported.store), inputs(exported.store, figures={}, name="no figures")
     paths = [[Path(uri)] for uri in (export(exported.store, own), other["evaluation"][0])]
     with pytest.raises(UserError, match=r"the evaluation is .*; the export .* was made with"):
         promote.main(CFG, export=paths[0], evaluation=paths[1], out=exported.store / "a" / "b", run=Run.silent())
@@ -147,7 +144,7 @@ def test_deployed_again_it_is_the_same_version(exported: Exported, no_server: No
 def test_another_export_is_another_version_and_takes_the_alias(exported: Exported, no_server: None) -> None:
     cfg = replace(CFG, model="another")
     exported.deploy(cfg)
-    assert exported.deploy(cfg, student=transformer(seed=1), name={"seed": 1})["version"] == "2"
+    assert exported.deploy(cfg, student=transformer(seed=1), name="second")["version"] == "2"
     assert exported.alias(cfg) == "2"
 
 
@@ -164,7 +161,7 @@ def test_a_failure_after_the_move_puts_the_alias_back(
         seen.append(exported.alias(cfg))
         raise OSError(28, "No space left on device")
 
-    given = inputs(exported.store, transformer(seed=1), name={"seed": 1})
+    given = inputs(exported.store, transformer(seed=1), name="second")
     uri = export(exported.store, given)
     monkeypatch.setattr(artifacts, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
@@ -199,7 +196,7 @@ def test_a_world_that_shows_nothing_keeps_the_alias_where_it_was(exported: Expor
     broken = transformer(seed=2)
     torch.nn.init.constant_(broken.head.bias, float("nan"))
     with pytest.raises(RuntimeError, match="the last picture is one flat colour"):
-        exported.deploy(cfg, student=broken, name={"seed": "nan"})
+        exported.deploy(cfg, student=broken, name="broken")
     assert exported.alias(cfg) == "1"
 
 
@@ -242,7 +239,7 @@ def test_a_refusal_of_the_server_is_said(place: Place) -> None:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("print('relic: it is damaged'); exit(2)", "the server has ended with exit code 2 and said: relic: it is damaged"),
+        ("print('damaged'); exit(2)", "the server has ended with exit code 2 and said: damaged"),
         ("import time; time.sleep(60)", "the server is not ready in time; see .*log"),
     ],
 )

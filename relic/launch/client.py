@@ -71,12 +71,14 @@ def see(stream: ClientConnection, timeout_s: float = 5.0) -> tuple[dict, bytes]:
 
 
 def play(place: str, *, pictures: int, picture_s: float) -> dict[str, float]:
-    """Walks from the first example, a key after the other, each held until a picture shows it; then deletes the session.
+    """Walks from the first example, key after key, each held until a picture shows it; then deletes the session.
 
-    Returns the median latency from a key press to its first picture, the rate of the pictures, and how much they change.
-    A session that is refused, ends, stands still or shows nothing is a RuntimeError of one sentence."""
+    Returns the median latency from a key press to its first picture, the pictures' rate, and how much they change. A
+    session that is refused, ends, stands still or shows nothing is a RuntimeError of one sentence."""
     keys = itertools.cycle(ask("GET", f"{place}/v1/world")["trained"])
-    latencies_ms, shown, at = [], [], []  # a key press; a picture; a picture
+    latencies_ms: list[float] = []  # of every key press
+    shown: list[np.ndarray] = []  # every picture
+    at: list[float] = []  # when it came
     with follow(place) as (session, stream):
         while len(shown) < pictures:
             seq, receipt, pressed = len(latencies_ms) + 1, 0, time.monotonic()
@@ -96,7 +98,7 @@ def play(place: str, *, pictures: int, picture_s: float) -> dict[str, float]:
     if contrast < LEAST_CONTRAST:
         raise RuntimeError(f"the last picture is one flat colour: its contrast is {contrast:.2f} of 255")
     if change < LEAST_CHANGE:
-        raise RuntimeError(f"the pictures do not move: the second half of the session changes them by {change:.2f} of 255")
+        raise RuntimeError(f"the pictures do not move: half of the session changes them by {change:.2f} of 255")
     return {
         "latency_p50_ms": round(statistics.median(latencies_ms), 1), "pictures": len(shown),
         "pictures_per_s": round((len(at) - 2) / (at[-1] - at[1]), 2), "change": round(change, 2),

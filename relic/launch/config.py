@@ -9,11 +9,11 @@ class Threshold:
     """What a figure of the evaluation's report.json must reach."""
 
     metric: str  # its place there, with dots: "models.student.action_win_rate"
-    at_least: float = -math.inf
-    at_most: float = math.inf
+    at_least: float = -math.inf  # its lowest value that passes
+    at_most: float = math.inf  # its highest value that passes
 
     def __post_init__(self) -> None:
-        if not self.at_least <= self.at_most or math.isinf(self.at_least) and math.isinf(self.at_most):
+        if not self.at_least <= self.at_most or (math.isinf(self.at_least) and math.isinf(self.at_most)):
             raise ValueError(
                 f"the threshold of {self.metric} is at_least {self.at_least:g} and at_most {self.at_most:g}; "
                 "one of them must be given, and at_least be the smaller"

@@ -1,7 +1,7 @@
 """The deployment step: an export that passes the gate is registered, played for a moment, and given the alias.
 
-The registry's alias says which export people meet (`models:/relic@production`). So it moves last, once a real server has
-shown the export to a real caller; and where something fails after it has moved, it goes back.
+The registry's alias says which export people meet (`models:/relic@production`). So it moves last, once a real server
+has shown the export to a real caller; and where something fails after it has moved, it goes back.
 """
 
 import math
@@ -32,7 +32,7 @@ def main(cfg: Deploy, *, export: list[Path], evaluation: list[Path], out: Path, 
     """Writes deploy.json, which says what the alias is on and how the session went, and server.log."""
     uri = artifacts.uri_of(export[0])
     check_evaluation(export[0], evaluation[0])
-    figures = tracking.flatten(artifacts.read_json(evaluation[0] / "report.json"))
+    figures = figures_of(artifacts.read_json(evaluation[0] / "report.json"))
     # 1. the gate
     if reasons := list(filter(None, (refusal(threshold, figures) for threshold in cfg.gate))):
         raise Refused("; ".join(reasons))
@@ -40,7 +40,7 @@ def main(cfg: Deploy, *, export: list[Path], evaluation: list[Path], out: Path, 
     # 2. the registry
     registry = registry_at(tracking.default_uri(out.parents[1]), uri)
     tags = {"sha256": artifacts.sha256(export[0] / artifacts.MANIFEST)}
-    tags |= {name: f"{value:g}" for name, value in figures.items() if name.startswith("models.") and is_figure(value)}
+    tags |= {name: f"{value:g}" for name, value in figures.items() if name.startswith("models.")}
     version = register(registry, cfg.model, uri, tags)
     run.progress(2, 4, f"version {version} of {cfg.model}")
     # 3. a server and a session
@@ -48,7 +48,7 @@ def main(cfg: Deploy, *, export: list[Path], evaluation: list[Path], out: Path, 
         session = client.play(place, pictures=cfg.pictures, picture_s=cfg.picture_s)
     for name, value in session.items():
         registry.set_model_version_tag(cfg.model, version, f"session.{name}", f"{value:g}")
-    run.progress(3, 4, f"{session['pictures_per_s']} pictures/s, {session['latency_p50_ms']:.0f} ms from key to picture")
+    run.progress(3, 4, f"{session['pictures_per_s']:g} pictures a second, {session['latency_p50_ms']:.0f} ms to a key")
     # 4. the alias
     with alias_on(registry, cfg, version):
         said = {"model": cfg.model, "version": version, "alias": cfg.alias, "export": uri, "session": session}
@@ -68,21 +68,21 @@ def check_evaluation(export: Path, evaluation: Path) -> None:
 # The gate
 
 
-def refusal(threshold: Threshold, figures: Mapping[str, Any]) -> str:
-    """Why a model does not pass; empty when it does. What is missing or not finite never passes."""
-    value, wanted = figures.get(threshold.metric), []
-    if is_figure(value) and threshold.at_least <= value <= threshold.at_most:
+def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a report.json, by their places with dots. (What is not finite is written as null.)"""
+    numbers = {name: value for name, value in tracking.flatten(report).items() if type(value) in (int, float)}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def refusal(threshold: Threshold, figures: Mapping[str, float]) -> str:
+    """Why a model does not pass; empty when it does. A figure that is not there does not pass."""
+    value = figures.get(threshold.metric)
+    if value is not None and threshold.at_least <= value <= threshold.at_most:
         return ""
-    if not math.isinf(threshold.at_least):
-        wanted.append(f"at least {threshold.at_least:g}")
-    if not math.isinf(threshold.at_most):
-        wanted.append(f"at most {threshold.at_most:g}")
-    said = f"{value:.4g}" if is_figure(value) else "no number" if threshold.metric in figures else "missing"
-    return f"{threshold.metric} is {said} in the report; it must be {' and '.join(wanted)} to be deployed"
-
-
-def is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    bars = {"at least": threshold.at_least, "at most": threshold.at_most}
+    wanted = " and ".join(f"{name} {bar:g}" for name, bar in bars.items() if math.isfinite(bar))
+    said = "no number of the report" if value is None else f"{value:.4g}"
+    return f"{threshold.metric} is {said}; it must be {wanted} to be deployed"
 
 
 # The registry

@@ -4,7 +4,9 @@
     codec/         model.safetensors and config.json
     examples/      start images, their captions, and the actions that the world knows
     export.json    the world's name, the rollout and the actions' unit: those that the evaluation measured with
-    manifest.json  size and sha256 of every file, as every artifact has it; `find` checks them, wherever the folder lies
+    manifest.json  size and sha256 of every file
+
+The manifest is the one that every artifact has; it goes with the folder, and `find` checks it wherever the folder lies.
 """
 
 import shutil

@@ -1,4 +1,6 @@
-"""The student's large linear layers in FP8 (section 4.5 of RELIC): weights in E4M3, one scale for each output channel.
+"""The student's large linear layers in FP8: weights in E4M3, one scale for each output channel.
+
+RELIC serves its cache and its attention in FP8 (section 4.5); the linear layers are more than half of a pass's work.
 
 The idea. A linear layer is y = x W^T + b, W [outputs, inputs]. Row o of W is kept as E4M3 numbers Q and one float32 s:
 W[o] = s[o] Q[o], with s[o] such that the row's largest entry becomes 448, the largest number of E4M3. Three bits of
@@ -22,7 +24,7 @@ Two ways to compute, chosen by `make_ready`:
 Only the blocks' linears are rounded: nearly all of the parameters, each used once a token. The embeddings, the
 modulation, the control paths and the head are small, and their errors would reach every block; they stay as they are.
 
-From outside: `quantise` replaces layers of a plain model, whose `forward` knows nothing of it, and the state_dict of the
+From outside: `quantise` replaces layers of a plain model, whose `forward` knows nothing of it. The state_dict of the
 model so changed is the file of an export, tensor by tensor: NAME.weight in E4M3, NAME.scale [outputs, 1], NAME.bias.
 """
 
