@@ -78,7 +78,7 @@ def tiny() -> Recipe:
             "student-init": 160,
             "evaluate": 117,
             "export": 4,
-            "deploy": 40,
+            "deploy": 25,
         },
     )
 

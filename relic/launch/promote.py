@@ -40,7 +40,7 @@ def main(cfg: Deploy, *, export: list[Path], evaluation: list[Path], out: Path, 
     # 2. the registry
     registry = registry_at(tracking.default_uri(out.parents[1]), uri)
     tags = {"sha256": artifacts.sha256(export[0] / artifacts.MANIFEST)}
-    tags |= {name: f"{value:g}" for name, value in figures.items() if name.startswith("models.")}
+    tags |= {name: f"{value:g}" for name, value in figures.items() if "." not in name or name.startswith("models.")}
     version = register(registry, cfg.model, uri, tags)
     run.progress(2, 4, f"version {version} of {cfg.model}")
     # 3. a server and a session
