@@ -76,6 +76,10 @@ def test_the_rounded_model_computes_nearly_what_the_model_does() -> None:
     assert cosine(velocity(model), wanted) > 0.999
 
 
+def test_a_model_that_multiplies_in_fp8_throughout_is_near_too() -> None:
+    assert cosine(velocity(quantised()), velocity(transformer())) > 0.999
+
+
 def test_on_a_cpu_the_weights_are_multiplied_out_once() -> None:
     model = quantised()
     stored = model.get_submodule("blocks.1.ffn.0")
