@@ -16,7 +16,7 @@ from relic.options import about, parse, uris, value_of
 
 OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
-    "serve": "open the page where people walk through the world of a run",
+    "serve": "open the page where people walk through the world of a run, or of an export",
 }
 # What says that a disk is full and is no OSError: safetensors; sqlite; torch.save, which says nothing clearer.
 FULL_DISK = ("No space left on device", "disk is full", "PytorchStreamWriter", ". unexpected pos ")
@@ -86,6 +86,7 @@ def step(found: steps.Step, args: list[str], named: Any) -> None:
 def serve(args: list[str]) -> None:
     from relic.serve.config import Serve
 
+    steps.die_with_parent()
     config = parse(Serve, args, "relic serve", OTHERS["serve"])
     from relic.serve.app import main as run
 

@@ -7,6 +7,7 @@ its size and sha256, and `fetch` verifies them. In S3 the same layout is worked 
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -261,8 +262,11 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _remember(folder: Path, files: Mapping[str, Any]) -> None:
-    with contextlib.suppress(PermissionError):  # a store that may only be read is hashed every time
+    try:
         write_json(folder.with_name(f"{folder.name}.verified"), {name: _stamp(folder / name) for name in files})
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # what may only be read is hashed every time
+            raise
 
 
 class Stopwatch:

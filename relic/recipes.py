@@ -9,11 +9,21 @@ from typing import Any
 from relic.data.config import Curate, Shard
 from relic.evaluate.config import Evaluate
 from relic.generate.config import Rollout, Sampler
+from relic.launch.config import Deploy, Threshold
 from relic.memory.config import Memory
 from relic.mistakes import UserError, allowed
 from relic.model.config import Codec, Transformer
+from relic.serve.config import Export
 from relic.train.config import CodecTraining, Distill, Optimizer, Stage, StudentInit, Teacher
 from relic.worlds.config import Doom
+
+SERVED = "distilled"  # which of the report's models the gate looks at: the one that is exported
+
+
+def gate(*, gain_db: float, win_rate: float) -> tuple[Threshold, ...]:
+    """What the figures of known maps must reach."""
+    bars = {"psnr_gain_over_still_db": gain_db, "action_win_rate": win_rate}
+    return tuple(Threshold(metric=f"models.{SERVED}.{name}", at_least=bar) for name, bar in bars.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +36,23 @@ class Recipe:
     student_init: StudentInit = field(default_factory=StudentInit)
     distill: Distill = field(default_factory=Distill)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    deploy: Deploy = field(default_factory=lambda: Deploy(gate=gate(gain_db=0.01, win_rate=0.8)))
     expected_s: Mapping[str, float] = field(default_factory=dict)  # step of the graph -> seconds, for the estimate
+
+    @property
+    def export(self) -> Export:
+        return Export(name=self.name)
 
 
 def tiny() -> Recipe:
     """The demo: Doom walks of 96x64 pixels and 3.8 s, on 2 cores in 9 to 18 minutes. `make demo`.
 
     Student on held-out walks: +0.32 dB over the still frame, win rate 0.875 (docs/results.md)."""
-    rollout = Rollout(chunk=2, memory=Memory(window=4, capacity=16))  # 11 of a clip's 16 latents end up compressed
+    schedule = (1,) + (2,) * 17  # a latent has 4x6 tokens: the paper's factor 4, for 30x52, would leave 1x2
+    memory = Memory(window=4, capacity=16, schedule=schedule)  # 11 of a clip's 16 latents end up compressed
+    rollout = Rollout(chunk=2, memory=memory)
     gentle = Optimizer(muon=True, learning_rate=3e-4, warmup=10)
+    adversarial = Optimizer(muon=True, betas=(0.0, 0.999), warmup=2)
     return Recipe(
         name="tiny",
         curate=Curate(train=160, known=36, unseen=16),
@@ -53,6 +71,15 @@ def tiny() -> Recipe:
         student_init=StudentInit(
             trajectories=96, steps=250, noisy_chunks=3, rollout=rollout, optimizer=replace(gentle, learning_rate=5e-4)
         ),
+        distill=Distill(
+            stages=(Stage(latents=8, steps=10, batch=8), Stage(latents=16, steps=10, batch=4)),
+            rollout=rollout,
+            critic_steps=2,
+            guidance=1.0,  # the captions of the maps hardly differ
+            ema=0.9,
+            optimizer=replace(adversarial, learning_rate=1e-4),
+            critic_optimizer=replace(adversarial, learning_rate=2e-4),
+        ),
         evaluate=Evaluate(base="tiny/base", sampler=Sampler(steps=16), rollout=rollout),
         expected_s={
             "curate": 32,
@@ -63,6 +90,8 @@ def tiny() -> Recipe:
             "teacher": 92,
             "student-init": 160,
             "evaluate": 117,
+            "export": 4,
+            "deploy": 25,
         },
     )
 
@@ -139,6 +168,13 @@ def small() -> Recipe:
             rollout=rollout,
             optimizer=replace(pretraining, learning_rate=3e-4),
         ),
+        distill=Distill(
+            stages=(Stage(latents=8, steps=250, batch=32), Stage(latents=20, steps=150, batch=16)),
+            rollout=rollout,
+            guidance=1.0,
+            optimizer=Optimizer(learning_rate=2e-5, betas=(0.0, 0.999), warmup=0, final_share=1.0),
+            critic_optimizer=Optimizer(learning_rate=4e-5, betas=(0.0, 0.999), warmup=0, final_share=1.0),
+        ),
         evaluate=Evaluate(known=64, unseen=32, num_latents=20, batch=16, sampler=Sampler(steps=32), rollout=rollout),
     )
 
@@ -165,9 +201,24 @@ def quick() -> Recipe:
             batch=2,
             rollout=rollout,
         ),
-        evaluate=replace(
-            base.evaluate, known=2, unseen=2, num_latents=8, sampler=Sampler(steps=4), rollout=rollout, strips=2
+        distill=replace(
+            base.distill,
+            stages=(Stage(latents=4, steps=2, batch=2), Stage(latents=8, steps=2, batch=2)),
+            rollout=rollout,
+            critic_steps=1,
         ),
+        evaluate=replace(
+            base.evaluate,
+            known=2,
+            unseen=2,
+            num_latents=8,
+            sampler=Sampler(steps=4),
+            rollout=rollout,
+            strips=2,
+            script_starts=1,
+            script_latents=4,
+        ),
+        deploy=Deploy(gate=gate(gain_db=-20.0, win_rate=0.0)),
     )
 
 

@@ -49,6 +49,10 @@ TABLE = (
     Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate", version=2,
          inputs=("clips", "codec", "estimator", "teacher", "student", "distilled"), files=("base",),
          about="measure the models and write the report"),
+    Step(name="export", function="relic.serve.export:main", config="export", inputs=("student", "codec", "evaluation"),
+         about="put the student, in FP8, into a folder that a server needs nothing beside"),
+    Step(name="deploy", function="relic.launch.promote:main", config="deploy", inputs=("export", "evaluation"),
+         about="pass the gate, register the export, play a session against it and give it the alias"),
 )  # fmt: skip
 STEPS: dict[str, Step] = {step.name: step for step in TABLE}
 

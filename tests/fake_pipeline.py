@@ -94,6 +94,7 @@ GRAPH = Graph(
         Step(name="report", component="report", inputs={"grown": Input("grow")}),
     ),
     report="report",
+    world="grow",
 )
 
 

@@ -1,15 +1,12 @@
 """A stand-in for the student: a striped wall that slides when the camera pans and swells when it walks."""
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Iterator
 
-import httpx
 import numpy as np
 import torch
-from websockets.sync.client import ClientConnection, connect
 
 from relic.geometry.actions import integrate, signed
 from relic.geometry.config import Actions
@@ -17,7 +14,6 @@ from relic.serve import app
 from relic.serve.access import Access
 from relic.serve.config import Serve
 from relic.serve.engine import Example, World
-from relic.serve.wire import HEADER
 
 TRAINED = ("dolly_in", "dolly_out", "truck_left", "truck_right", "pan_left", "pan_right")
 
@@ -87,36 +83,3 @@ def serving(engine: FakeWorld, keys: dict[str, str] | None = None, **dials) -> I
     finally:
         place.server.should_exit = True
         thread.join()
-
-
-@contextlib.contextmanager
-def follow(place: str, **asked) -> Iterator[tuple[dict, ClientConnection]]:
-    """A new session and its open stream, after `ready`."""
-    session = httpx.post(f"{place}/v1/sessions", json=asked or {"example": "e0"}).json()
-    with connect(session["url"], max_queue=None) as stream:
-        say(stream, "hello", token=session["token"])
-        hear(stream, "ready")
-        yield session, stream
-
-
-def say(stream: ClientConnection, kind: str, **values) -> None:
-    stream.send(json.dumps({"type": kind, **values}))
-
-
-def hear(stream: ClientConnection, kind: str) -> dict:
-    """The next JSON message of a kind; pictures and others pass by."""
-    while True:
-        message = stream.recv(5)
-        if isinstance(message, str) and json.loads(message)["type"] == kind:
-            return json.loads(message)
-
-
-def see(stream: ClientConnection) -> tuple[dict, bytes]:
-    """The next picture: its header by name, and the JPEG."""
-    while True:
-        message = stream.recv(5)
-        if isinstance(message, bytes):
-            version, flags, size, sequence, receipt, made, sent, *pose = HEADER.unpack_from(message)
-            header = {"version": version, "flags": flags, "sequence": sequence, "receipt": receipt, "made": made,
-                      "sent": sent, "pose": pose}  # fmt: skip
-            return header, message[size:]

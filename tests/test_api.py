@@ -11,11 +11,12 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from fake_world import FakeWorld, Place, follow, hear, say, see, serving
+from fake_world import FakeWorld, Place, serving
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from relic.launch.client import follow, hear, say, see
 from relic.serve import app, wire
 from relic.serve.config import Serve
 

@@ -39,7 +39,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "tracking": set(),
     "options": {"mistakes"},
     "steps": {"artifacts", "mistakes", "tracking"},
-    "recipes": {"mistakes", *CONFIGS},
+    "recipes": {"mistakes", "launch.config", *CONFIGS},
     "pipeline": {*HELPERS, "steps", "recipes", "pipeline", *CONFIGS},
     "launch": {*HELPERS, "steps", "recipes", "launch", *CONFIGS},
 }
@@ -127,4 +127,9 @@ def test_recipes_steps_and_pipeline_load_no_torch() -> None:
         "heavy = {'torch', 'numpy', 'mlflow', 'boto3', 'fastapi', 'rich'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_launch_loads_no_torch() -> None:
+    script = "import sys, relic.launch.promote\nassert not {'torch', 'mlflow', 'fastapi'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

@@ -158,6 +158,17 @@ def test_unchanged_files_are_hashed_once(store: LocalStore, monkeypatch: pytest.
     assert artifacts.fetch(store.uri("grow", KEY)).is_dir()
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_store_that_may_only_be_read_is_read(store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    (folder := make(store)).with_name(f"{KEY}.verified").unlink()
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(artifacts, "write_bytes", refuse)
+    assert artifacts.fetch(store.uri("grow", KEY)) == folder
+
+
 def test_uri_of_a_fetched_folder_is_its_uri(store: LocalStore) -> None:
     make(store)
     assert artifacts.uri_of(artifacts.fetch(store.uri("grow", KEY))) == store.uri("grow", KEY)

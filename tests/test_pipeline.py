@@ -95,13 +95,13 @@ def test_a_step_comes_after_what_it_reads() -> None:
 def test_a_wrong_graph_is_a_sentence(steps: tuple[Step, ...], said: str) -> None:
     parts = Parameter(name="parts", default="2", about="")
     with pytest.raises(ValueError, match=said):
-        Graph(name="wrong", about="", parameters=(parts,), steps=steps, report="a")
+        Graph(name="wrong", about="", parameters=(parts,), steps=steps, report="a", world="a")
 
 
-def test_world_model_is_the_ten_nodes_of_the_first_slice() -> None:
+def test_world_model_leads_from_recording_to_deployment() -> None:
     found = graph.load(ROOT / "workflows" / "world_model.py")
-    names = ["curate", "join-clips", "codec", "shard", "join-samples", "teacher", "student-init", "evaluate"]
-    assert [step.name for step in found.ordered()] == names
+    made = ["curate", "join-clips", "codec", "shard", "join-samples", "teacher", "student-init"]
+    assert [step.name for step in found.ordered()] == [*made, "evaluate", "export", "deploy"]
     assert [step.name for step in found.steps if step.fan_out] == ["curate", "shard"]
 
 

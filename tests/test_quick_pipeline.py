@@ -1,9 +1,10 @@
-"""The real pipeline, killed twice on its way: `relic pipeline run --recipe quick` from recording to report."""
+"""The real pipeline, killed twice on its way: `relic pipeline run --recipe quick` from recording to deployment."""
 
 import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -12,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from relic import artifacts, tracking
+from relic.artifacts import LocalStore
 from relic.pipeline.progress import parse
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-STEPS = ["curate", "join-clips", "codec", "shard", "join-samples", "teacher", "student-init", "evaluate"]
+STEPS = ["curate", "join-clips", "codec", "shard", "join-samples", "teacher", "student-init", "evaluate", "export"]
+STEPS += ["deploy"]
 NODES = [name for step in STEPS for name in ([f"{step}-0", f"{step}-1"] if step in ("curate", "shard") else [step])]
 MARK = "RELIC_TEST_MARK"  # in the environment of all that the runner starts
 
@@ -41,6 +46,16 @@ def run(out: Path) -> str:
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     return said
+
+
+def relic(out: Path, step: str, **options: Any) -> subprocess.CompletedProcess:
+    """A single step of the recipe, in a store of its own beside the run's."""
+    given = {"recipe": "quick", "store": out / "damaged", **options}
+    words = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return subprocess.run(
+        [sys.executable, "-m", "relic", step, *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 def running(out: Path, *, patience_s: float = 0.0) -> list[str]:
@@ -142,6 +157,45 @@ def test_the_teacher_goes_on_behind_its_checkpoint(played: Played) -> None:
     assert steps.count(0) == 1
     assert sorted(set(steps)) == list(range(20))
     assert (played.out / "out" / "logs" / "teacher.log").read_text().count("== ") == 2
+
+
+def test_the_student_is_deployed(played: Played) -> None:
+    said = artifacts.read_json(played.artifact("deploy") / "deploy.json")
+    assert (said["version"], said["alias"], said["export"]) == ("1", "production", str(played.artifact("export")))
+    assert said["session"]["pictures"] >= 48
+
+
+def test_a_damaged_student_is_refused_by_the_gate_and_not_deployed(played: Played) -> None:
+    """One layer is shuffled. The bar is what the healthy student reached, less half a decibel."""
+    damaged = shuffled(played.artifact("student-init"), LocalStore(played.out / "damaged"), layer="blocks.4.")
+    given = {name: played.artifact(node) for name, node in (("clips", "join-clips"), ("codec", "codec"))}
+    done = relic(played.out, "evaluate", **given, teacher=played.artifact("teacher"), student=damaged)
+    evaluation = done.stdout.splitlines()[-1]
+    done = relic(played.out, "export", student=damaged, codec=given["codec"], evaluation=evaluation)
+    bar = played.report["models"]["student"]["psnr_gain_over_still_db"] - 0.5
+    dials = {"evaluation": evaluation, "config.gate.0.at-least": bar}
+    refused = relic(played.out, "deploy", export=done.stdout.splitlines()[-1], **dials)
+    assert refused.returncode == 1
+    assert "Refused: models.student.psnr_gain_over_still_db is -" in refused.stderr
+    with sqlite3.connect(played.out / "mlflow.db") as database:
+        ((source,),) = database.execute("select source from model_versions").fetchall()
+    assert source == str(played.artifact("export"))
+    healthy = relic(played.out, "deploy", export=source, **dials | {"evaluation": played.artifact("evaluate")})
+    assert healthy.returncode == 0
+
+
+def shuffled(student: Path, store: LocalStore, *, layer: str) -> Path:
+    """A student of which one layer's weights are shuffled, as an artifact."""
+    key, generator = "d" * artifacts.KEY_LENGTH, torch.Generator().manual_seed(0)
+    state = load_file(student / "model.safetensors")
+    for name in [name for name in state if name.startswith(layer)]:
+        flat = state[name].flatten()
+        state[name] = flat[torch.randperm(len(flat), generator=generator)].view_as(state[name])
+    with store.working("student-init", key) as out:
+        save_file(state, out / "model.safetensors")
+        (out / "config.json").write_bytes((student / "config.json").read_bytes())
+        store.commit("student-init", key, {**artifacts.read_json(student / "manifest.json"), "key": key})
+    return store.folder("student-init", key)
 
 
 def test_the_report_has_what_was_asked_for(played: Played) -> None:

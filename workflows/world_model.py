@@ -7,7 +7,7 @@ SMALL = Resources(cpu=1, memory="4Gi")
 
 graph = Graph(
     name="world-model",
-    about="record walks, train codec, teacher and four-step student on them, and measure what they learned",
+    about="record walks, train codec, teacher and four-step student, distil the student, measure all, deploy it",
     parameters=(
         Parameter(name="recipe", default="tiny", about="a function of relic/recipes.py"),
         Parameter(name="store", default="out/demo/store", about="a folder or s3://BUCKET/PREFIX for the artifacts"),
@@ -50,6 +50,19 @@ graph = Graph(
             },
             resources=GPU,
         ),
+        Step(
+            name="export",
+            component="export",
+            inputs={"student": Input("distill"), "codec": Input("codec"), "evaluation": Input("evaluate")},
+            resources=SMALL,
+        ),
+        Step(
+            name="deploy",
+            component="deploy",
+            inputs={"export": Input("export"), "evaluation": Input("evaluate")},
+            resources=GPU,
+        ),
     ),
     report="evaluate",
+    world="export",
 )

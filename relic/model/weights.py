@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -56,16 +57,20 @@ def load_into(module: nn.Module, folder: Path) -> None:
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
 
 
-def _load(folder: Path, kind: str, device: torch.device | str):
+def read_config(folder: Path, kind: str) -> Any:
+    """The configuration of the network in a folder, which must be of this kind."""
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"{folder} holds no config.json; a {kind}'s folder has model.safetensors and config.json")
     fields = json.loads(path.read_text())
     if fields.pop("kind") != kind:
         raise ValueError(f"{folder} holds no {kind}, see its config.json")
-    cfg_class, module_class = KINDS[kind]
-    cfg = cfg_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return KINDS[kind][0](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def _load(folder: Path, kind: str, device: torch.device | str):
+    cfg = read_config(folder, kind)
     with torch.device(device):
-        module = module_class(cfg)
+        module = KINDS[kind][1](cfg)
     load_into(module, folder)
     return module.eval()

@@ -55,13 +55,14 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """Steps in any order. `report` is the step whose files a person looks at."""
+    """Steps in any order. `report` is the step whose files a person looks at, `world` the one that is walked in."""
 
     name: str
     about: str
     parameters: tuple[Parameter, ...]
     steps: tuple[Step, ...]
     report: str
+    world: str
 
     def __post_init__(self) -> None:
         names, known = [step.name for step in self.steps], ", ".join(self.defaults)
@@ -73,8 +74,9 @@ class Graph:
                     raise ValueError(f"{step.name} reads {name} from {source.step!r}; the steps are {', '.join(names)}")
             if step.fan_out and step.fan_out.parts not in self.defaults:
                 raise ValueError(f"{step.name} is fanned out by {step.fan_out.parts!r}; parameters are {known}")
-        if self.report not in names:
-            raise ValueError(f"the report is of {self.report!r}; the steps are {', '.join(names)}")
+        for what, name in (("report", self.report), ("world", self.world)):
+            if name not in names:
+                raise ValueError(f"the {what} is of {name!r}; the steps are {', '.join(names)}")
         self.ordered()
 
     @property

@@ -235,7 +235,9 @@ def write_run(
         write_report(artifacts.fetch(uris[graph.report]), out / "report", seconds)
     artifacts.write_json(out / "run.json", said)
     if graph.report in uris:
-        print(f"\nreport: {said['report']}\nworld:  {command_name()} serve --run {shlex.quote(str(out / 'run.json'))}")
+        print(f"\nreport: {said['report']}")
+    if graph.world in uris:
+        print(f"world:  {command_name()} serve --run {shlex.quote(str(out / 'run.json'))}")
 
 
 def seconds_per_step(nodes: list[plan.Node], manifests: Mapping[str, dict]) -> dict[str, float]:

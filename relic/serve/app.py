@@ -1,4 +1,4 @@
-"""`relic serve`: takes the port, loads the student, warms it and answers until a signal comes."""
+"""`relic serve`: takes the port, loads an export, warms it and answers until a signal comes."""
 
 import asyncio
 import errno
@@ -21,7 +21,7 @@ CLOSE_S = 5  # for connections to end after the last session
 
 
 def main(cfg: Serve) -> None:
-    """Serves the run that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
+    """Serves the export that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     with bind(cfg) as listener:
         keys = read_keys(cfg)

@@ -1,17 +1,26 @@
-"""Dials of the server. Loads no torch."""
+"""Dials of the export and of the server, and what a server and its callers must agree on. Loads no torch."""
 
 import ipaddress
+import struct
 from dataclasses import dataclass
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
+HEADER = struct.Struct("<BBHIIdd12f")  # before the JPEG of a picture: see serve/wire.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A student made ready to be served."""
+
+    name: str  # of the world, as its page shows it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """A server of one student. Durations are in seconds."""
+    """A server of one export. Durations are in seconds."""
 
-    run: str  # run.json of a finished pipeline
-    student: str = "student-init"  # the step of that run whose weights walk
+    run: str = ""  # run.json of a finished pipeline, whose export is served; or:
+    export: str = ""  # an export itself: its URI, or a folder
     device: str = "auto"  # auto (the GPU where there is one), cpu, cuda or cuda:N
     threads: int = 0  # of torch on the CPU; 0 leaves torch's own choice
     memory_dtype: str = "fp8"  # of the attention memory: fp8, bf16 or fp32
@@ -40,6 +49,9 @@ class Serve:
     jpeg_quality: int = 92
 
     def __post_init__(self) -> None:
+        if bool(self.run) == bool(self.export):
+            given = "both are" if self.run else "neither is"
+            raise ValueError(f"give --run (run.json of a finished pipeline) or --export (URI or folder); {given} given")
         if self.memory_dtype not in ("fp8", "bf16", "fp32"):
             raise ValueError(f"memory_dtype is {self.memory_dtype!r}; allowed are fp8, bf16 and fp32")
         if not 0 <= self.port <= 65535:

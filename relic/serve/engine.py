@@ -7,6 +7,7 @@ training is extrapolation: it runs at the same speed and in the same memory, but
 """
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,11 @@ from relic.model.codec import Codec
 from relic.model.precision import autocast
 from relic.model.text import tokenize
 from relic.model.transformer import Transformer
-from relic.model.weights import load_codec, load_transformer
+from relic.model.weights import load_codec
+from relic.serve import export, fp8
 from relic.serve.config import Serve
+
+logger = logging.getLogger("relic.serve")
 
 
 @dataclass(frozen=True)
@@ -131,51 +135,50 @@ class StudentWalk:
 
 
 def load(cfg: Serve) -> Student:
-    """The student and codec of a run, with the start images that its evaluation wrote."""
+    """The student and codec of an export, with its start images."""
     device = choose_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    run = read_run(Path(cfg.run), (cfg.student, "codec", "evaluate"))
-    folders = {name: artifacts.fetch(run["nodes"][name]) for name in (cfg.student, "codec", "evaluate")}
-    model = load_transformer(folders[cfg.student], device)
+    folder = export.find(cfg.export or export_of(Path(cfg.run)))
+    model, codec = export.load_student(folder, device), load_codec(folder / "codec", device)
     if not model.cfg.text_vocabulary:
-        raise ValueError(f"the model of {cfg.run} takes umT5 embeddings; relic serve takes models with their own words")
-    parameters = artifacts.read_json(folders[cfg.student] / "manifest.json")["parameters"]
-    rollout = rollout_of(parameters, cfg.memory_dtype)
-    unit = Actions(**artifacts.read_json(folders["evaluate"] / "manifest.json")["parameters"]["actions"])
+        raise ValueError(f"the model of {folder} takes umT5 embeddings; relic serve takes models with their own words")
+    num_parameters = sum(p.numel() for p in model.parameters())
+    linears = fp8.make_ready(model, device)
+    settings = artifacts.read_json(folder / export.SETTINGS)
+    rollout = rollout_of(settings["rollout"], cfg.memory_dtype)
     about: dict[str, object] = {
         "chunk_latents": rollout.chunk, "steps": len(rollout.timesteps), "device": device_name(device),
         "memory": rollout.memory.dtype, "window": rollout.memory.window, "capacity": rollout.memory.capacity,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": num_parameters, "linears": linears,
     }  # fmt: skip
-    world = read_world(folders["evaluate"] / "examples", recipe=run["recipe"], about=about)
-    return Student(model, load_codec(folders["codec"], device), rollout, unit=unit, world=world, device=device)
+    logger.info("the blocks' linears: %s", linears)
+    world = read_world(folder / "examples", recipe=settings["name"], about=about)
+    return Student(model, codec, rollout, unit=Actions(**settings["actions"]), world=world, device=device)
 
 
-def read_run(path: Path, needed: tuple[str, ...]) -> dict:
-    """run.json of a pipeline: {"recipe", "nodes": {name: artifact URI}}."""
+def export_of(path: Path) -> str:
+    """The URI of the export of a run.json."""
     if not path.is_file():
         raise ValueError(f"{path} is not there; `make demo` or `relic pipeline run` writes a run.json")
     try:
-        run = json.loads(path.read_text())
-        nodes = run["nodes"]
-        missing = [name for name in needed if name not in nodes]
+        nodes = json.loads(path.read_text())["nodes"]
+        had = ", ".join(nodes) or "none"
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run.json; it holds a recipe and the nodes' artifacts") from error
-    if missing:
-        had = ", ".join(nodes) or "none"
-        raise ValueError(f"{path} has no node {missing[0]!r}; it has {had}: finish the run first")
-    return run
+    if "export" not in nodes:
+        raise ValueError(f"{path} has no node 'export'; it has {had}: finish the run first")
+    return nodes["export"]
 
 
-def rollout_of(parameters: dict, memory_dtype: str) -> RolloutConfig:
-    """The rollout that the student was trained with, its memory in another precision."""
+def rollout_of(rollout: dict, memory_dtype: str) -> RolloutConfig:
+    """The rollout of an export, its memory in another precision."""
 
     def fields(said: dict) -> dict[str, Any]:
         return {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
 
-    rollout = fields(parameters["rollout"])
-    return RolloutConfig(**{**rollout, "memory": Memory(**fields({**rollout["memory"], "dtype": memory_dtype}))})
+    memory = Memory(**fields({**rollout["memory"], "dtype": memory_dtype}))
+    return RolloutConfig(**{**fields(rollout), "memory": memory})
 
 
 def read_world(folder: Path, *, recipe: str, about: dict[str, object]) -> World:

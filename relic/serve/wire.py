@@ -20,10 +20,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from relic.geometry.actions import ACTIONS, magnitudes, signed
-from relic.serve.config import FORMATS, Serve
+from relic.serve.config import FORMATS, HEADER, Serve
 
 VERSION = 1
-HEADER = struct.Struct("<BBHIIdd12f")
 STILL = 1
 MESSAGES = ("hello", "action", "ping", "bye")
 LARGEST_SEQUENCE = 2**32 - 1

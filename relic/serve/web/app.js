@@ -267,7 +267,8 @@ async function open() {
   const facts = [
     `recipe ${world.recipe}`, `${world.width}×${world.height} at ${world.fps} a second`,
     about.parameters && `${(about.parameters / 1e6).toFixed(1)} M parameters`, about.steps && `${about.steps} steps`,
-    about.memory && `memory in ${about.memory.toUpperCase()}, ${about.capacity} latents`, about.device,
+    about.memory && `memory in ${about.memory.toUpperCase()}, ${about.capacity} latents`,
+    about.linears && `linears in ${about.linears}`, about.device,
   ];
   $("about").textContent = facts.filter(Boolean).join(" · ");
   for (const { id, caption, place, image } of world.examples) {

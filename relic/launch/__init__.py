@@ -1,0 +1,1 @@
+"""What takes a finished model to where people meet it. Loads no torch: it runs commands."""
