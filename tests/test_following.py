@@ -82,6 +82,16 @@ def test_turning_right_moves_the_picture_left():
     assert sum(found.right < 0 for found in motions(pan_right=2.0)) >= 16
 
 
+def test_walking_forward_expands_the_picture():
+    assert sum(found.expansion > 0 for found in motions(dolly_in=1.0)) >= 16
+
+
+def test_walking_forward_while_turning_left_does_both():
+    """A turn alone has an expansion of its own in the fit, of either sign: nearer things come in or leave."""
+    both, turn = motions(dolly_in=1.0, pan_left=2.0), motions(pan_left=2.0)
+    assert sum(a.right > 0 and a.expansion > b.expansion for a, b in zip(both, turn, strict=True)) >= 16
+
+
 def test_another_caption_changes_the_video():
     walk = moving(dolly_in=1.0)
     own, other = generated(walk), generated(walk, caption="a bright red outdoor courtyard")

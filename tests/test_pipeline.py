@@ -100,7 +100,7 @@ def test_a_wrong_graph_is_a_sentence(steps: tuple[Step, ...], said: str) -> None
 
 def test_world_model_leads_from_recording_to_deployment() -> None:
     found = graph.load(ROOT / "workflows" / "world_model.py")
-    made = ["curate", "join-clips", "codec", "shard", "join-samples", "teacher", "student-init"]
+    made = ["curate", "join-clips", "codec", "pose-net", "shard", "join-samples", "teacher", "student-init", "distill"]
     assert [step.name for step in found.ordered()] == [*made, "evaluate", "export", "deploy"]
     assert [step.name for step in found.steps if step.fan_out] == ["curate", "shard"]
 

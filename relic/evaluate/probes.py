@@ -91,9 +91,9 @@ def memories(cfg: Evaluate) -> dict[str, Memory]:
 
 
 def shuffled(model: Transformer, cfg: Evaluate) -> predict.Generate:
-    """The few-step rollout whose pooled latents change places before every chunk: who does not read them is the same.
-
-    The image and the window stay as they are."""
+    """The few-step rollout whose pooled tokens' values change places before every chunk, while their keys stay: it
+    finds where it looks and reads something else. (Moved with their keys, they would be found all the same: a key holds
+    its pose.) The image and the window stay as they are."""
 
     def generate(image_latent: Tensor, conditions: Conditions) -> Tensor:
         walk = predict.started(model, cfg, image_latent, conditions)
@@ -106,7 +106,7 @@ def shuffled(model: Transformer, cfg: Evaluate) -> predict.Generate:
             order = first + torch.randperm(last - first, generator=random)
             for store in (walk.memory.storage, walk.memory.scales):
                 if store is not None:
-                    store[:, :, :, first:last] = store[:, :, :, order]
+                    store[1, :, :, first:last] = store[1, :, :, order]
             done = walk.actions.shape[1]
             latents.append(walk.step(conditions.actions[:, done : done + walk.num_actions]))
         return torch.cat(latents, 1)
