@@ -57,8 +57,8 @@ def generated(generate: predict.Generate, known: Walks, folder: Path, order: lis
 
 
 def scored(generate: predict.Generate, known: Walks, folder: Path) -> dict[str, float]:
-    both = (generated(generate, known, folder / str(order), order) for order in (None, known.others()))
-    return predict.figures(known, *both, horizon_s=1.0)
+    true, other = (generated(generate, known, folder / str(order), order) for order in (None, known.others()))
+    return predict.figures(known, true, other, horizon_s=1.0)
 
 
 @pytest.mark.parametrize(("off", "db"), [(255, 0.0), (51, 13.9794), (16, 24.0484), (1, 48.1308), (0, 48.1308)])

@@ -1,7 +1,5 @@
 """Cameras, scripts and returns, with an estimator and generators whose answers are known."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tiny_models
@@ -45,8 +43,8 @@ def _perfect(four: Walks, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_perfect")
 def test_the_true_video_has_no_error_and_a_frozen_one_that_of_doing_nothing(four: Walks) -> None:
     frozen = np.repeat(four.frames[:, :1], four.frames.shape[1], 1)
-    found, unit = probes.cameras(NET, four, {"frozen": frozen}, CFG)  # type: ignore[arg-type]
-    assert list(found) == ["true video", "frozen"]
+    found, scale = probes.cameras(NET, four, {"frozen": frozen}, CFG)  # type: ignore[arg-type]
+    assert (list(found), scale) == (["true video", "frozen"], pytest.approx(1))
     assert found["true video"]["rpe_r_1"]["mean"] == pytest.approx(0, abs=1e-5)
     assert found["frozen"]["rpe_r_1"]["mean"] == pytest.approx(found["frozen"]["rpe_r_1"]["do_nothing"])
     assert found["true video"]["following"]["balanced_accuracy"] == 1
@@ -75,8 +73,8 @@ def test_every_script_is_made_from_the_same_starts(four: Walks) -> None:
 
 
 def test_a_memory_without_old_latents_shows_the_image_and_the_window() -> None:
-    dials = {"memory": Memory(window=2, capacity=8), "chunk": 2}
-    made = probes.memories(Evaluate(rollout=Rollout(**dials)))
+    usual = Memory(window=2, capacity=8)
+    made = probes.memories(Evaluate(rollout=Rollout(chunk=2, memory=usual)))
     walk = predict.started(
         tiny_models.transformer(), Evaluate(rollout=Rollout(chunk=2, memory=made["window only"])),
         tiny_models.latents(1)[:, 0], tiny_models.conditions(8),
@@ -86,7 +84,7 @@ def test_a_memory_without_old_latents_shows_the_image_and_the_window() -> None:
     walk.memory.reserve(2)
     assert [slot.latent for slot in walk.memory.slots] == [0, 6, 7]
     assert made["full"].stride(5) == 1
-    assert made["relic"] == dials["memory"]
+    assert made["relic"] == usual
 
 
 def test_shuffling_moves_pooled_latents_only() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from held_out import write_clips
 from PIL import Image
+from relic.model.pose_net import PoseNet
 from tiny_models import transformer
 
 from relic import artifacts
@@ -21,31 +22,36 @@ from relic.model.transformer import Transformer
 from relic.tracking import Run
 
 CFG = Evaluate(
-    known=3, unseen=2, num_latents=6, batch=2, sampler=Sampler(steps=2), strips=2,
+    known=3, unseen=2, num_latents=6, batch=2, sampler=Sampler(steps=2), strips=2, script_starts=2, script_latents=4,
     rollout=Rollout(memory=Memory(window=2, capacity=8)),
 )  # fmt: skip
 SUMMARIES = {
     "codec": {"codec_psnr_db_before": 12.25, "codec_psnr_db": 24.5},
     "teacher": {"loss_before": 0.75, "loss": 0.5},
     "student-init": {"loss_before": 0.125, "loss": 0.0625},
+    "distill": {"loss_before": 1.5, "loss": 1.25},
+    "pose-net": {},
 }
+INPUTS = ("codec", "teacher", "student", "distilled", "estimator")
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
-    """Finished artifacts of codec, teacher and student."""
+    """Finished artifacts of all networks."""
     store, key = tmp_path_factory.mktemp("store"), "0" * artifacts.KEY_LENGTH
     torch.manual_seed(0)
     codec = Codec(config.Codec(latent_channels=4, decoder_widths=(4, 4, 4, 4)))
-    made: dict[str, Codec | Transformer] = {
+    made: dict[str, Codec | PoseNet | Transformer] = {
         "codec": codec,
         "teacher": transformer(),
         "student-init": transformer(seed=1),
+        "distill": transformer(seed=3),
+        "pose-net": PoseNet(config.PoseNet()),
     }
     for step, network in made.items():
         weights.save(network, store / step / key)
         artifacts.write_json(store / step / key / "manifest.json", {"summary": SUMMARIES[step]})
-    return {name: [store / step / key] for name, step in zip(("codec", "teacher", "student"), made, strict=True)}
+    return {name: [store / step / key] for name, step in zip(INPUTS, made, strict=True)}
 
 
 def evaluated(clips: Path, networks: dict[str, list[Path]], out: Path, cfg: Evaluate = CFG) -> tuple[dict, str]:
@@ -69,11 +75,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory, networks: dict[str, list[
 def test_the_report_counts_clips_and_measures_every_model_on_both_regions(finished: tuple[Path, dict, str]) -> None:
     _, figures, _ = finished
     assert (figures["clips_kept"], figures["clips_dropped"], figures["codec_psnr_db"]) == (6, 2, 24.5)
-    assert list(figures["models"]) == ["base", "teacher", "student"]
+    assert list(figures["models"]) == ["base", "teacher", "student", "distilled"]
     for found in figures["models"].values():
         assert isinstance(found["psnr_gain_over_still_db"], float)
         assert 0 <= found["action_win_rate"] <= 1
         assert (found["walks"], found["unseen"]["walks"]) == (3, 2)
+
+
+def test_the_report_has_the_cameras_with_their_floors_the_scripts_and_the_returns(
+    finished: tuple[Path, dict, str],
+) -> None:
+    _, figures, _ = finished
+    assert list(figures["cameras"])[:3] == ["true video", "frozen video", "random actions"]
+    assert set(figures["cameras"]) > set(report.MODELS)
+    assert figures["rpe_floor_rot_deg"] == figures["cameras"]["true video"]["rpe_r_1"]["mean"]
+    assert "dolly_in + pan_left" in figures["scripts"]
+    assert list(figures["returns"]) == ["true", "still", "relic", "window only", "full", "shuffled"]
+    assert figures["returns"]["still"]["gated_psnr_db"] == 0
+    assert figures["chunk_latency_ms_p50"] > 0
 
 
 def test_the_page_needs_nothing_beside_it(finished: tuple[Path, dict, str]) -> None:
@@ -99,13 +118,14 @@ def test_the_page_shows_what_each_training_step_changed(finished: tuple[Path, di
     rows = re.findall("<tr><td>([a-z-]+): [^<]*</td><td>(.*?)</td><td>(.*?)</td></tr>", finished[2])
     assert rows == [
         ("codec", "12.25", "24.50"), ("teacher", "0.7500", "0.5000"), ("student-init", "0.1250", "0.0625"),
+        ("distill", "1.5000", "1.2500"),
     ]  # fmt: skip
 
 
 def test_the_page_shows_strips_of_true_and_generated_frames_of_both_regions(finished: tuple[Path, dict, str]) -> None:
     html = finished[2]
-    for name in ("true", "base", "teacher", "student"):
-        assert html.count(f'alt="{name} at 1.00 s"') == 2 * CFG.strips
+    for name in ("true", "base", "teacher", "student", "distilled"):
+        assert html.count(f'alt="{name}, frame 16"') == 2 * CFG.strips
     for walk in ("known-0", "known-1", "unseen-0", "unseen-1"):
         assert f"<b>{walk}</b>" in html
     assert "a <bright> room called known-0" in unescape(html)
@@ -136,14 +156,14 @@ def test_without_start_weights_the_base_is_null_and_said_to_be_none(
 ) -> None:
     figures, html = evaluated(write_clips(tmp_path / "clips", known=3, unseen=2), networks, tmp_path / "out")
     assert figures["models"]["base"] is None
-    rows = re.findall("<tr>(<td>(?:base|teacher|student)</td>.*?)</tr>", html)
+    rows = re.findall("<tr>(<td>(?:base|teacher|student|distilled)</td>.*?)</tr>", html)
     assert "none: trained from nothing" in rows[0]
     assert {row.count("<td>") for row in rows} == {7}
 
 
 def test_without_unseen_maps_the_known_ones_are_reported(networks: dict[str, list[Path]], tmp_path: Path) -> None:
     figures, html = evaluated(write_clips(tmp_path / "clips", known=3), networks, tmp_path / "out")
-    assert all("unseen" not in figures["models"][name] for name in ("teacher", "student"))
+    assert all("unseen" not in figures["models"][name] for name in ("teacher", "student", "distilled"))
     assert "Held-out walks, known maps" in html
     assert "Held-out walks, unseen maps" not in html
 

@@ -146,10 +146,10 @@ def cameras(what: str, found: dict[str, dict]) -> str:
     def shown(value: float | None, form: str) -> str:
         return "–" if value is None else f"{value:{form}}"
 
-    rows = []
+    rows: list[list[object]] = []
     for name, figures in found.items():
         errors = [figures[key] for key in ("rpe_t_1", "rpe_t_16", "rpe_r_1", "rpe_r_16")]
-        row = [name, *(shown(error["mean"], ".2f") for error in errors)]
+        row: list[object] = [name, *(shown(error["mean"], ".2f") for error in errors)]
         row += [f"{errors[0]['n_ok']} / {errors[0]['n']}", shown(figures["following"]["balanced_accuracy"], ".0%")]
         rows.append(row)
     head = [what, "RPE-t, 1", "RPE-t, 16", "RPE-r, 1", "RPE-r, 16", "estimates", "actions right, balanced"]
@@ -159,7 +159,7 @@ def cameras(what: str, found: dict[str, dict]) -> str:
 def returns(found: dict[str, dict[str, float]]) -> str:
     """A row a memory: how like itself a place is on the way back."""
     keys = ("gated_psnr_db", "psnr_db", "psnr_to_truth_db")
-    rows = [
+    rows: list[list[object]] = [
         [name, *(f"{figures[key]:.2f}" for key in keys), f"{figures['walks']:.0f}"] for name, figures in found.items()
     ]
     return table(["memory", "at the return, counted", "at the return, dB", "to the true frames, dB", "walks"], rows)
