@@ -88,8 +88,8 @@ def test_a_memory_without_old_latents_shows_the_image_and_the_window() -> None:
 
 
 def test_shuffling_moves_pooled_latents_only() -> None:
-    model, image, given = tiny_models.transformer(), tiny_models.latents(1)[:, 0], tiny_models.conditions(6)
-    cfg = Evaluate(num_latents=6, script_latents=4, rollout=Rollout(memory=Memory(window=2, capacity=8)))
+    model, image, given = tiny_models.transformer(), tiny_models.latents(1)[:, 0], tiny_models.conditions(8)
+    cfg = Evaluate(num_latents=8, script_latents=4, rollout=Rollout(memory=Memory(window=2, capacity=8)))
     plain, mixed = predict.few_steps(model, cfg)(image, given), probes.shuffled(model, cfg)(image, given)
     assert torch.equal(plain[:, :4], mixed[:, :4])  # until then the image and the window are all there is
     assert not torch.equal(plain[:, 4:], mixed[:, 4:])
