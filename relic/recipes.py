@@ -12,9 +12,9 @@ from relic.generate.config import Rollout, Sampler
 from relic.launch.config import Deploy, Threshold
 from relic.memory.config import Memory
 from relic.mistakes import UserError, allowed
-from relic.model.config import Codec, Transformer
+from relic.model.config import Codec, PoseNet, Transformer
 from relic.serve.config import Export
-from relic.train.config import CodecTraining, Distill, Optimizer, Stage, StudentInit, Teacher
+from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
 from relic.worlds.config import Doom
 
 SERVED = "distilled"  # which of the report's models the gate looks at: the one that is exported
@@ -31,6 +31,7 @@ class Recipe:
     name: str
     curate: Curate = field(default_factory=Curate)
     codec: CodecTraining = field(default_factory=CodecTraining)
+    pose_net: PoseNetTraining = field(default_factory=PoseNetTraining)
     shard: Shard = field(default_factory=Shard)
     teacher: Teacher = field(default_factory=Teacher)
     student_init: StudentInit = field(default_factory=StudentInit)
@@ -72,7 +73,7 @@ def tiny() -> Recipe:
             trajectories=96, steps=250, noisy_chunks=3, rollout=rollout, optimizer=replace(gentle, learning_rate=5e-4)
         ),
         distill=Distill(
-            stages=(Stage(latents=8, steps=10, batch=8), Stage(latents=16, steps=10, batch=4)),
+            stages=(Stage(latents=8, steps=8, batch=8), Stage(latents=16, steps=6, batch=4)),
             rollout=rollout,
             critic_steps=2,
             guidance=1.0,  # the captions of the maps hardly differ
@@ -85,11 +86,13 @@ def tiny() -> Recipe:
             "curate": 32,
             "join-clips": 2,
             "codec": 80,
+            "pose-net": 65,
             "shard": 8,
             "join-samples": 1,
             "teacher": 92,
             "student-init": 160,
-            "evaluate": 117,
+            "distill": 75,
+            "evaluate": 260,
             "export": 4,
             "deploy": 25,
         },
@@ -152,6 +155,7 @@ def small() -> Recipe:
             piece_size=96,
             optimizer=Optimizer(learning_rate=1e-3, warmup=100, final_share=0.02),
         ),
+        pose_net=PoseNetTraining(model=PoseNet(width=112), steps=8000, batch=24),
         teacher=Teacher(
             model=Transformer(width=512, ffn=2048, layers=12, heads=8),
             stages=(Stage(latents=8, steps=10000, batch=32), Stage(latents=20, steps=3000, batch=16)),
@@ -191,6 +195,7 @@ def quick() -> Recipe:
         name="quick",
         curate=replace(base.curate, doom=maps, train=6, known=4, unseen=4, num_frames=29),
         codec=replace(base.codec, steps=10, batch=2, piece_frames=5, piece_size=32),
+        pose_net=replace(base.pose_net, steps=10, batch=2),
         teacher=replace(base.teacher, stages=stages, checkpoint_every_s=0.5),
         student_init=replace(
             base.student_init,

@@ -38,6 +38,8 @@ TABLE = (
          about="one index over the parts of a fan-out"),
     Step(name="codec", function="relic.train.codec:main", config="codec", inputs=("clips",), files=("start",),
          about="train the small video codec"),
+    Step(name="pose-net", function="relic.train.pose_net:main", config="pose_net", inputs=("clips",),
+         about="train the estimator of the camera's motion"),
     Step(name="shard", function="relic.data.shard:main", config="shard", inputs=("clips", "codec"), fan_out=True,
          about="encode clips and palindromes into shards of latents"),
     Step(name="teacher", function="relic.train.teacher:main", config="teacher", inputs=("samples",), files=("start",),

@@ -17,6 +17,7 @@ graph = Graph(
         Step(name="curate", component="curate", fan_out=FanOut("parts"), resources=SMALL),
         Step(name="join-clips", component="join", inputs={"parts": Input("curate")}, resources=SMALL),
         Step(name="codec", component="codec", inputs={"clips": Input("join-clips")}, resources=GPU),
+        Step(name="pose-net", component="pose-net", inputs={"clips": Input("join-clips")}, resources=GPU),
         Step(
             name="shard",
             component="shard",
@@ -44,6 +45,7 @@ graph = Graph(
             inputs={
                 "clips": Input("join-clips"),
                 "codec": Input("codec"),
+                "estimator": Input("pose-net"),
                 "teacher": Input("teacher"),
                 "student": Input("student-init"),
                 "distilled": Input("distill"),

@@ -1,6 +1,7 @@
 """A clip: frames with a pose each; on disk an mp4, an npz of its track, and an entry in the artifact's clips.json."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def read_clip(folder: Path, entry: dict) -> Clip:
         raise ValueError(f"{entry['video']} has {len(frames)} frames but its track has {len(poses)} poses")
     about = {name: entry[name] for name in ("id", "fps", "world", "place", "region", "seed", "caption")}
     return Clip(frames=frames, poses=poses, intrinsics=intrinsics, tags=tuple(entry["tags"]), **about)
+
+
+def read_region(folders: list[Path], region: str) -> Iterator[Clip]:
+    """Every kept clip of a region, one by one; ValueError where there is none."""
+    entries = [(f, e) for f in folders for e in read_index(f) if e["kept"] and e["region"] == region]
+    if not entries:
+        raise ValueError(
+            f"no kept clip of region {region!r} in {', '.join(map(str, folders))}; record more or loosen the filters"
+        )
+    for folder, entry in entries:
+        yield read_clip(folder, entry)
 
 
 def write_clip(

@@ -12,6 +12,23 @@ class Codec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoseNet:
+    """The pose estimator. Frames of another size are scaled to its own."""
+
+    height: int = 64  # pixels
+    width: int = 96
+    reach: int = 2  # steps before and after that the motion of a step is read from too
+    widths: tuple[int, int, int] = (32, 48, 64)
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 16 or self.height % 16 or self.width % 16:
+            raise ValueError(f"pictures are {self.width}x{self.height} pixels; both sides must be multiples of 16")
+        if self.reach < 0:
+            raise ValueError(f"reach is {self.reach}; it must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transformer:
     """Wan-2.1's diffusion transformer with RELIC's control paths.
 

@@ -12,13 +12,18 @@ from torch import nn
 import relic
 from relic.model import config
 from relic.model.codec import Codec
+from relic.model.pose_net import PoseNet
 from relic.model.transformer import Transformer
 
 SHIPPED = Path(relic.__file__).parent / "weights"
-KINDS = {"codec": (config.Codec, Codec), "transformer": (config.Transformer, Transformer)}
+KINDS = {
+    "codec": (config.Codec, Codec),
+    "pose_net": (config.PoseNet, PoseNet),
+    "transformer": (config.Transformer, Transformer),
+}
 
 
-def save(module: Codec | Transformer, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save(module: Codec | PoseNet | Transformer, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Writes the weights (in `dtype`, if given) and the configuration; the configuration last."""
     folder.mkdir(parents=True, exist_ok=True)
     kind = next(name for name, (_, cls) in KINDS.items() if type(module) is cls)
@@ -29,6 +34,10 @@ def save(module: Codec | Transformer, folder: Path, dtype: torch.dtype | None = 
 
 def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:
     return _load(folder, "codec", device)
+
+
+def load_pose_net(folder: Path, device: torch.device | str = "cpu") -> PoseNet:
+    return _load(folder, "pose_net", device)
 
 
 def load_transformer(folder: Path, device: torch.device | str = "cpu") -> Transformer:

@@ -63,12 +63,7 @@ def main(cfg: CodecTraining, *, clips: list[Path], out: Path, run: Run) -> dict[
 
 def frames_of(folders: list[Path], region: str) -> list[np.ndarray]:
     """The frames (uint8 [T, H, W, 3]) of every kept clip of a region."""
-    entries = [(f, e) for f in folders for e in clip.read_index(f) if e["kept"] and e["region"] == region]
-    if not entries:
-        raise ValueError(
-            f"no kept clip of region {region!r} in {', '.join(map(str, folders))}; record more or loosen the filters"
-        )
-    return [clip.read_clip(folder, entry).frames for folder, entry in entries]
+    return [found.frames for found in clip.read_region(folders, region)]
 
 
 def pieces(videos: list[np.ndarray], cfg: CodecTraining, generator: np.random.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from relic.generate.config import Rollout
 from relic.geometry.config import Actions
-from relic.model.config import Codec, Transformer
+from relic.model.config import Codec, PoseNet, Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,28 @@ class CodecTraining:
                 f"a piece is {self.piece_frames} frames of {self.piece_size} pixels; "
                 "allowed are 4n + 1 and multiples of 8"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseNetTraining:
+    model: PoseNet = field(default_factory=PoseNet)
+    steps: int = 800
+    batch: int = 6  # pieces of clips a step
+    piece_frames: int = 9  # frames a piece
+    skipping: float = 0.2  # share of the pieces that take every second frame: faster motions
+    blur: float = 1.0  # most of a picture that gives way to the mean of 3x3 pixels, in half of the pieces
+    smear: float = 0.7  # most of it that gives way to the mean of four frames, as in half of the codec's latents
+    noise: float = 0.03  # largest standard deviation of the noise on the pixels, which are in 0..1
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3e-3, final_share=0.02))
+    checkpoint_every_s: float = 15.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.piece_frames < 2:
+            raise ValueError(f"a piece is {self.piece_frames} frames; a motion needs at least 2")
+        for name in ("skipping", "blur", "smear"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
