@@ -8,7 +8,6 @@ import pytest
 import torch
 from held_out import write_clips
 from PIL import Image
-from relic.model.pose_net import PoseNet
 from tiny_models import transformer
 
 from relic import artifacts
@@ -18,6 +17,7 @@ from relic.generate.config import Rollout, Sampler
 from relic.memory.config import Memory
 from relic.model import config, weights
 from relic.model.codec import Codec
+from relic.model.pose_net import PoseNet
 from relic.model.transformer import Transformer
 from relic.tracking import Run
 
