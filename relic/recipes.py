@@ -119,7 +119,9 @@ def tiny_scratch() -> Recipe:
 
 def tiny_base() -> Recipe:
     """How the start weights that ship with relic are trained: two and a half hours on 2 shared cores, of which one core
-    for the last 80 minutes (weights/tiny/weights.json). BASE_FIGURES"""
+    for the last 80 minutes (weights/tiny/weights.json).
+
+    FIGURES"""
     scratch = tiny_scratch()
     return replace(
         scratch,

@@ -86,7 +86,8 @@ def test_the_report_has_the_cameras_with_their_floors_the_scripts_and_the_return
     finished: tuple[Path, dict, str],
 ) -> None:
     _, figures, _ = finished
-    assert list(figures["cameras"])[:3] == ["true video", "frozen video", "random actions"]
+    floors = ["true video", "true video, through the codec", "frozen video", "random actions"]
+    assert list(figures["cameras"])[:4] == floors
     assert set(figures["cameras"]) > set(report.MODELS)
     assert figures["rpe_floor_rot_deg"] == figures["cameras"]["true video"]["rpe_r_1"]["mean"]
     assert "dolly_in + pan_left" in figures["scripts"]

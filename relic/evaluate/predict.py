@@ -76,6 +76,17 @@ def videos(
     return np.concatenate(done)
 
 
+@torch.inference_mode()
+def coded(codec: Codec, videos: np.ndarray, batch: int) -> np.ndarray:
+    """Videos uint8 [n, F_px, H, W, 3] as the codec keeps them: the best that any model can make."""
+    done = []
+    for start in range(0, len(videos), batch):
+        frames = torch.from_numpy(videos[start : start + batch]).movedim(-1, 2).to(codec.mean.device).float().div(255)
+        with autocast(codec.mean.device):
+            done.append(to_bytes(codec.decode(codec.encode(frames)).float()))
+    return np.concatenate(done)
+
+
 def to_bytes(frames: Tensor) -> np.ndarray:
     """uint8 [n, F_px, H, W, 3] of frames [n, F_px, 3, H, W] in 0..1."""
     return (frames.clamp(0, 1) * 255).round().byte().movedim(2, -1).cpu().numpy()

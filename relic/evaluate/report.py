@@ -83,7 +83,11 @@ def main(
 
     # the last one, which is served, is looked at more closely
     sizes = usual_sizes(regions)
-    floors = {"frozen video": np.repeat(known.frames[:, :1], num_frames, 1), "random actions": swapped}
+    floors = {
+        "true video, through the codec": predict.coded(decoder, known.frames, cfg.batch),
+        "frozen video": np.repeat(known.frames[:, :1], num_frames, 1),
+        "random actions": swapped,
+    }
     cameras, unit = probes.cameras(reader, known, {**floors, **generated["known"]}, cfg)
     scripts = probes.on_scripts(model, reader, known, sizes, unit, make, cfg)
     returns, there_and_back = probes.on_returns(model, known, make, cfg)

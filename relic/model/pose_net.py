@@ -20,7 +20,7 @@ from relic.model import config
 from relic.model.codec import conv3
 
 LUMA = (0.299, 0.587, 0.114)
-LEVELS = 3  # the picture, and twice its half
+LEVELS = 3  # the picture, its half and its quarter
 CELL = 4  # pixels a side of the cells that have a flow; it is fitted over twice as many
 MIRROR = (-1.0, 1.0, 1.0, 1.0, -1.0, -1.0)  # signs of a motion seen in a mirror: it swaps left and right
 

@@ -49,7 +49,7 @@ class PoseNetTraining:
     piece_frames: int = 9  # frames a piece
     skipping: float = 0.2  # share of the pieces that take every second frame: faster motions
     blur: float = 1.0  # most of a picture that gives way to the mean of 3x3 pixels, in half of the pieces
-    smear: float = 0.7  # most of it that gives way to the mean of four frames, as in half of the codec's latents
+    smear: float = 0.7  # most of it that gives way to the mean of four frames (a latent's), in half of the pieces
     noise: float = 0.03  # largest standard deviation of the noise on the pixels, which are in 0..1
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3e-3, final_share=0.02))
     checkpoint_every_s: float = 15.0
