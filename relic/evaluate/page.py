@@ -65,8 +65,8 @@ def write(
         "</div></div>",
         "<h2>Does the camera go where the actions say?</h2>",
         "<p class=soft>Cameras are read from the videos by a small network trained on the recorded walks. Its own "
-        "error on the true videos, and on what the codec keeps of them, is the floor; a frozen video and another walk's actions are what a model must beat. "
-        "Relative pose errors over 1 and 16 frames: translation in mean steps, rotation in degrees, failed estimates "
+        "error on the true videos, and on what the codec keeps of them, is the floor; a frozen video and another walk's "
+        "actions are what a model must beat. Relative pose errors over 1 and 16 frames: translation in mean steps, rotation in degrees, failed estimates "
         "counted as a camera at rest.</p>",
         cameras("video", report["cameras"]),
         "<h3>One action at a time, and walking while turning</h3>",
