@@ -56,12 +56,14 @@ def inputs(
 ) -> dict[str, list[str]]:
     """What the export step reads; `name` tells one student of a store from another."""
     own = {"name": name}
-    trained = finished(store, "student-init", lambda out: weights.save(student or transformer(), out), parameters=own)
+    trained = finished(store, "distill", lambda out: weights.save(student or transformer(), out), parameters=own)
+    other = finished(store, "student-init", lambda out: weights.save(transformer(seed=5), out), parameters=own)
+    made = finished(store, "codec", lambda out: weights.save(codec(), out))
     measured = finished(
-        store, "evaluate", lambda out: write_evaluation(out, figures), inputs={"student": [trained]},
+        store, "evaluate", lambda out: write_evaluation(out, figures),
+        inputs={"student": [other], "distilled": [trained], "codec": [made]},
         parameters={"rollout": asdict(ROLLOUT), "actions": {"degrees_per_unit": 2.0}, **own},
     )  # fmt: skip
-    made = finished(store, "codec", lambda out: weights.save(codec(), out))
     return {"student": [trained], "codec": [made], "evaluation": [measured]}
 
 

@@ -105,9 +105,12 @@ def test_what_is_no_export_is_said(made: str, tmp_path: Path) -> None:
 
 def test_an_evaluation_of_another_student_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tracking.PARENT, tracking.RUNNER)
-    mixed = {**inputs(tmp_path), "student": inputs(tmp_path, transformer(seed=1), name="other")["student"]}
-    with pytest.raises(UserError, match=r"the evaluation .* has not measured student-init/"):
-        export(tmp_path, mixed)
+    given = inputs(tmp_path)
+    undistilled = artifacts.read_json(Path(given["evaluation"][0]) / "manifest.json")["inputs"]["student"]
+    other = inputs(tmp_path, transformer(seed=1), name="other")["student"]
+    for student in (undistilled, other):
+        with pytest.raises(UserError, match=r"the evaluation .* has not measured .* as distilled; give one that has"):
+            export(tmp_path, {**given, "student": student})
 
 
 def test_a_student_without_words_of_its_own_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,3 +24,8 @@ def test_centres_lie_in_the_middle_of_their_cells():
     yx = pooling.centres(4, 6, 4)
     assert yx.shape == (1, 2, 2)
     assert yx.flatten(0, 1).tolist() == [[1.5, 1.5], [1.5, 4.5]]
+
+
+def test_a_cell_at_the_edge_stands_for_what_there_is():
+    found = pooling.log_cells(4, 6, 4).exp()
+    torch.testing.assert_close(found, torch.tensor([[16.0, 8.0]]))

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from relic.evaluate import predict
 from relic.evaluate.config import Evaluate
-from relic.evaluate.walks import Walks
+from relic.evaluate.walks import Walks, as_frames
 from relic.generate import sampler
 from relic.generate.config import Rollout, Sampler
 from relic.memory.config import Memory
 from relic.model.conditions import Conditions
-from relic.tracking import Run
 
 CFG = Evaluate(known=5, num_latents=6, batch=2, rollout=Rollout(memory=Memory(window=2, capacity=8)))
 
@@ -42,7 +41,7 @@ class Oracle:
     def __call__(self, image: Tensor, conditions: Conditions) -> Tensor:
         self.calls += 1
         same = (self.known.actions[None].float() == conditions.actions[:, None]).all(-1).all(-1)
-        true = self.known.videos()[same.float().argmax(1)]
+        true = as_frames(self.known.frames)[same.float().argmax(1)]
         return true.lerp(image[:, None], self.blur)
 
 
@@ -52,8 +51,8 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Walks:
 
 
 def generated(generate: predict.Generate, known: Walks, folder: Path, order: list[int] | None = None) -> np.ndarray:
-    given, codec, run = known.conditions(4, order), Plain(), Run.silent()
-    return predict.videos(generate, codec, known.frames[:, 0], given, CFG, folder, run)  # type: ignore[arg-type]
+    given, codec = known.conditions(4, order), Plain()
+    return predict.videos(generate, codec, known.frames[:, 0], given, CFG, folder)  # type: ignore[arg-type]
 
 
 def scored(generate: predict.Generate, known: Walks, folder: Path) -> dict[str, float]:
@@ -90,7 +89,7 @@ def test_a_frozen_generator_gains_nothing_and_never_wins(five: Walks, tmp_path: 
 
 def test_a_generator_that_ignores_the_actions_does_not_win(five: Walks, tmp_path: Path) -> None:
     def first_walk(image: Tensor, conditions: Conditions) -> Tensor:
-        return five.videos()[:1].expand(len(image), -1, -1, -1, -1)
+        return as_frames(five.frames)[:1].expand(len(image), -1, -1, -1, -1)
 
     assert scored(first_walk, five, tmp_path)["action_win_rate"] == 0
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from relic.evaluate import predict, probes
 from relic.evaluate.config import Evaluate, Revisit
-from relic.evaluate.walks import Walks
+from relic.evaluate.walks import Walks, as_frames
 from relic.generate.config import Rollout
 from relic.geometry.actions import ACTIONS
 from relic.memory.config import Memory
@@ -32,7 +32,7 @@ def _perfect(four: Walks, monkeypatch: pytest.MonkeyPatch) -> None:
     def track(net: torch.nn.Module, frames: Tensor) -> Tensor:
         found = torch.eye(4, dtype=torch.float64).repeat(*frames.shape[:2], 1, 1)
         for i, video in enumerate(frames):
-            for true, poses in zip(four.videos(), four.poses, strict=True):
+            for true, poses in zip(as_frames(four.frames), four.poses, strict=True):
                 if torch.equal(video, true):
                     found[i] = poses
         return found
@@ -43,8 +43,9 @@ def _perfect(four: Walks, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_perfect")
 def test_the_true_video_has_no_error_and_a_frozen_one_that_of_doing_nothing(four: Walks) -> None:
     frozen = np.repeat(four.frames[:, :1], four.frames.shape[1], 1)
-    found, scale = probes.cameras(NET, four, {"frozen": frozen}, CFG)  # type: ignore[arg-type]
-    assert (list(found), scale) == (["true video", "frozen"], pytest.approx(1))
+    found, scale = probes.cameras(NET, four, {"frozen": frozen}, {"model": four.frames}, CFG)  # type: ignore[arg-type]
+    assert (list(found), scale) == (["true video", "frozen", "model"], pytest.approx(1))
+    assert found["model"]["common"]["rpe_r_1"] == found["true video"]["rpe_r_1"]
     assert found["true video"]["rpe_r_1"]["mean"] == pytest.approx(0, abs=1e-5)
     assert found["frozen"]["rpe_r_1"]["mean"] == pytest.approx(found["frozen"]["rpe_r_1"]["do_nothing"])
     assert found["true video"]["following"]["balanced_accuracy"] == 1
@@ -108,8 +109,9 @@ def test_returns_measure_every_memory_and_a_frozen_video_earns_nothing(four: Wal
     assert found["true"]["gated_psnr_db"] > 20
 
 
-def test_walks_that_do_not_come_back_earn_nothing(four: Walks) -> None:
-    assert probes.returned(four, four.frames, CFG)["gated_psnr_db"] == 0
+def test_walks_that_do_not_come_back_have_no_figure(four: Walks) -> None:
+    found = probes.returned(four, four.frames, CFG)
+    assert (found["walks"], found["gated_psnr_db"]) == (0, None)
 
 
 def test_a_latency_is_measured_for_every_chunk_but_the_first(four: Walks) -> None:

@@ -86,7 +86,7 @@ def test_the_report_has_the_cameras_with_their_floors_the_scripts_and_the_return
     finished: tuple[Path, dict, str],
 ) -> None:
     _, figures, _ = finished
-    floors = ["true video", "true video, through the codec", "frozen video", "random actions"]
+    floors = ["true video", "true video, through the codec", "frozen video", "another walk's actions"]
     assert list(figures["cameras"])[:4] == floors
     assert set(figures["cameras"]) > set(report.MODELS)
     assert figures["rpe_floor_rot_deg"] == figures["cameras"]["true video"]["rpe_r_1"]["mean"]
@@ -159,7 +159,7 @@ def test_without_start_weights_the_base_is_null_and_said_to_be_none(
     assert figures["models"]["base"] is None
     rows = re.findall("<tr>(<td>(?:base|teacher|student|distilled)</td>.*?)</tr>", html)
     assert "none: trained from nothing" in rows[0]
-    assert {row.count("<td>") for row in rows} == {7}
+    assert {row.count("<td>") for row in rows[:4]} == {7}
 
 
 def test_without_unseen_maps_the_known_ones_are_reported(networks: dict[str, list[Path]], tmp_path: Path) -> None:

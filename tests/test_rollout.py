@@ -55,8 +55,9 @@ def test_cached_equals_uncached():
     torch.testing.assert_close(values, torch.stack([kv.values for kv in own]), atol=1e-5, rtol=1e-5)
 
 
-def test_cached_equals_uncached_with_compression():
-    memory = Memory(window=2, capacity=16, dtype="fp32")
+@pytest.mark.parametrize("weigh_pooled", [False, True])
+def test_cached_equals_uncached_with_compression(weigh_pooled: bool):
+    memory = Memory(window=2, capacity=16, dtype="fp32", weigh_pooled=weigh_pooled)
     walk, made = walked(8, memory=memory)
     clean = torch.cat([latents(1), made], 1)
     given = Conditions(walk.actions, walk.poses.float(), walk.text)

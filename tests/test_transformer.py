@@ -47,6 +47,16 @@ def test_segments_equal_the_dense_mask():
     )
 
 
+def test_a_weighed_pooled_token_counts_like_the_cells_it_stands_for():
+    q, k, v = torch.randn(3, 2, 4 * 24, 2, 24).unbind(0)
+    rotary = Rotary(torch.arange(4), 4, 6, rope.frequencies(24, 8, 8))
+    weighed = masks.Segment(2, 4, ((0, 2), (2, 1)), weigh_pooled=True)
+    repeated = masks.Segment(2, 4, ((0, 2),) * 4 + ((2, 1),))  # each of its tokens stands for 2 x 2
+    torch.testing.assert_close(
+        segmented(q, k, v, rotary, (weighed,)), segmented(q, k, v, rotary, (repeated,)), atol=1e-5, rtol=0
+    )
+
+
 @torch.inference_mode()
 def test_one_segment_that_sees_everything_is_plain_attention():
     model, everything = transformer(), (masks.Segment(0, 4, tuple((i, 1) for i in range(4))),)

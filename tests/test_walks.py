@@ -8,7 +8,7 @@ import torch
 from held_out import NUM_FRAMES, TURNS, walks, write_clips
 
 from relic.data import clip
-from relic.evaluate.walks import Walks, read
+from relic.evaluate.walks import Walks, as_frames, read
 from relic.geometry.actions import ACTIONS, annotate, integrate
 from relic.geometry.config import Actions
 
@@ -68,16 +68,24 @@ def test_a_clip_that_is_too_short_is_named(tmp_path: Path) -> None:
 
 
 def test_videos_are_the_frames_from_0_to_1(five: Walks) -> None:
-    videos = five.videos()
+    videos = as_frames(five.frames)
     assert videos.shape == (5, 21, 3, 64, 96)
     assert torch.equal((videos * 255).round().byte(), torch.from_numpy(five.frames).permute(0, 1, 4, 2, 3))
 
 
-def test_a_returning_walk_ends_where_it_began_and_its_actions_are_annotated_anew(five: Walks) -> None:
+def test_a_returning_walk_goes_back_the_same_way_and_its_actions_are_annotated_anew(five: Walks) -> None:
     back = five.returning(Actions())
-    assert (back.frames[:, 11:] == five.frames[:, 9::-1]).all()
-    torch.testing.assert_close(back.poses[:, -1], back.poses[:, 0])
-    assert (back.actions[0, 11:, ACTIONS.index("pan_left")] > 0).all()  # the way there turned right
+    assert (back.frames[:, 14:] == five.frames[:, 12:5:-1]).all()  # of 21 frames it turns after 13
+    torch.testing.assert_close(back.poses[:, -1], back.poses[:, 6])
+    assert (back.actions[0, 14:, ACTIONS.index("pan_left")] > 0).all()  # the way there turned right
+
+
+def test_a_returning_walk_rests_where_the_walk_did(five: Walks) -> None:
+    resting = five.actions.clone()
+    resting[:, 3:6] = 0
+    resting[:, 3:6, ACTIONS.index("static")] = 1
+    back = replace(five, poses=integrate(resting, Actions())).returning(Actions())
+    assert (back.actions[:, 3:6, ACTIONS.index("static")] == 1).all()
 
 
 def test_a_script_is_followed_from_every_first_frame(five: Walks) -> None:

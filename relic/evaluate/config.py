@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from relic.generate.config import Rollout, Sampler
 from relic.geometry.config import Actions
 
+SERVED = "distilled"  # which of the report's models is looked at most closely, judged by the gate and exported
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:

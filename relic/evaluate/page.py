@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from relic import artifacts
 from relic.data import clip, curation_report
 from relic.data.curation_report import data_uri, table
-from relic.evaluate.config import Evaluate
+from relic.evaluate.config import SERVED, Evaluate
 from relic.evaluate.predict import psnr
 from relic.evaluate.walks import Walks
 
@@ -65,16 +65,17 @@ def write(
         "</div></div>",
         "<h2>Does the camera go where the actions say?</h2>",
         "<p class=soft>Cameras are read from the videos by a small network trained on the recorded walks. Its own "
-        "error on the true videos, and on what the codec keeps of them, is the floor; a frozen video and another walk's "
-        "actions are what a model must beat. Relative pose errors over 1 and 16 frames: translation in mean steps, rotation in degrees, failed estimates "
-        "counted as a camera at rest.</p>",
+        "error on the true videos, and on what the codec keeps of them, is the floor; a frozen video and another "
+        "walk's actions are what a model must beat. Relative pose errors over 1 and 16 frames: translation in mean "
+        "steps, rotation in degrees, failed estimates counted as a camera at rest.</p>",
         cameras("video", report["cameras"]),
         "<h3>One action at a time, and walking while turning</h3>",
         cameras("script", report["scripts"]),
         "<h2>Does a place look the same on the way back?</h2>",
-        "<p class=soft>Walks to the middle and back the same way, in known maps. PSNR between the frames at which the "
-        "camera is back and the same video's earlier ones; a return counts only as far as the picture was another in "
-        "between, so that a frozen video earns nothing.</p>",
+        "<p class=soft>Walks that turn after two thirds and go back the same way, in known maps. PSNR between the "
+        "frames at which the camera is back and the same video's earlier ones; a return counts only as far as the "
+        "picture was another in between, so that a frozen video earns nothing. Shuffled: the pooled tokens' values "
+        "have changed places.</p>",
         returns(report["returns"]),
         *[memory_strip(there_and_back, i) for i in range(min(3, len(there_and_back["true"])))],
     ]
@@ -100,12 +101,16 @@ def frames_of(folders: list[Path], entry: dict) -> np.ndarray:
 
 
 def lead(report: dict) -> str:
-    served = report["models"]["distilled"]
+    served = report["models"][SERVED]
+
+    def counted(name: str) -> str:
+        return "–" if report[name] is None else f"{report[name]:.1f} dB"
+
     cards = [
         (f"{served['psnr_gain_over_still_db']:+.2f} dB", "the served model over repeating the frame, first second"),
         (f"{served['action_win_rate']:.0%}", "of its videos nearer the truth than with another walk's actions"),
-        (f"{report['revisit_psnr_db']:.1f} dB", f"at returns; {report['revisit_psnr_window_only_db']:.1f} without the "
-         "compressed memory"),
+        (counted("revisit_psnr_db"), f"at returns, PSNR times the gate; {counted('revisit_psnr_window_only_db')} "
+         "without the compressed memory"),
         (f"{report['chunk_latency_ms_p50']:.0f} ms", "a chunk of frames, decoded"),
         (str(report["clips_kept"]), f"clips kept, {report['clips_dropped']} dropped"),
     ]  # fmt: skip
@@ -150,13 +155,15 @@ def cameras(what: str, found: dict[str, dict]) -> str:
     for name, figures in found.items():
         errors = [figures[key] for key in ("rpe_t_1", "rpe_t_16", "rpe_r_1", "rpe_r_16")]
         row: list[object] = [name, *(shown(error["mean"], ".2f") for error in errors)]
-        row += [f"{errors[0]['n_ok']} / {errors[0]['n']}", shown(figures["following"]["balanced_accuracy"], ".0%")]
+        chances = [axis["chance"] for axis in figures["following"]["axes"].values() if axis]
+        row += [f"{errors[2]['n_ok']} / {errors[2]['n']}", shown(figures["following"]["balanced_accuracy"], ".0%")]
+        row += [shown(sum(chances) / len(chances) if chances else None, ".0%")]
         rows.append(row)
-    head = [what, "RPE-t, 1", "RPE-t, 16", "RPE-r, 1", "RPE-r, 16", "estimates", "actions right, balanced"]
+    head = [what, "RPE-t, 1", "RPE-t, 16", "RPE-r, 1", "RPE-r, 16", "estimates", "moves as asked, balanced", "chance"]
     return table(head, rows)
 
 
-def returns(found: dict[str, dict[str, float]]) -> str:
+def returns(found: dict[str, dict]) -> str:
     """A row a memory: how like itself a place is on the way back."""
     keys = ("gated_psnr_db", "psnr_db", "psnr_to_truth_db")
     rows: list[list[object]] = [

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from relic.evaluate.config import Evaluate
-from relic.evaluate.walks import Walks
+from relic.evaluate.walks import Walks, as_frames
 from relic.generate import sampler
 from relic.generate.rollout import Rollout, play
 from relic.model.codec import Codec
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
-from relic.tracking import Run
 
 Generate = Callable[[Tensor, Conditions], Tensor]  # image latents [B, C, H, W], conditions -> latents [B, F, C, H, W]
 
@@ -53,26 +52,32 @@ def started(model: Transformer, cfg: Evaluate, image_latent: Tensor, conditions:
 
 @torch.inference_mode()
 def videos(
-    generate: Generate, codec: Codec, images: np.ndarray, conditions: Conditions, cfg: Evaluate, folder: Path, run: Run
+    generate: Generate,
+    codec: Codec,
+    images: np.ndarray,
+    conditions: Conditions,
+    cfg: Evaluate,
+    folder: Path,
+    made: Callable[[int], None] = lambda count: None,
 ) -> np.ndarray:
     """Videos uint8 [n, F_px, H, W, 3] that begin with `images` uint8 [n, H, W, 3] and follow n conditions.
 
-    A finished batch lies in `folder` and is not generated again."""
+    A finished batch lies in `folder` and is not generated again; `made` hears of each how many videos it has."""
     device, done = codec.mean.device, []
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(images), cfg.batch):
         path = folder / f"{start:05d}.npy"
         if not path.exists():
             part = slice(start, start + cfg.batch)
-            first = torch.from_numpy(images[part, None]).movedim(-1, 2).to(device).float().div(255)
+            first = as_frames(images[part, None]).to(device)
             given = Conditions(conditions.actions[part], conditions.poses[part], conditions.text[part]).to(device)
             with autocast(device):
-                made = to_bytes(codec.decode(generate(codec.encode(first)[:, 0], given)).float())
+                video = to_bytes(codec.decode(generate(codec.encode(first)[:, 0], given)).float())
             beside = path.with_suffix(".new.npy")
-            np.save(beside, made)
+            np.save(beside, video)
             beside.rename(path)
-        run.progress(min(start + cfg.batch, len(images)), len(images), f"{folder.parent.name}, {folder.name}")
         done.append(np.load(path))
+        made(len(done[-1]))
     return np.concatenate(done)
 
 
@@ -81,7 +86,7 @@ def coded(codec: Codec, videos: np.ndarray, batch: int) -> np.ndarray:
     """Videos uint8 [n, F_px, H, W, 3] as the codec keeps them: the best that any model can make."""
     done = []
     for start in range(0, len(videos), batch):
-        frames = torch.from_numpy(videos[start : start + batch]).movedim(-1, 2).to(codec.mean.device).float().div(255)
+        frames = as_frames(videos[start : start + batch]).to(codec.mean.device)
         with autocast(codec.mean.device):
             done.append(to_bytes(codec.decode(codec.encode(frames)).float()))
     return np.concatenate(done)

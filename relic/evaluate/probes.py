@@ -13,7 +13,7 @@ from torch import Tensor
 
 from relic.evaluate import following, predict, revisit, trajectory
 from relic.evaluate.config import Evaluate
-from relic.evaluate.walks import Walks
+from relic.evaluate.walks import Walks, as_frames
 from relic.geometry import actions as algorithm1
 from relic.memory.config import Memory
 from relic.model import pose_net
@@ -31,26 +31,36 @@ def tracks(net: PoseNet, videos: np.ndarray, batch: int = 8) -> list[Tensor]:
     """Estimated poses [T, 4, 4] of videos uint8 [n, T, H, W, 3]."""
     device, found = next(net.parameters()).device, []
     for start in range(0, len(videos), batch):
-        frames = torch.from_numpy(videos[start : start + batch]).movedim(-1, 2).to(device).float().div(255)
+        frames = as_frames(videos[start : start + batch]).to(device)
         found += list(pose_net.track(net, frames).cpu())
     return found
 
 
-def cameras(net: PoseNet, walks: Walks, videos: dict[str, np.ndarray], cfg: Evaluate) -> tuple[dict, float]:
-    """How the cameras of videos follow the walks, by the videos' names, after the floor: the estimator on the true
-    videos. And the estimator's unit in the walks'."""
+def cameras(
+    net: PoseNet, walks: Walks, floors: dict[str, np.ndarray], videos: dict[str, np.ndarray], cfg: Evaluate
+) -> tuple[dict, float]:
+    """How the cameras of videos follow the walks, by the videos' names, after the floors, of which the first is the
+    estimator on the true videos; `common` of a video are the errors where none of the videos' estimates has failed.
+    And the estimator's unit in the walks'."""
     references, estimates = list(walks.poses), tracks(net, walks.frames)
     trajectory.check_direction(references, estimates)
     unit = trajectory.usual_scale(references, estimates, cfg.trajectory)
+    read = {name: tracks(net, video) for name, video in {**floors, **videos}.items()}
     found = {"true video": followed(references, estimates, unit, cfg)}
-    for name, video in videos.items():
-        found[name] = followed(references, tracks(net, video), unit, cfg)
+    found |= {name: followed(references, estimated, unit, cfg) for name, estimated in read.items()}
+    compared = trajectory.common({name: errors_of(references, read[name], unit, cfg) for name in videos})
+    for name, errors in compared.items():
+        found[name]["common"] = trajectory.summarise(errors, cfg.trajectory)
     return found, unit
+
+
+def errors_of(references: list[Tensor], estimates: list[Tensor], unit: float, cfg: Evaluate) -> list[trajectory.Errors]:
+    return [trajectory.compare(q, p, cfg.trajectory, unit=unit) for q, p in zip(references, estimates, strict=True)]
 
 
 def followed(references: list[Tensor], estimates: list[Tensor], unit: float, cfg: Evaluate) -> dict:
     """The errors of estimated tracks over clips, and how well they do what the actions say."""
-    errors = [trajectory.compare(q, p, cfg.trajectory, unit=unit) for q, p in zip(references, estimates, strict=True)]
+    errors = errors_of(references, estimates, unit, cfg)
     sound = [None if error.fault else track for error, track in zip(errors, estimates, strict=True)]
     return {
         **trajectory.summarise(errors, cfg.trajectory),
@@ -125,7 +135,7 @@ def on_returns(model: Transformer, walks: Walks, make: Make, cfg: Evaluate) -> t
     return {name: returned(back, video, cfg) for name, video in videos.items()}, videos
 
 
-def returned(back: Walks, videos: np.ndarray, cfg: Evaluate) -> dict[str, float]:
+def returned(back: Walks, videos: np.ndarray, cfg: Evaluate) -> dict[str, float | None]:
     """Means over the walks that do come back: PSNR at the returns, the gate, both multiplied, PSNR to the true frames.
 
     Where a camera is back is read off the poses asked for: over 60 frames the estimator's drift is larger than `near`.
@@ -137,8 +147,8 @@ def returned(back: Walks, videos: np.ndarray, cfg: Evaluate) -> dict[str, float]
             found.append(one)
             true.append(predict.psnr(video[at], frames[at]).mean())
 
-    def mean(values: list) -> float:
-        return float(np.mean(values)) if values else 0.0
+    def mean(values: list) -> float | None:
+        return float(np.mean(values)) if values else None
 
     names = ("psnr_db", "gate", "gated_psnr_db")
     means = {name: mean([one[name] for one in found]) for name in names}
@@ -150,7 +160,7 @@ def chunk_latency_ms(model: Transformer, codec: Codec, walks: Walks, cfg: Evalua
     """Milliseconds that each chunk of one walk takes, its decoding included; the first is left out as warming up."""
     device, one = codec.mean.device, walks.first(1)
     given = one.conditions(model.cfg.text_tokens).to(device)
-    first = torch.from_numpy(one.frames[:, :1]).movedim(-1, 2).to(device).float().div(255)
+    first = as_frames(one.frames[:, :1]).to(device)
     walk = predict.started(model, cfg, codec.encode(first)[:, 0], given)
     stream, found = codec.decoder_stream(), []
     while walk.num_latents < cfg.num_latents:

@@ -12,7 +12,7 @@ from PIL import Image
 from relic import artifacts
 from relic.data import clip
 from relic.evaluate import page, predict, probes
-from relic.evaluate.config import Evaluate
+from relic.evaluate.config import SERVED, Evaluate
 from relic.evaluate.walks import Walks, read
 from relic.geometry.actions import ACTIONS, STATIC
 from relic.model import weights
@@ -25,7 +25,6 @@ MODELS = {
     "student": "causal, four steps, compressed memory",
     "distilled": "the student, distilled on its own videos: what is served",
 }
-SERVED = "distilled"
 
 
 def main(
@@ -55,6 +54,9 @@ def main(
         "student": student[0],
         SERVED: distilled[0],
     }
+    sizes = usual_sizes(regions)
+    done, total = 0, 2 * sum(folder is not None for folder in folders.values()) * sum(map(len, regions))
+    total += 4 * len(known) + len(probes.scripts(sizes, 1)) * min(cfg.script_starts, len(known))
     models: dict[str, dict | None] = {}
     generated: dict[str, dict[str, np.ndarray]] = {walks.region: {} for walks in regions}
     for name, folder in folders.items():
@@ -68,8 +70,13 @@ def main(
             kind: str, walks: Walks, generate: predict.Generate, order: list[int] | None = None,
             *, folder: Path = out / ".generated" / name, text_tokens: int = model.cfg.text_tokens,
         ) -> np.ndarray:  # fmt: skip
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                run.progress(done, total, f"{folder.name}, {kind}")
+
             given = walks.conditions(text_tokens, order)
-            return predict.videos(generate, decoder, walks.frames[:, 0], given, cfg, folder / kind, run)
+            return predict.videos(generate, decoder, walks.frames[:, 0], given, cfg, folder / kind, advance)
 
         found = {}
         for walks in regions:
@@ -82,13 +89,12 @@ def main(
         models[name] = {**found.pop("known"), **found}
 
     # the last one, which is served, is looked at more closely
-    sizes = usual_sizes(regions)
     floors = {
         "true video, through the codec": predict.coded(decoder, known.frames, cfg.batch),
         "frozen video": np.repeat(known.frames[:, :1], num_frames, 1),
-        "random actions": swapped,
+        "another walk's actions": swapped,
     }
-    cameras, unit = probes.cameras(reader, known, {**floors, **generated["known"]}, cfg)
+    cameras, unit = probes.cameras(reader, known, floors, generated["known"], cfg)
     scripts = probes.on_scripts(model, reader, known, sizes, unit, make, cfg)
     returns, there_and_back = probes.on_returns(model, known, make, cfg)
     latency = probes.chunk_latency_ms(model, decoder, known, cfg)

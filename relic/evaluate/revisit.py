@@ -1,8 +1,9 @@
 """Does a place look the same when the camera comes back to it? Within one video, so that no truth is needed.
 
-Return frames are found by pose, on the track *estimated* from the video: a fixed last frame takes a camera that turns
-less than asked for one that forgets (Echo-Memory). A frozen video is like itself everywhere; each return counts by a
-gate, min(1, (1 - lowest similarity on the way) / 0.15) (WBench), that is 0 unless the picture was another in between.
+Return frames are found by pose. Best on the track estimated from the video, for a fixed last frame takes a camera that
+turns less than asked for one that forgets (Echo-Memory); where the estimator drifts further than a return may be off,
+on the track asked for. A frozen video is like itself everywhere; each return counts by a gate,
+min(1, (1 - lowest similarity on the way) / 0.15) (WBench), that is 0 unless the picture was another in between.
 
 The similarity is the correlation of the frames' mean grey over 8 x 12 cells: about the size of what a camera sees anew
 when it turns away, blind to noise, which cells average out, and to brightness and contrast, so that a frozen video

@@ -30,10 +30,6 @@ class Walks:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def videos(self) -> Tensor:
-        """Frames [n, F_px, 3, H, W] float32 in 0..1."""
-        return torch.from_numpy(self.frames).movedim(-1, 2).float().div(255)
-
     def conditions(self, text_tokens: int, order: list[int] | None = None) -> Conditions:
         """Conditions of the walks; with `order`, walk i gets the actions of walk order[i] and keeps its own caption."""
         rows = order if order is not None else list(range(len(self)))
@@ -55,16 +51,22 @@ class Walks:
         return replace(self, frames=self.frames[:, :1], actions=moves, poses=actions.integrate(moves, unit))
 
     def returning(self, unit: Actions) -> "Walks":
-        """Walks to the middle frame and back the same way, of as many frames; actions are annotated anew, without
-        dead-zones, for what they leave out would keep the walk from closing."""
-        there = palindrome.indices(self.frames.shape[1], (self.frames.shape[1] - 1) // 2)
-        exact = replace(unit, translation_dead_zone=0.0, rotation_dead_zone=0.0)
+        """Walks that turn after two thirds and go back the same way, of as many frames: back at places that neither the
+        window nor the first frame shows. Actions are annotated anew, without dead-zones, for what they leave out would
+        keep the walk from closing."""
+        there = palindrome.indices(self.frames.shape[1], 2 * (self.frames.shape[1] - 1) // 3)
+        exact = replace(unit, translation_dead_zone=1e-6, rotation_dead_zone=1e-6)  # rounding is no motion
         moves = actions.annotate(self.poses[:, there], exact)
         return replace(self, frames=self.frames[:, there], actions=moves, poses=actions.integrate(moves, unit))
 
     def others(self) -> list[int]:
         """For every walk another one, whose actions it is confronted with: half the list further on."""
         return [(i + len(self) // 2) % len(self) for i in range(len(self))]
+
+
+def as_frames(videos: np.ndarray) -> Tensor:
+    """Frames [n, F_px, 3, H, W] float32 in 0..1 of videos uint8 [n, F_px, H, W, 3]."""
+    return torch.from_numpy(videos).movedim(-1, 2).float().div(255)
 
 
 def read(folders: list[Path], region: str, most: int, num_frames: int, unit: Actions) -> Walks | None:

@@ -60,6 +60,7 @@ class Rollout:
             device=image_latent.device,
         )
         self.num_latents = 0  # generated so far, the image included
+        self.past: list[KeyValue] | None = None
         still = torch.zeros(batch, 1, algorithm1.NUM_ACTIONS, device=image_latent.device)
         still[..., algorithm1.STATIC] = 1
         self.actions = still
@@ -80,7 +81,7 @@ class Rollout:
         The pass at the timestep of index `exit_step` is the last; `self.last` is what it was given."""
         first = self.num_latents == 0
         self._begin(actions)
-        clean = self._denoise(self.cfg.timesteps[: exit_step % len(self.cfg.timesteps) + 1])
+        clean = self._denoise(range(len(self.cfg.timesteps))[exit_step] + 1)
         self.remember(clean)
         return clean[:, 1:] if first else clean
 
@@ -99,6 +100,7 @@ class Rollout:
         _, own = self._forward(clean, torch.zeros(clean.shape[:2], device=clean.device))
         self.memory.append(torch.stack([kv.keys for kv in own]), torch.stack([kv.values for kv in own]))
         self.num_latents += clean.shape[1]
+        self.past = None  # a copy of the memory in full precision: a walk that waits holds none
 
     def _begin(self, actions: Tensor) -> None:
         if actions.shape[1] != self.num_actions:
@@ -115,12 +117,12 @@ class Rollout:
         self.conditions = everything.latents(self.num_latents, self.num_latents + count)
         self.past = self._past()
 
-    def _denoise(self, times: tuple[float, ...]) -> Tensor:
+    def _denoise(self, num_passes: int) -> Tensor:
         """The chunk's clean latents [B, chunk, C, H, W]; in the first chunk latent 0 is the image."""
         first = self.num_latents == 0
         shape, device = self.image.shape, self.image.device
         clean = torch.zeros(shape[0], self.cfg.chunk, *shape[1:], device=device)
-        for index, time in enumerate(times):
+        for index, time in enumerate(self.cfg.timesteps[:num_passes]):
             fresh = [noise((self.seed, self.num_latents + i, index), shape, device) for i in range(self.cfg.chunk)]
             timesteps = torch.full((shape[0], self.cfg.chunk), time, device=device)
             if first:
@@ -149,8 +151,10 @@ class Rollout:
         keys, values = self.memory.view()
         dtype = torch.get_autocast_dtype(keys.device.type) if autocast(keys.device)._enabled else self.image.dtype
         positions = self.memory.positions()
+        bias = self.memory.log_cells() if self.cfg.memory.weigh_pooled else None
         return [
-            KeyValue(self.model.rotate(k, positions).to(dtype), v.to(dtype)) for k, v in zip(keys, values, strict=True)
+            KeyValue(self.model.rotate(k, positions).to(dtype), v.to(dtype), bias)
+            for k, v in zip(keys, values, strict=True)
         ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Threshold:
     """What a figure of the evaluation's report.json must reach."""
 
-    metric: str  # its place there, with dots: "models.student.action_win_rate"
+    metric: str  # its place there, with dots: "models.distilled.action_win_rate"
     at_least: float = -math.inf  # its lowest value that passes
     at_most: float = math.inf  # its highest value that passes
 

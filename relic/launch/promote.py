@@ -115,8 +115,8 @@ def register(registry: Any, model: str, source: str, tags: dict[str, str]) -> st
 def alias_on(registry: Any, cfg: Deploy, version: str) -> Iterator[None]:
     """Moves the alias to a version; where what is done inside fails, back to where it was."""
     before = registry.get_registered_model(cfg.model).aliases.get(cfg.alias)
+    registry.set_registered_model_alias(cfg.model, cfg.alias, version)
     try:
-        registry.set_registered_model_alias(cfg.model, cfg.alias, version)
         yield
     except BaseException:
         if before is None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from relic.memory import config
-from relic.memory.pooling import centres, pool, pooled_tokens
+from relic.memory.pooling import centres, log_cells, pool, pooled_tokens
 
 DTYPES = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "fp32": torch.float32}
 FP8_LARGEST = 448.0
@@ -127,6 +127,11 @@ class Memory:
         """
         keys, values = self._read(0, self.used)
         return keys, values
+
+    def log_cells(self) -> Tensor:
+        """Logarithm [N] of how many cells each remembered token stands for."""
+        parts = [log_cells(self.rows, self.columns, slot.stride).flatten() for slot in self.slots]
+        return torch.cat(parts).to(self.storage.device)
 
     def time(self, latent: int) -> int:
         """Temporal position of a latent, remembered or to come.

@@ -12,6 +12,7 @@ class Memory:
     window: int = 8  # latents kept whole
     schedule: tuple[int, ...] = SCHEDULE  # pooling factor a side of latent i: schedule[i % len]
     capacity: int = 80  # latents; the oldest but the first (the sink) leave beyond it
+    weigh_pooled: bool = False  # a pooled token weighs as much as the cells it stands for: log s^2 on its logits
     dtype: str = "fp8"  # "fp8" (E4M3 with scales) | "bf16" | "fp32"
 
     def __post_init__(self) -> None:

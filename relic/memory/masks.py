@@ -17,6 +17,7 @@ class Segment:
     start: int
     stop: int
     seen: tuple[tuple[int, int], ...]  # (latent, stride), in order of time
+    weigh_pooled: bool = False  # pooled tokens weigh as much as the cells they stand for
 
 
 def hybrid(num_latents: int, chunk: int, noisy_chunks: int, memory: Memory) -> tuple[Segment, ...]:
@@ -32,5 +33,5 @@ def hybrid(num_latents: int, chunk: int, noisy_chunks: int, memory: Memory) -> t
     for start in starts:
         stop = min(start + chunk, num_latents)
         seen = [(i, stride(start, i)) for i in range(start)] + [(i, 1) for i in range(start, stop)]
-        segments.append(Segment(start, stop, tuple(seen)))
+        segments.append(Segment(start, stop, tuple(seen), memory.weigh_pooled))
     return tuple(segments)

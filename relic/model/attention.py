@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from relic.memory.masks import Segment
-from relic.memory.pooling import centres, pool
+from relic.memory.pooling import centres, log_cells, pool
 from relic.model import rope
 
 
 class KeyValue(NamedTuple):
-    """Keys and values [B, N, K, head_width]."""
+    """Keys and values [B, N, K, head_width], and what is added to the logits of each key [N], if anything."""
 
     keys: Tensor
     values: Tensor
+    bias: Tensor | None = None
 
 
 class Rotary(NamedTuple):
@@ -39,23 +40,25 @@ class Rotary(NamedTuple):
         return rope.angles(torch.cat([t, yx.expand(len(self.times), -1, -1)], -1), self.table)
 
 
-def dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_width)) v over [B, N, K, head_width]."""
+def dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(head_width) + bias) v over [B, N, K, head_width]; bias [N] of the keys."""
     q, k, v = (rearrange(x, "b n k d -> b k n d") for x in (q, k, v))
-    return rearrange(functional.scaled_dot_product_attention(q, k, v), "b k n d -> b n k d")
+    mask = None if bias is None else bias.to(q.dtype)[None, None, None]
+    return rearrange(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b k n d -> b n k d")
 
 
 def segmented(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tuple[Segment, ...]) -> Tensor:
     """Every segment's queries over the pooled prefix it sees; q, k, v [B, N, K, head_width] before rotation."""
     grid = {"h": rotary.rows, "w": rotary.columns}
     strides = sorted({stride for segment in segments for _, stride in segment.seen})
-    keys, values = {}, {}
+    keys, values, weights = {}, {}, {}
     k_grid, v_grid = (rearrange(x, "b (f h w) k d -> b f h w (k d)", **grid) for x in (k, v))
     for stride in strides:
         angle = rotary.angles(stride)
         pooled = rearrange(pool(k_grid, stride), "b f h w (k d) -> b (f h w) k d", k=k.shape[2])
         rotated = rope.rotate(pooled, angle.flatten(0, 1))
         keys[stride] = rearrange(rotated, "b (f n) k d -> f b n k d", f=len(angle))
+        weights[stride] = log_cells(rotary.rows, rotary.columns, stride).flatten().to(q.device)
         values[stride] = rearrange(pool(v_grid, stride), "b f h w (k d) -> f b (h w) k d", k=k.shape[2])
     queries = rearrange(rope.rotate(q, rotary.angles().flatten(0, 1)), "b (f n) k d -> f b n k d", f=len(rotary.times))
     out = []
@@ -63,7 +66,8 @@ def segmented(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tuple[S
         own = rearrange(queries[segment.start : segment.stop], "f b n k d -> b (f n) k d")
         seen_keys = torch.cat([keys[stride][i] for i, stride in segment.seen], 1)
         seen_values = torch.cat([values[stride][i] for i, stride in segment.seen], 1)
-        out.append(dot_product(own, seen_keys, seen_values))
+        bias = torch.cat([weights[stride] for _, stride in segment.seen]) if segment.weigh_pooled else None
+        out.append(dot_product(own, seen_keys, seen_values, bias))
     return torch.cat(out, 1)
 
 
@@ -88,10 +92,11 @@ class SelfAttention(nn.Module):
             out = segmented(q, k, v, rotary, segments)
         else:
             angle = rotary.angles().flatten(0, 1)
-            keys, values = rope.rotate(k, angle), v
+            keys, values, bias = rope.rotate(k, angle), v, None
             if past is not None:
+                bias = None if past.bias is None else functional.pad(past.bias, (0, keys.shape[1]))
                 keys, values = torch.cat([past.keys, keys], 1), torch.cat([past.values, values], 1)
-            out = dot_product(rope.rotate(q, angle), keys, values)
+            out = dot_product(rope.rotate(q, angle), keys, values, bias)
         return self.to_out(rearrange(out, "b n k d -> b n (k d)")), KeyValue(k, v)
 
 

@@ -28,11 +28,13 @@ SETTINGS = "export.json"
 def main(
     cfg: Export, *, student: list[Path], codec: list[Path], evaluation: list[Path], out: Path, run: Run
 ) -> dict[str, int]:
-    """Writes the folder; what is served is what was measured, so the evaluation must be this student's."""
+    """Writes the folder. The evaluation must have judged this student, with this codec; it measured the student before
+    its weights were rounded to FP8."""
     measured = artifacts.read_json(evaluation[0] / artifacts.MANIFEST)
-    name = "/".join(artifacts.split(artifacts.uri_of(student[0]))[1:])
-    if not any(uri.endswith(f"/{name}") for uris in measured["inputs"].values() for uri in uris):
-        raise UserError(f"the evaluation {evaluation[0]} has not measured {name}; give one that has")
+    for given, judged in ((student[0], "distilled"), (codec[0], "codec")):
+        name = "/".join(artifacts.split(artifacts.uri_of(given))[1:])
+        if not any(uri.endswith(f"/{name}") for uri in measured["inputs"][judged]):
+            raise UserError(f"the evaluation {evaluation[0]} has not measured {name} as {judged}; give one that has")
     model = weights.load_transformer(student[0])
     fp8.quantise(model)
     weights.save(model, out / "student")

@@ -123,7 +123,8 @@ class StudentInit:
 
 @dataclass(frozen=True, kw_only=True)
 class Distill:
-    """Replayed back-propagation of DMD's loss: section 4.4.2 of RELIC. The defaults are Self-Forcing's."""
+    """Replayed back-propagation of DMD's loss: section 4.4.2 of RELIC. The defaults are Self-Forcing's, but for the
+    guidance, which is stated in another form here."""
 
     stages: tuple[Stage, ...] = (Stage(latents=8, steps=20, batch=8), Stage(latents=16, steps=20, batch=4))
     rollout: Rollout = field(default_factory=Rollout)

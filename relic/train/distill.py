@@ -90,7 +90,7 @@ def main(
         checkpoint.save_if_due(step + 1)
 
     weights.save(ema.module, out)
-    return {"loss_before": before, "loss": video_error(ema.module, dataset, cfg), **measured}
+    return {"loss_before": before, "loss": video_error(ema.module, dataset, cfg)}
 
 
 def video_error(student: Transformer, dataset: loader.Dataset, cfg: Distill, batches: int = 2) -> float:
