@@ -99,7 +99,7 @@ def test_what_is_no_export_is_said(made: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not an export: it has no manifest.json; `relic export` makes one"):
         load(export=str(tmp_path))
     student = artifacts.read_manifest(made)["inputs"]["student"][0]
-    with pytest.raises(UserError, match=r"student-init/.* is not an export: it has no export.json"):
+    with pytest.raises(UserError, match=r"distill/.* is not an export: it has no export.json"):
         load(export=student)
 
 

@@ -81,6 +81,10 @@ def test_a_walk_longer_than_the_capacity_goes_on():
     assert len(walk.memory.slots) == 8
 
 
+def test_a_walk_that_waits_holds_no_second_copy_of_its_memory():
+    assert walked(6)[0].past is None
+
+
 def test_a_wrong_number_of_actions_is_refused():
     with pytest.raises(ValueError, match="3 actions were given; the next chunk takes 4"):
         rollout().step(actions(3))
