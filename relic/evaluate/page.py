@@ -175,7 +175,7 @@ def returns(found: dict[str, dict]) -> str:
 def memory_strip(videos: dict[str, np.ndarray], index: int) -> str:
     """One walk there and back: the true frames above every memory's."""
     last = videos["true"].shape[1] - 1
-    moments = [round(last * share) for share in (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 1)]
+    moments = [last * sixth // 6 for sixth in range(7)]  # it turns at the fifth of these
     return f"<div class=strip><div class=rows>{picture_rows(videos, index, moments)}</div></div>"
 
 
