@@ -167,7 +167,8 @@ def returns(found: dict[str, dict]) -> str:
     """A row a memory: how like itself a place is on the way back."""
     keys = ("gated_psnr_db", "psnr_db", "psnr_to_truth_db")
     rows: list[list[object]] = [
-        [name, *(f"{figures[key]:.2f}" for key in keys), f"{figures['walks']:.0f}"] for name, figures in found.items()
+        [name, *("–" if figures[key] is None else f"{figures[key]:.2f}" for key in keys), figures["walks"]]
+        for name, figures in found.items()
     ]
     return table(["memory", "at the return, counted", "at the return, dB", "to the true frames, dB", "walks"], rows)
 
