@@ -344,4 +344,10 @@ def test_a_picture_is_packed_as_its_header_says():
 
 
 def test_nothing_but_the_engine_thread_is_left_running(place):
-    assert sum(thread.name.startswith("engine") for thread in threading.enumerate()) <= 1
+    def left() -> int:
+        return sum(thread.name.startswith("engine") for thread in threading.enumerate())
+
+    end = time.monotonic() + 10  # servers that other tests have closed may still be ending
+    while left() > 1 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert left() <= 1
