@@ -108,7 +108,7 @@ def test_the_file_gives_back_every_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_gpu_multiplies_in_fp8_and_agrees() -> None:
     device, model = torch.device("cuda"), quantised().cuda()
     if torch.cuda.get_device_capability() < fp8.FIRST_CAPABILITY:
