@@ -109,12 +109,19 @@ class Server:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
+        place = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:///") and not place.exists():
+            # made beside, then renamed: a kill in the middle of its first tables would spoil it for ever
+            beside = place.with_name(f".{place.name}.{os.getpid()}")
+            beside.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"sqlite:///{beside}").search_experiments()
+            beside.replace(place)
         self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found is None:
-            beside = uri.removeprefix("sqlite:///")
-            place = None if beside == uri else (Path(beside).absolute().parent / "mlruns").as_uri()
-            self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=place)
+            local = uri.startswith("sqlite:///")
+            artifacts = (place.absolute().parent / "mlruns").as_uri() if local else None
+            self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         else:
             self.experiment = found.experiment_id
 
