@@ -58,7 +58,7 @@ def tiny() -> Recipe:
         curate=Curate(train=160, known=36, unseen=16),
         codec=CodecTraining(
             start="tiny/codec",
-            steps=240,
+            steps=120,
             piece_frames=9,
             optimizer=Optimizer(learning_rate=7e-4, warmup=10, final_share=0.02),
         ),
@@ -89,7 +89,7 @@ def tiny() -> Recipe:
         expected_s={
             "curate": 37,
             "join-clips": 2,
-            "codec": 190,
+            "codec": 100,
             "pose-net": 62,
             "shard": 8,
             "join-samples": 1,

@@ -48,7 +48,7 @@ TABLE = (
          inputs=("teacher", "samples"), about="make the causal four-step student from the teacher's trajectories"),
     Step(name="distill", function="relic.train.distill:main", config="distill",
          inputs=("teacher", "student", "samples"), about="distil the student on its own videos, by replayed DMD"),
-    Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate", version=2,
+    Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate", version=3,
          inputs=("clips", "codec", "estimator", "teacher", "student", "distilled"), files=("base",),
          about="measure the models and write the report"),
     Step(name="export", function="relic.serve.export:main", config="export", inputs=("student", "codec", "evaluation"),

@@ -109,8 +109,8 @@ class Server:
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
-        place = Path(uri.removeprefix("sqlite:///"))
-        if uri.startswith("sqlite:///") and not place.exists():
+        place = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+        if place is not None and not place.exists():
             # made beside, then renamed: a kill in the middle of its first tables would spoil it for ever
             beside = place.with_name(f".{place.name}.{os.getpid()}")
             beside.unlink(missing_ok=True)
@@ -119,8 +119,7 @@ class Server:
         self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found is None:
-            local = uri.startswith("sqlite:///")
-            artifacts = (place.absolute().parent / "mlruns").as_uri() if local else None
+            artifacts = (place.absolute().parent / "mlruns").as_uri() if place is not None else None
             self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         else:
             self.experiment = found.experiment_id

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import KilledAt, conditions, latents, transformer, write_samples
+from tiny_models import conditions, latents, transformer, whole_and_resumed, write_samples
 
 from relic.data import loader
 from relic.generate.config import Rollout
@@ -44,16 +44,8 @@ def inputs(tmp_path_factory) -> dict[str, list[Path]]:
 
 
 def test_resumed_equals_uninterrupted(inputs, tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    distill.main(QUICK, **inputs, out=tmp_path / "a", run=Run.silent())
-    with pytest.raises(KeyboardInterrupt):
-        distill.main(QUICK, **inputs, out=tmp_path / "b", run=KilledAt(3))
-    distill.main(QUICK, **inputs, out=tmp_path / "b", run=Run.silent())
-    whole, resumed, before = (
-        weights.load_transformer(folder).state_dict()
-        for folder in (tmp_path / "a", tmp_path / "b", inputs["student"][0])
-    )
+    whole, resumed = whole_and_resumed(distill.main, QUICK, tmp_path, killed_at=3, **inputs)
+    before = weights.load_transformer(inputs["student"][0]).state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not all(torch.equal(whole[name], before[name]) for name in whole)
 
@@ -90,7 +82,7 @@ def test_its_videos_are_those_of_the_served_rollout(inputs):
     batch = loader.load(inputs["samples"], text_tokens=4).batch([0, 1], num_latents=4)
     student = transformer(seed=1)
     video = distill.roll_out(student, QUICK, batch, -1, np.random.default_rng(0))
-    walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.seed)
+    walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.walk.seed)
     served = [walk.step(batch.conditions.actions[:, 1:5]), walk.step(batch.conditions.actions[:, 5:13])]
     assert torch.equal(torch.cat(served, 1), video.latents[:, 1:])
 

@@ -9,10 +9,10 @@ from tiny_models import CFG, conditions, latents, transformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from relic.model import weights
+from relic.memory.cache import FP8_LARGEST
+from relic.model import fp8, weights
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
-from relic.serve import fp8
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_on_a_cpu_the_weights_are_multiplied_out_once() -> None:
 def test_both_ways_of_computing_agree() -> None:
     layer = fp8.Fp8Linear(nn.Linear(48, 64))
     x = fp8.to_fp8(torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0)))[0].float()
-    x[..., 0] = fp8.FP8_LARGEST  # so that the tokens' own scales are 1 and round nothing
+    x[..., 0] = FP8_LARGEST  # so that the tokens' own scales are 1 and round nothing
     wanted = layer.multiplied_out(torch.float32)(x)
     torch.testing.assert_close(layer(x).float(), wanted, rtol=2**-7, atol=2**-7 * wanted.abs().max().item())
     assert layer(x).dtype == torch.bfloat16

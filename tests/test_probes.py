@@ -88,10 +88,12 @@ def test_a_memory_without_old_latents_shows_the_image_and_the_window() -> None:
     assert made["relic"] == usual
 
 
-def test_shuffling_moves_pooled_latents_only() -> None:
-    model, image, given = tiny_models.transformer(), tiny_models.latents(1)[:, 0], tiny_models.conditions(8)
+@pytest.mark.parametrize("permute", [probes.shuffled, probes.exchanged])
+def test_pooled_latents_only_are_permuted(permute: probes.Permute) -> None:
+    model, given = tiny_models.transformer(), tiny_models.conditions(8, batch=2)
+    image = tiny_models.latents(1, batch=2)[:, 0]
     cfg = Evaluate(num_latents=8, script_latents=4, rollout=Rollout(memory=Memory(window=2, capacity=8)))
-    plain, mixed = predict.few_steps(model, cfg)(image, given), probes.shuffled(model, cfg)(image, given)
+    plain, mixed = predict.few_steps(model, cfg)(image, given), probes.permuted(model, cfg, permute)(image, given)
     assert torch.equal(plain[:, :4], mixed[:, :4])  # until then the image and the window are all there is
     assert not torch.equal(plain[:, 4:], mixed[:, 4:])
 
@@ -103,15 +105,36 @@ def test_returns_measure_every_memory_and_a_frozen_video_earns_nothing(four: Wal
         return given.frames
 
     found, videos = probes.on_returns(tiny_models.transformer(), four, make, cfg)
-    assert list(found) == list(videos) == ["true", "still", "relic", "window only", "full", "shuffled"]
+    assert (
+        list(found) == list(videos) == ["true", "still", "relic", "window only", "full", "shuffled", "another walk's"]
+    )
     assert found["still"]["gated_psnr_db"] == 0
     assert found["relic"] == found["true"]
+    assert found["full"]["behind_relic"]["psnr_db"] == {"mean": 0, "error": 0, "better_in": 0}
     assert found["true"]["gated_psnr_db"] > 20
 
 
 def test_walks_that_do_not_come_back_have_no_figure(four: Walks) -> None:
     found = probes.returned(four, four.frames, CFG)
-    assert (found["walks"], found["gated_psnr_db"]) == (0, None)
+    assert probes.means(found)["walks"] == 0
+    assert probes.means(found)["gated_psnr_db"] is None
+    assert probes.behind(found, found)["psnr_db"] is None
+
+
+def test_a_shuffled_token_keeps_its_key_and_an_exchanged_one_comes_whole() -> None:
+    pooled = torch.arange(24.0).reshape(2, 1, 3, 4, 1)  # keys, values of 3 walks of 4 tokens
+    mixed = probes.shuffled(pooled, torch.Generator().manual_seed(1))
+    assert torch.equal(mixed[0], pooled[0])
+    assert torch.equal(mixed[1].sort(2).values, pooled[1])
+    assert not torch.equal(mixed[1], pooled[1])
+    assert torch.equal(probes.exchanged(pooled, torch.Generator())[:, 0, 1], pooled[:, 0, 0])
+
+
+def test_a_memory_is_behind_by_the_mean_over_walks_with_its_standard_error() -> None:
+    worse = {name: np.array([20.0, 22.0, 21.0]) for name in ("psnr_db", "psnr_to_truth_db")}
+    better = {name: np.array([21.0, 24.0, 20.5]) for name in worse}
+    expected = {"mean": pytest.approx(2.5 / 3), "error": pytest.approx((19 / 36) ** 0.5), "better_in": 2}
+    assert probes.behind(worse, better)["psnr_db"] == expected
 
 
 def test_a_latency_is_measured_for_every_chunk_but_the_first(four: Walks) -> None:

@@ -92,7 +92,7 @@ def test_the_report_has_the_cameras_with_their_floors_the_scripts_and_the_return
     assert set(figures["cameras"]) > set(report.MODELS)
     assert figures["rpe_floor_rot_deg"] == figures["cameras"]["true video"]["rpe_r_1"]["mean"]
     assert "dolly_in + pan_left" in figures["scripts"]
-    assert list(figures["returns"]) == ["true", "still", "relic", "window only", "full", "shuffled"]
+    assert list(figures["returns"]) == ["true", "still", "relic", "window only", "full", "shuffled", "another walk's"]
     assert figures["returns"]["still"]["gated_psnr_db"] == 0
     assert figures["chunk_latency_ms_p50"] > 0
 

@@ -147,8 +147,8 @@ def test_clips_of_several_lengths_are_cut_to_whole_latents(codec, tmp_path):
 def test_only_kept_clips_of_the_regions_are_taken(clips, codec, tmp_path):
     dropped = write_clips(tmp_path / "dropped", {"x": 9}, kept=False)
     known = write_clips(tmp_path / "known", {"y": 9}, region="known")
-    assert len(shard.entries_of([clips, dropped, known], ("train",))) == 7
-    assert len(shard.entries_of([clips, dropped, known], ("train", "known"))) == 8
+    assert len(clip.entries_of([clips, dropped, known], ("train",))) == 7
+    assert len(clip.entries_of([clips, dropped, known], ("train", "known"))) == 8
 
 
 def test_a_part_without_clips_is_refused(clips, codec, tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import KilledAt, conditions, latents, transformer, write_samples
+from tiny_models import conditions, latents, transformer, whole_and_resumed, write_samples
 
 from relic.data import loader
 from relic.generate.config import Rollout, Sampler
@@ -29,13 +29,7 @@ def inputs(tmp_path_factory) -> dict[str, list[Path]]:
 
 
 def test_resumed_equals_uninterrupted(inputs, tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    student_init.main(QUICK, **inputs, out=tmp_path / "a", run=Run.silent())
-    with pytest.raises(KeyboardInterrupt):
-        student_init.main(QUICK, **inputs, out=tmp_path / "b", run=KilledAt(1))
-    student_init.main(QUICK, **inputs, out=tmp_path / "b", run=Run.silent())
-    whole, resumed = (weights.load_transformer(tmp_path / name).state_dict() for name in "ab")
+    whole, resumed = whole_and_resumed(student_init.main, QUICK, tmp_path, killed_at=1, **inputs)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CFG, KilledAt, write_samples
+from tiny_models import CFG, whole_and_resumed, write_samples
 
 from relic.model import weights
 from relic.tracking import Run
@@ -21,15 +21,9 @@ def dataset(tmp_path_factory) -> list[Path]:
 
 
 def test_resumed_equals_uninterrupted(dataset, tmp_path):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    teacher.main(QUICK, samples=dataset, out=tmp_path / "a", run=Run.silent())
-    with pytest.raises(KeyboardInterrupt):
-        teacher.main(QUICK, samples=dataset, out=tmp_path / "b", run=KilledAt(4))
-    teacher.main(QUICK, samples=dataset, out=tmp_path / "b", run=Run.silent())
-    whole, resumed = (weights.load_transformer(tmp_path / name) for name in "ab")
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    whole, resumed = whole_and_resumed(teacher.main, QUICK, tmp_path, killed_at=4, samples=dataset)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
 
 
 def test_the_model_of_every_stage_is_kept_with_its_length(dataset, tmp_path):

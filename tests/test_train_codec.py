@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import synthetic
 import torch
-from tiny_models import KilledAt
+from tiny_models import whole_and_resumed
 
 from relic.data import clip
 from relic.geometry.config import Actions
@@ -43,9 +43,7 @@ def trained(cfg: CodecTraining, clips: list[Path], out: Path, run: Run | None = 
 
 
 def test_resumed_equals_uninterrupted(clips, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        trained(QUICK, clips, tmp_path / "b", KilledAt(2))
-    whole, resumed = trained(QUICK, clips, tmp_path / "a"), trained(QUICK, clips, tmp_path / "b")
+    whole, resumed = whole_and_resumed(codec.main, QUICK, tmp_path, killed_at=2, clips=clips)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

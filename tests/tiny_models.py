@@ -1,8 +1,13 @@
 """Small networks with weights that matter, for tests."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 
 from relic.data import shards
 from relic.model import config
@@ -25,6 +30,16 @@ class KilledAt(Run):
     def log(self, metrics, step):
         if step == self.step:
             raise KeyboardInterrupt
+
+
+def whole_and_resumed(main: Callable, cfg: Any, folder: Path, *, killed_at: int, **inputs: list[Path]) -> list[dict]:
+    """The weights of a training, and of the same one killed at a step and called again."""
+    for name, runs in (("whole", [Run.silent()]), ("resumed", [KilledAt(killed_at), Run.silent()])):
+        (folder / name).mkdir()
+        for run in runs:
+            with pytest.raises(KeyboardInterrupt) if isinstance(run, KilledAt) else nullcontext():
+                main(cfg, **inputs, out=folder / name, run=run)
+    return [load_file(folder / name / "model.safetensors") for name in ("whole", "resumed")]
 
 
 def transformer(cfg: config.Transformer = CFG, seed: int = 0) -> Transformer:

@@ -57,9 +57,14 @@ def read_clip(folder: Path, entry: dict) -> Clip:
     return Clip(frames=frames, poses=poses, intrinsics=intrinsics, tags=tuple(entry["tags"]), **about)
 
 
+def entries_of(folders: list[Path], regions: tuple[str, ...]) -> list[tuple[Path, dict]]:
+    """(folder, entry) of every kept clip of the regions."""
+    return [(f, entry) for f in folders for entry in read_index(f) if entry["kept"] and entry["region"] in regions]
+
+
 def read_region(folders: list[Path], region: str) -> Iterator[Clip]:
     """Every kept clip of a region, one by one; ValueError where there is none."""
-    entries = [(f, e) for f in folders for e in read_index(f) if e["kept"] and e["region"] == region]
+    entries = entries_of(folders, (region,))
     if not entries:
         raise ValueError(
             f"no kept clip of region {region!r} in {', '.join(map(str, folders))}; record more or loosen the filters"

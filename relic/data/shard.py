@@ -19,7 +19,7 @@ def main(
 ) -> dict:
     """Write part `part` of `parts` of the samples to `out` and give the summary back. A killed call goes on behind the
     last batch that it has written."""
-    entries = entries_of(clips, cfg.regions)
+    entries = clip.entries_of(clips, cfg.regions)
     mine = entries[part::parts]
     if not mine:
         raise ValueError(
@@ -39,16 +39,6 @@ def main(
         run.progress(min(number * cfg.batch, len(mine)), len(mine), f"{len(writer.entries)} samples")
     writer.finish({"latent_shape": shape_of(writer.entries), "actions": asdict(cfg.actions)})
     return summary(writer.entries)
-
-
-def entries_of(folders: list[Path], regions: tuple[str, ...]) -> list[tuple[Path, dict]]:
-    """(folder, entry) of every kept clip of the regions."""
-    return [
-        (folder, entry)
-        for folder in folders
-        for entry in clip.read_index(folder)
-        if entry["kept"] and entry["region"] in regions
-    ]
 
 
 def shape_of(entries: list[dict]) -> list[int]:

@@ -75,7 +75,8 @@ def write(
         "<p class=soft>Walks that turn after two thirds and go back the same way, in known maps. PSNR between the "
         "frames at which the camera is back and the same video's earlier ones; a return counts only as far as the "
         "picture was another in between, so that a frozen video earns nothing. Shuffled: the pooled tokens' values "
-        "have changed places.</p>",
+        "have changed places. Another walk's: what another walk has pooled lies in the memory. The last two columns "
+        "say by how much RELIC's memory is better, walk by walk, with the standard error, and in how many walks.</p>",
         returns(report["returns"]),
         *[memory_strip(there_and_back, i) for i in range(min(3, len(there_and_back["true"])))],
     ]
@@ -166,11 +167,15 @@ def cameras(what: str, found: dict[str, dict]) -> str:
 def returns(found: dict[str, dict]) -> str:
     """A row a memory: how like itself a place is on the way back."""
     keys = ("gated_psnr_db", "psnr_db", "psnr_to_truth_db")
-    rows: list[list[object]] = [
-        [name, *("–" if figures[key] is None else f"{figures[key]:.2f}" for key in keys), figures["walks"]]
-        for name, figures in found.items()
-    ]
-    return table(["memory", "at the return, counted", "at the return, dB", "to the true frames, dB", "walks"], rows)
+    rows: list[list[object]] = []
+    for name, figures in found.items():
+        row = [name, *("–" if figures[key] is None else f"{figures[key]:.2f}" for key in keys)]
+        for less in figures["behind_relic"].values():
+            same = less is None or name in ("true", "still", "relic")
+            row.append("–" if same else f"{less['mean']:.2f} ± {less['error']:.2f}, {less['better_in']}")
+        rows.append([*row, figures["walks"]])
+    head = ["memory", "at the return, counted", "at the return, dB", "to the true frames, dB"]
+    return table([*head, "RELIC's better at the return, dB", "and to the true frames, dB", "walks"], rows)
 
 
 def memory_strip(videos: dict[str, np.ndarray], index: int) -> str:

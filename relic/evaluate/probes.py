@@ -3,6 +3,7 @@
 Cameras are read from the videos by the pose estimator. Everything is measured on the held-out walks of known maps.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import Tensor
 from relic.evaluate import following, predict, revisit, trajectory
 from relic.evaluate.config import Evaluate
 from relic.evaluate.walks import Walks, as_frames
+from relic.generate.rollout import chunks
 from relic.geometry import actions as algorithm1
 from relic.memory.config import Memory
 from relic.model import pose_net
@@ -100,59 +102,90 @@ def memories(cfg: Evaluate) -> dict[str, Memory]:
     return {"relic": usual, "window only": window, "full": replace(usual, schedule=(1,))}
 
 
-def shuffled(model: Transformer, cfg: Evaluate) -> predict.Generate:
-    """The few-step rollout whose pooled tokens' values change places before every chunk, while their keys stay: it
-    finds where it looks and reads something else. (Moved with their keys, they would be found all the same: a key holds
-    its pose.) The image and the window stay as they are."""
+Permute = Callable[[Tensor, torch.Generator], Tensor]  # pooled [keys or values, layers, B, N, ...] -> as many, anew
+
+
+def shuffled(pooled: Tensor, random: torch.Generator) -> Tensor:
+    """Values change places among the tokens of their walk while the keys stay: attention finds where it looks and reads
+    something else. (Moved with their keys, they would be found all the same: a key holds its pose.)"""
+    mixed = pooled.clone()
+    mixed[1] = pooled[1][:, :, torch.randperm(pooled.shape[3], generator=random)]
+    return mixed
+
+
+def exchanged(pooled: Tensor, random: torch.Generator) -> Tensor:
+    """Every walk gets what another of its batch has pooled, keys and values; a walk alone in its batch keeps its own.
+
+    All walks of a batch have pooled the same latents at the same strides: only what was seen there differs."""
+    return pooled[:, :, torch.arange(pooled.shape[2]).roll(1)]
+
+
+def permuted(model: Transformer, cfg: Evaluate, permute: Permute) -> predict.Generate:
+    """The few-step rollout whose pooled tokens are permuted before every chunk; the image and the window stay."""
 
     def generate(image_latent: Tensor, conditions: Conditions) -> Tensor:
         walk = predict.started(model, cfg, image_latent, conditions)
-        latents, random = [image_latent[:, None]], torch.Generator().manual_seed(cfg.seed)
-        while walk.num_latents < cfg.num_latents:
+        latents = [image_latent[:, None]]
+        for made in chunks(walk, conditions.actions, num_latents=cfg.num_latents):
+            latents.append(made)
             slots = walk.memory.slots
             first, last = (
                 sum(slot.tokens for slot in slots[:n]) for n in (1, max(1, len(slots) - cfg.rollout.memory.window))
             )
-            order = first + torch.randperm(last - first, generator=random)
             for store in (walk.memory.storage, walk.memory.scales):
-                if store is not None:
-                    store[1, :, :, first:last] = store[1, :, :, order]
-            done = walk.actions.shape[1]
-            latents.append(walk.step(conditions.actions[:, done : done + walk.num_actions]))
+                if store is not None:  # the same generator for both: a scale stays with its token
+                    random = torch.Generator().manual_seed(cfg.seed + walk.num_latents)
+                    store[:, :, :, first:last] = permute(store[:, :, :, first:last], random)
         return torch.cat(latents, 1)
 
     return generate
 
 
 def on_returns(model: Transformer, walks: Walks, make: Make, cfg: Evaluate) -> tuple[dict, dict[str, np.ndarray]]:
-    """How like itself a place looks at the return from a walk there and back, for every memory, and the videos."""
+    """How like itself, and like the truth, a place looks at the return from a walk there and back, for every memory,
+    walk by walk against RELIC's; and the videos."""
     back = walks.returning(cfg.actions)
     videos = {"true": back.frames, "still": np.repeat(back.frames[:, :1], back.frames.shape[1], 1)}
     for name, memory in memories(cfg).items():
         changed = replace(cfg, rollout=replace(cfg.rollout, memory=memory))
         videos[name] = make(f"return {name}", back, predict.few_steps(model, changed))
-    videos["shuffled"] = make("return shuffled", back, shuffled(model, cfg))
-    return {name: returned(back, video, cfg) for name, video in videos.items()}, videos
+    for name, permute in (("shuffled", shuffled), ("another walk's", exchanged)):
+        videos[name] = make(f"return {name}", back, permuted(model, cfg, permute))
+    found = {name: returned(back, video, cfg) for name, video in videos.items()}
+    return {name: {**means(one), "behind_relic": behind(one, found["relic"])} for name, one in found.items()}, videos
 
 
-def returned(back: Walks, videos: np.ndarray, cfg: Evaluate) -> dict[str, float | None]:
-    """Means over the walks that do come back: PSNR at the returns, the gate, both multiplied, PSNR to the true frames.
+def returned(back: Walks, videos: np.ndarray, cfg: Evaluate) -> dict[str, np.ndarray]:
+    """Of each walk that does come back, [n]: PSNR at the returns, the gate, both multiplied, PSNR to the true frames.
 
     Where a camera is back is read off the poses asked for: over 60 frames the estimator's drift is larger than `near`.
     """
-    found, true = [], []
+    found: dict[str, list[float]] = {"psnr_db": [], "gate": [], "gated_psnr_db": [], "psnr_to_truth_db": []}
     for video, poses, frames in zip(videos, back.poses, back.frames, strict=True):
         if (one := revisit.psnr_at_returns(video, poses, cfg.revisit)) is not None:
             at = revisit.returns(poses, cfg.revisit)[:, 0]
-            found.append(one)
-            true.append(predict.psnr(video[at], frames[at]).mean())
+            one["psnr_to_truth_db"] = float(predict.psnr(video[at], frames[at]).mean())
+            for name, values in found.items():
+                values.append(one[name])
+    return {name: np.array(values) for name, values in found.items()}
 
-    def mean(values: list) -> float | None:
-        return float(np.mean(values)) if values else None
 
-    names = ("psnr_db", "gate", "gated_psnr_db")
-    means = {name: mean([one[name] for one in found]) for name in names}
-    return {"walks": len(found), **means, "psnr_to_truth_db": mean(true)}
+def means(found: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """The number of walks and the mean of each figure, None of no walk."""
+    walks = len(found["gate"])
+    return {"walks": walks, **{name: float(values.mean()) if walks else None for name, values in found.items()}}
+
+
+def behind(found: dict[str, np.ndarray], relic: dict[str, np.ndarray]) -> dict[str, dict[str, float] | None]:
+    """By how much RELIC's memory is better, walk by walk: the mean, its standard error, and in how many walks."""
+    compared: dict[str, dict[str, float] | None] = {}
+    for name in ("psnr_db", "psnr_to_truth_db"):
+        less = relic[name] - found[name]
+        compared[name] = None
+        if len(less) > 1:
+            error = float(less.std(ddof=1)) / len(less) ** 0.5
+            compared[name] = {"mean": float(less.mean()), "error": error, "better_in": int((less > 0).sum())}
+    return compared
 
 
 @torch.inference_mode()
@@ -162,10 +195,9 @@ def chunk_latency_ms(model: Transformer, codec: Codec, walks: Walks, cfg: Evalua
     given = one.conditions(model.cfg.text_tokens).to(device)
     first = as_frames(one.frames[:, :1]).to(device)
     walk = predict.started(model, cfg, codec.encode(first)[:, 0], given)
-    stream, found = codec.decoder_stream(), []
-    while walk.num_latents < cfg.num_latents:
-        began, done = time.perf_counter(), walk.actions.shape[1]
+    stream, at = codec.decoder_stream(), [time.perf_counter()]
+    for made in chunks(walk, given.actions, num_latents=cfg.num_latents):
         with autocast(device):
-            stream.decode(walk.step(given.actions[:, done : done + walk.num_actions])).cpu()
-        found.append(1000 * (time.perf_counter() - began))
-    return found[1:]
+            stream.decode(made).cpu()
+        at.append(time.perf_counter())
+    return [1000 * (end - began) for began, end in itertools.pairwise(at[1:])]

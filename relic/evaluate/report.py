@@ -15,7 +15,7 @@ from relic.evaluate import page, predict, probes
 from relic.evaluate.config import SERVED, Evaluate
 from relic.evaluate.walks import Walks, read
 from relic.geometry.actions import ACTIONS, STATIC
-from relic.model import weights
+from relic.model import fp8, weights
 from relic.tracking import Run
 
 MIN_SHARE = 0.01  # of the frames: an action that is rarer was not learned
@@ -56,7 +56,7 @@ def main(
     }
     sizes = usual_sizes(regions)
     done, total = 0, 2 * sum(folder is not None for folder in folders.values()) * sum(map(len, regions))
-    total += 4 * len(known) + len(probes.scripts(sizes, 1)) * min(cfg.script_starts, len(known))
+    total += 5 * len(known) + len(probes.scripts(sizes, 1)) * min(cfg.script_starts, len(known))
     models: dict[str, dict | None] = {}
     generated: dict[str, dict[str, np.ndarray]] = {walks.region: {} for walks in regions}
     for name, folder in folders.items():
@@ -64,7 +64,12 @@ def main(
         if folder is None:
             continue
         model = weights.load_transformer(folder, device)
-        generate = (predict.few_steps if name in ("student", SERVED) else predict.many_steps)(model, cfg)
+        if name in ("student", SERVED):  # as they are served: the blocks' linears rounded
+            fp8.quantise(model)
+            fp8.make_ready(model, decoder.mean.device)
+            generate = predict.few_steps(model, cfg)
+        else:
+            generate = predict.many_steps(model, cfg)
 
         def make(
             kind: str, walks: Walks, generate: predict.Generate, order: list[int] | None = None,

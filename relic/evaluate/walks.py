@@ -73,8 +73,7 @@ def read(folders: list[Path], region: str, most: int, num_frames: int, unit: Act
     """The first `most` kept walks of a region, cut to `num_frames`; None where fewer than two can swap their actions.
 
     Actions come from the whole clip, as in the shards: the scale of a clip is its own mean step."""
-    entries = [(f, e) for f in folders for e in clip.read_index(f) if e["kept"] and e["region"] == region]
-    clips = [clip.read_clip(folder, entry) for folder, entry in entries[:most]]
+    clips = [clip.read_clip(folder, entry) for folder, entry in clip.entries_of(folders, (region,))[:most]]
     if len(clips) < 2:
         return None
     for found in clips:

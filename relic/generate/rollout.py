@@ -8,6 +8,7 @@ Distillation replays a walk (section 4.4.2): of every chunk its last denoising p
 that is filled anew from the chunks' clean latents, for the walk's own has pooled and forgotten what the chunk saw.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -163,8 +164,14 @@ def play(walk: Rollout, actions: Tensor, *, num_latents: int, exit_step: int = -
 
     actions [B, 4 (F - 1) + 1, 13]; row 0, the image's, is not used."""
     latents, passes = [walk.image[:, None]], []
-    while walk.num_latents < num_latents:
-        done = walk.actions.shape[1]
-        latents.append(walk.step(actions[:, done : done + walk.num_actions], exit_step=exit_step))
+    for made in chunks(walk, actions, num_latents=num_latents, exit_step=exit_step):
+        latents.append(made)
         passes.append(walk.last)
     return torch.cat(latents, 1), passes
+
+
+def chunks(walk: Rollout, actions: Tensor, *, num_latents: int, exit_step: int = -1) -> Iterator[Tensor]:
+    """The new latents of each step to the end of a video, as `play` walks it."""
+    while walk.num_latents < num_latents:
+        done = walk.actions.shape[1]
+        yield walk.step(actions[:, done : done + walk.num_actions], exit_step=exit_step)

@@ -91,9 +91,4 @@ def integrate(actions: Tensor, cfg: Actions, start: Tensor | None = None) -> Ten
         @ se3.axis_rotation(2, roll * radians)
     )
     relative = se3.pose(turn, torch.stack([right, -up, forward], -1))
-    current = torch.eye(4, dtype=torch.float64, device=actions.device) if start is None else start.double()
-    track = []
-    for t in range(actions.shape[-2]):
-        current = current @ relative[..., t, :, :]
-        track.append(current)
-    return torch.stack(track, -3)
+    return se3.chain(torch.eye(4).to(relative) if start is None else start.double(), relative)

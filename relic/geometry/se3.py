@@ -20,6 +20,15 @@ def inverse(poses: Tensor) -> Tensor:
     return pose(rotation, -(rotation @ poses[..., :3, 3:])[..., 0])
 
 
+def chain(start: Tensor, motions: Tensor) -> Tensor:
+    """Poses [..., T, 4, 4] that come from `start` [..., 4, 4] by motions [..., T, 4, 4], each in the frame of the pose
+    before it."""
+    track = [start]
+    for motion in motions.unbind(-3):
+        track.append(track[-1] @ motion)
+    return torch.stack(track[1:], -3)
+
+
 def hat(vector: Tensor) -> Tensor:
     """The skew matrix [..., 3, 3] with hat(a) b = a x b."""
     x, y, z = vector.unbind(-1)

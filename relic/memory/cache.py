@@ -29,6 +29,11 @@ DTYPES = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "fp32": torch.floa
 FP8_LARGEST = 448.0
 
 
+def fp8_scale(x: Tensor) -> Tensor:
+    """Scale [..., 1] of each row of x [..., N]: x over it has its largest entry at the end of E4M3."""
+    return x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_LARGEST
+
+
 @dataclass(frozen=True)
 class Slot:
     """One remembered latent: its absolute index, pooling stride and number of tokens."""
@@ -111,7 +116,7 @@ class Memory:
     def _write(self, start: int, x: Tensor) -> None:
         part = slice(start, start + x.shape[3])
         if self.scales is not None:
-            scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_LARGEST
+            scale = fp8_scale(x)
             self.scales[:, :, :, part] = scale
             x = x / scale
         self.storage[:, :, :, part] = x.to(self.storage.dtype)

@@ -33,15 +33,18 @@ def motions(poses: Tensor) -> Tensor:
     return torch.cat([halfway[..., 0], rotation], -1)
 
 
-def integrate(motion: Tensor) -> Tensor:
-    """Poses float64 [..., T, 4, 4] that start at the identity and move by motions [..., T-1, 6]."""
+def relative(motion: Tensor) -> Tensor:
+    """The motions [..., 6] as poses float64 [..., 4, 4] in the frame of the pose before."""
     halfway, rotation = motion.double().split(3, -1)
     displacement = se3.exp(rotation / 2) @ halfway[..., None]
-    relative = se3.pose(se3.exp(rotation), displacement[..., 0])
-    track = [torch.eye(4).to(relative).expand(*motion.shape[:-2], 4, 4)]
-    for step in relative.unbind(-3):
-        track.append(track[-1] @ step)
-    return torch.stack(track, -3)
+    return se3.pose(se3.exp(rotation), displacement[..., 0])
+
+
+def integrate(motion: Tensor) -> Tensor:
+    """Poses float64 [..., T, 4, 4] that start at the identity and move by motions [..., T-1, 6]."""
+    steps = relative(motion)
+    start = torch.eye(4).to(steps).expand(*motion.shape[:-2], 4, 4)
+    return torch.cat([start[..., None, :, :], se3.chain(start, steps)], -3)
 
 
 def pictures(frames: Tensor, cfg: config.PoseNet) -> Tensor:

@@ -241,10 +241,11 @@ def write_run(
 
 
 def seconds_per_step(nodes: list[plan.Node], manifests: Mapping[str, dict]) -> dict[str, float]:
-    """Wall seconds of every step over all calls; the parts of a fan-out ran side by side on the cores."""
+    """Wall seconds of every finished step over all calls; the parts of a fan-out ran side by side on the cores."""
     seconds: dict[str, list[float]] = {}
     for node in nodes:
-        seconds.setdefault(node.step.name, []).append(manifests[node.name]["seconds"])
+        if node.name in manifests:
+            seconds.setdefault(node.step.name, []).append(manifests[node.name]["seconds"])
     cores = num_cores()
     return {name: round(max(max(parts), sum(parts) / cores), 1) for name, parts in seconds.items()}
 

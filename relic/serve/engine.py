@@ -25,12 +25,13 @@ from relic.generate.rollout import Rollout
 from relic.geometry.actions import ACTIONS
 from relic.geometry.config import Actions
 from relic.memory.config import Memory
+from relic.model import fp8
 from relic.model.codec import Codec
 from relic.model.precision import autocast
 from relic.model.text import tokenize
 from relic.model.transformer import Transformer
 from relic.model.weights import load_codec
-from relic.serve import export, fp8
+from relic.serve import export
 from relic.serve.config import Serve
 
 logger = logging.getLogger("relic.serve")

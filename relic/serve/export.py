@@ -1,6 +1,6 @@
 """The export step: a student in a folder that a server needs nothing beside; and how that folder is found and read.
 
-    student/       model.safetensors (the blocks' linears in FP8: serve/fp8.py) and config.json
+    student/       model.safetensors (the blocks' linears in FP8: model/fp8.py) and config.json
     codec/         model.safetensors and config.json
     examples/      start images, their captions, and the actions that the world knows
     export.json    the world's name, the rollout and the actions' unit: those that the evaluation measured with
@@ -16,9 +16,8 @@ import torch
 
 from relic import artifacts
 from relic.mistakes import UserError
-from relic.model import weights
+from relic.model import fp8, weights
 from relic.model.transformer import Transformer
-from relic.serve import fp8
 from relic.serve.config import Export
 from relic.tracking import Run
 
@@ -28,8 +27,7 @@ SETTINGS = "export.json"
 def main(
     cfg: Export, *, student: list[Path], codec: list[Path], evaluation: list[Path], out: Path, run: Run
 ) -> dict[str, int]:
-    """Writes the folder. The evaluation must have judged this student, with this codec; it measured the student before
-    its weights were rounded to FP8."""
+    """Writes the folder. The evaluation must have judged this student, rounded to FP8 as here, with this codec."""
     measured = artifacts.read_json(evaluation[0] / artifacts.MANIFEST)
     for given, judged in ((student[0], "distilled"), (codec[0], "codec")):
         name = "/".join(artifacts.split(artifacts.uri_of(given))[1:])

@@ -24,7 +24,7 @@ from relic.tracking import Run
 from relic.train import optimizer, replay
 from relic.train.checkpoint import Checkpoint
 from relic.train.config import Distill
-from relic.train.teacher import flow_loss, stage_at
+from relic.train.teacher import flow_loss, noised, stage_at
 
 
 class Video(NamedTuple):
@@ -33,7 +33,6 @@ class Video(NamedTuple):
     latents: Tensor  # [B, F, C, H, W], the image first
     passes: list[Pass]  # the last of every chunk
     conditions: Conditions
-    seed: int
     walk: Rollout
 
 
@@ -76,7 +75,7 @@ def main(
         # 3. the difference of the scores over all of it
         difference = score_difference(teachers[stage.latents], critic, video.latents, video.conditions, cfg, random)
         # 4. back-propagation, chunk by chunk
-        again = start(generator, cfg, video.latents[:, 0], video.conditions.text, video.seed)
+        again = start(generator, cfg, video.latents[:, 0], video.conditions.text, video.walk.seed)
         replay.backward(again, video.conditions.actions, video.latents, video.passes, difference / elements(difference))
         assert replay.same_memory(again, video.walk), "the replay saw another context than the walk"
         # 5. one step
@@ -124,10 +123,9 @@ def roll_out(
     student: Transformer, cfg: Distill, batch: loader.Batch, exit_step: int, random: np.random.Generator
 ) -> Video:
     """The student's own videos of a batch's images and actions, all chunks left at the same timestep."""
-    seed = int(random.integers(2**31))
-    walk = start(student, cfg, batch.latents[:, 0], batch.conditions.text, seed)
+    walk = start(student, cfg, batch.latents[:, 0], batch.conditions.text, int(random.integers(2**31)))
     latents, passes = play(walk, batch.conditions.actions, num_latents=batch.latents.shape[1], exit_step=exit_step)
-    return Video(latents, passes, batch.conditions, seed, walk)
+    return Video(latents, passes, batch.conditions, walk)
 
 
 @torch.no_grad()
@@ -143,13 +141,8 @@ def score_difference(
 
     Critic's minus teacher's guess of the clean video from a noisy one, over the sample's mean distance to the teacher's
     guess (DMD's eq. 8)."""
-    device = latents.device
-    share = torch.from_numpy(random.random((len(latents), 1), np.float32)).to(device)
-    timesteps = flow.shifted(share, cfg.shift).clamp(cfg.least_timestep, cfg.largest_timestep)
-    timesteps = timesteps.repeat(1, latents.shape[1])
-    timesteps[:, 0] = 0
-    noise = torch.from_numpy(random.standard_normal(latents.shape, np.float32)).to(device)
-    noisy = flow.add_noise(latents, noise, timesteps)
+    span = {"least": cfg.least_timestep, "largest": cfg.largest_timestep}
+    noisy, timesteps, _ = noised(latents, cfg.shift, random, **span)
     real = flow.clean_of(noisy, guided(teacher, cfg.guidance, noisy, timesteps, conditions), timesteps)
     fake = flow.clean_of(noisy, guided(critic, 1.0, noisy, timesteps, conditions), timesteps)
     distance = (latents - real)[:, 1:].abs().mean((1, 2, 3, 4), keepdim=True)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from relic.data import clip
 from relic.geometry import actions, se3
 from relic.model import config, weights
-from relic.model.pose_net import PoseNet, integrate, motions, pictures
+from relic.model.pose_net import PoseNet, motions, pictures, relative
 from relic.model.precision import autocast
 from relic.tracking import Run
 from relic.train import optimizer
@@ -89,9 +89,9 @@ def units_of(walks: list[Walk]) -> Tensor:
 def pieces(walks: list[Walk], cfg: PoseNetTraining, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Random pieces of walks: pictures float32 [B, F_px, height, width] and motions float64 [B, F_px - 1, 6]."""
     shown, poses = [], []
+    count = min(cfg.piece_frames, *(len(walk.poses) for walk in walks))
     for _ in range(cfg.batch):
         walk = walks[generator.integers(len(walks))]
-        count = min(cfg.piece_frames, *(len(w.poses) for w in walks))
         stride = 2 if generator.random() < cfg.skipping and len(walk.poses) >= 2 * count - 1 else 1
         first = generator.integers(len(walk.poses) - stride * (count - 1))
         piece = slice(first, first + stride * (count - 1) + 1, stride)
@@ -132,7 +132,8 @@ def errors(estimated: list[Tensor], walks: list[Walk], unit: float) -> tuple[flo
     units, after the one scale a walk that is best by least squares; pictures alone do not tell it."""
     turned, moved = [], []
     for motion, walk in zip(estimated, walks, strict=True):
-        displacement, turn = actions.steps(integrate(motion))
+        made = relative(motion)
+        displacement, turn = made[..., :3, 3], made[..., :3, :3]
         true_displacement, true_turn = actions.steps(walk.poses)
         scale = (displacement * true_displacement).sum() / displacement.square().sum().clamp(min=1e-12)
         turned.append(se3.angle_degrees(turn.mT @ true_turn))

@@ -74,14 +74,23 @@ def flow_loss(
     model: Transformer, latents: Tensor, conditions: Conditions, shift: float, generator: np.random.Generator
 ) -> Tensor:
     """Mean squared error of the velocity of latents [B, F, C, H, W] at a random timestep a sample, the image aside."""
+    noisy, timesteps, noise = noised(latents, shift, generator)
+    with autocast(latents.device):
+        velocity, _ = model(noisy, timesteps, conditions)
+    return functional.mse_loss(velocity[:, 1:].float(), (noise - latents)[:, 1:])
+
+
+def noised(
+    latents: Tensor, shift: float, generator: np.random.Generator, *, least: float = 0.0, largest: float = flow.STEPS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents [B, F, C, H, W] at a random timestep a sample, kept from `least` to `largest`, the image clean at 0; the
+    timesteps [B, F]; and the noise."""
     device = latents.device
     share = torch.from_numpy(generator.random((len(latents), 1), np.float32)).to(device)
-    timesteps = flow.shifted(share, shift).repeat(1, latents.shape[1])
+    timesteps = flow.shifted(share, shift).clamp(least, largest).repeat(1, latents.shape[1])
     timesteps[:, 0] = 0
     noise = torch.from_numpy(generator.standard_normal(latents.shape, np.float32)).to(device)
-    with autocast(device):
-        velocity, _ = model(flow.add_noise(latents, noise, timesteps), timesteps, conditions)
-    return functional.mse_loss(velocity[:, 1:].float(), (noise - latents)[:, 1:])
+    return flow.add_noise(latents, noise, timesteps), timesteps, noise
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relic.memory.cache import FP8_LARGEST
+from relic.memory.cache import fp8_scale
 from relic.model.precision import native_bfloat16
 from relic.model.transformer import Transformer
 
@@ -43,7 +43,7 @@ TILE = 16  # torch._scaled_mm takes matrices whose sides divide by this
 
 def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """E4M3 numbers [..., N] of x [..., N], and the scale [..., 1] of each row: x is about their product."""
-    scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_LARGEST
+    scale = fp8_scale(x.float())
     return (x.float() / scale).to(torch.float8_e4m3fn), scale
 
 
