@@ -44,7 +44,7 @@ class Recipe:
 
 
 def tiny() -> Recipe:
-    """The demo: Doom walks of 96x64 pixels and 3.8 s, on 2 cores in 18 minutes. `make demo`.
+    """The demo: Doom walks of 96x64 pixels and 3.8 s, on 2 cores in 10 minutes. `make demo`.
 
     Distilled student on held-out walks: +0.44 dB over the still frame, win rate 0.958 (docs/results.md)."""
     schedule = (1,) + (2,) * 17  # a latent has 4x6 tokens: the paper's factor 4, for 30x52, would leave 1x2
@@ -87,16 +87,16 @@ def tiny() -> Recipe:
             revisit=Revisit(min_away=24),  # no return is within the window and the chunk
         ),
         expected_s={
-            "curate": 37,
+            "curate": 33,
             "join-clips": 2,
-            "codec": 100,
-            "pose-net": 62,
+            "codec": 85,
+            "pose-net": 55,
             "shard": 8,
             "join-samples": 1,
-            "teacher": 127,
-            "student-init": 277,
-            "distill": 72,
-            "evaluate": 300,
+            "teacher": 100,
+            "student-init": 210,
+            "distill": 60,
+            "evaluate": 240,
             "export": 2,
             "deploy": 11,
         },
