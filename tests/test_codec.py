@@ -1,10 +1,16 @@
 """The small video codec."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+from vaes import taew2_1
 
-from relic.model import config
-from relic.model.codec import Codec
+from relic.model import config, weights
+from relic.model.codec import Codec, DecoderStream
 
 CFG = config.Codec(decoder_widths=(12, 10, 8, 6))
 
@@ -55,10 +61,57 @@ def test_a_video_of_the_wrong_length_is_refused():
         codec().encode(torch.rand(1, 12, 3, 16, 24))
 
 
-def test_the_decoder_has_taehvs_layout():
-    published = Codec(config.Codec(decoder_widths=(256, 128, 64, 64))).decoder.state_dict()
-    assert published["1.weight"].shape == (256, 16, 3, 3)
-    assert published["7.conv.weight"].shape == (256, 256, 1, 1)
-    assert published["13.conv.weight"].shape == (256, 128, 1, 1)
-    assert published["19.conv.weight"].shape == (128, 64, 1, 1)
-    assert published["22.weight"].shape == (3, 64, 3, 3)
+@torch.inference_mode()
+def test_a_stream_keeps_one_input_a_layer_however_long_the_pieces():
+    kept = []
+    for piece in (1, 2, 5):
+        stream = codec().decoder_stream()
+        for _ in range(3):
+            stream.decode(torch.randn(1, piece, 16, 2, 3))
+        kept.append(sum(x.untyped_storage().nbytes() for x in stream.memories.values()))
+    assert kept == kept[:1] * 3
+
+
+def taehv(state: dict[str, Tensor], latents: Tensor) -> Tensor:
+    """TAEHV's decoder as published: one time step after another through all layers; the first three frames go."""
+    past: dict[int, Tensor] = {}
+    frames = []
+
+    def conv(name: str, x: Tensor) -> Tensor:
+        weight, bias = state[f"decoder.{name}.weight"].float(), state.get(f"decoder.{name}.bias")
+        return functional.conv2d(x, weight, bias if bias is None else bias.float(), padding=weight.shape[-1] // 2)
+
+    def step(x: Tensor, stage: int) -> None:
+        if stage == 3:
+            frames.append(conv("22", x.relu()))
+            return
+        start = 3 + 6 * stage
+        for block in range(start, start + 3):
+            before, past[block] = past.get(block, torch.zeros_like(x)), x
+            seen = conv(f"{block}.conv.0", torch.cat([x, before], 1)).relu()
+            x = (conv(f"{block}.conv.4", conv(f"{block}.conv.2", seen).relu()) + x).relu()
+        grown = conv(f"{start + 4}.conv", functional.interpolate(x, scale_factor=2))
+        for part in grown.chunk((1, 2, 2)[stage], 1):
+            step(conv(f"{start + 5}", part), stage + 1)
+
+    for latent in latents.unbind(1):
+        step(conv("1", torch.tanh(latent / 3) * 3).relu(), 0)
+    return torch.stack(frames, 1)[:, 3:]
+
+
+@torch.inference_mode()
+def test_taehvs_published_decoder_is_loaded(tmp_path: Path):
+    save_file(taew2_1(), tmp_path / "taew2_1.safetensors")
+    stream = DecoderStream(weights.load_taehv(tmp_path / "taew2_1.safetensors"))
+    latents = torch.randn(2, 3, 16, 2, 3)
+    found = torch.cat([stream.decode(latents[:, :1]), stream.decode(latents[:, 1:])], 1)
+    assert found.shape == (2, 9, 3, 16, 24)
+    torch.testing.assert_close(found, taehv(taew2_1(), latents), atol=1e-5, rtol=0)
+
+
+def test_a_decoder_of_another_size_is_named(tmp_path: Path):
+    other = taew2_1()
+    other["decoder.22.weight"] = torch.zeros(12, 64, 3, 3)
+    save_file(other, tmp_path / "taew2_2.safetensors")
+    with pytest.raises(ValueError, match=r"taew2_2.* tensor 22.weight is \(12, 64, 3, 3\); the model's is \(3,"):
+        weights.load_taehv(tmp_path / "taew2_2.safetensors")

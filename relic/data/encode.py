@@ -12,13 +12,13 @@ from relic.data.clip import Clip
 from relic.data.config import Shard
 from relic.geometry.actions import annotate, integrate
 from relic.geometry.config import Actions
-from relic.model.codec import Codec
+from relic.model.codec import VideoCodec
 from relic.model.precision import autocast
 
 Sample = tuple[dict, dict[str, Tensor]]  # what the index says of it, and its tensors
 
 
-def samples_of(clips: list[Clip], codec: Codec, cfg: Shard, device: torch.device | str) -> list[Sample]:
+def samples_of(clips: list[Clip], codec: VideoCodec, cfg: Shard, device: torch.device | str) -> list[Sample]:
     """The samples of clips in order, a clip's palindrome behind it. A clip is cut to 4 (F - 1) + 1 frames."""
     about, videos, tracks = [], [], []
     for clip in clips:
@@ -52,7 +52,7 @@ def controls(poses: np.ndarray, cfg: Actions) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def encode(codec: Codec, videos: list[np.ndarray], device: torch.device | str) -> list[Tensor]:
+def encode(codec: VideoCodec, videos: list[np.ndarray], device: torch.device | str) -> list[Tensor]:
     """Normalised latents float16 [F, C, h, w] of each video uint8 [T, H, W, 3].
 
     A GPU takes neighbours of one shape together. A CPU takes them one by one, which keeps activations in its cache: 61

@@ -11,7 +11,7 @@ import torch
 from relic.data import clip, encode, shards
 from relic.data.config import Shard
 from relic.geometry.actions import ACTIONS
-from relic.model.weights import load_codec
+from relic.pretrained import codecs
 
 
 def main(
@@ -28,7 +28,7 @@ def main(
     if len(codec) != 1:
         raise ValueError(f"{len(codec)} codecs are given; clips are encoded by one")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = load_codec(codec[0], device)
+    network = codecs.load(codec[0], device)
     writer = shards.Writer(out, cfg.shard_bytes)
     batches = [mine[at : at + cfg.batch] for at in range(0, len(mine), cfg.batch)]
     for number, batch in islice(enumerate(batches, 1), writer.num_batches, None):

@@ -11,7 +11,7 @@ from relic.evaluate.config import Evaluate
 from relic.evaluate.walks import Walks, as_frames
 from relic.generate import sampler
 from relic.generate.rollout import Rollout, play
-from relic.model.codec import Codec
+from relic.model.codec import VideoCodec
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
@@ -53,7 +53,7 @@ def started(model: Transformer, cfg: Evaluate, image_latent: Tensor, conditions:
 @torch.inference_mode()
 def videos(
     generate: Generate,
-    codec: Codec,
+    codec: VideoCodec,
     images: np.ndarray,
     conditions: Conditions,
     cfg: Evaluate,
@@ -82,7 +82,7 @@ def videos(
 
 
 @torch.inference_mode()
-def coded(codec: Codec, videos: np.ndarray, batch: int) -> np.ndarray:
+def coded(codec: VideoCodec, videos: np.ndarray, batch: int) -> np.ndarray:
     """Videos uint8 [n, F_px, H, W, 3] as the codec keeps them: the best that any model can make."""
     done = []
     for start in range(0, len(videos), batch):

@@ -19,7 +19,7 @@ from relic.generate.rollout import chunks
 from relic.geometry import actions as algorithm1
 from relic.memory.config import Memory
 from relic.model import pose_net
-from relic.model.codec import Codec
+from relic.model.codec import VideoCodec
 from relic.model.conditions import Conditions
 from relic.model.pose_net import PoseNet
 from relic.model.precision import autocast
@@ -189,7 +189,7 @@ def behind(found: dict[str, np.ndarray], relic: dict[str, np.ndarray]) -> dict[s
 
 
 @torch.inference_mode()
-def chunk_latency_ms(model: Transformer, codec: Codec, walks: Walks, cfg: Evaluate) -> list[float]:
+def chunk_latency_ms(model: Transformer, codec: VideoCodec, walks: Walks, cfg: Evaluate) -> list[float]:
     """Milliseconds that each chunk of one walk takes, its decoding included; the first is left out as warming up."""
     device, one = codec.mean.device, walks.first(1)
     given = one.conditions(model.cfg.text_tokens).to(device)

@@ -16,6 +16,7 @@ from relic.evaluate.config import SERVED, Evaluate
 from relic.evaluate.walks import Walks, read
 from relic.geometry.actions import ACTIONS, STATIC
 from relic.model import fp8, weights
+from relic.pretrained import codecs
 from relic.tracking import Run
 
 MIN_SHARE = 0.01  # of the frames: an action that is rarer was not learned
@@ -41,7 +42,7 @@ def main(
 ) -> dict[str, float]:
     """Writes report.html, report.json and examples/ (what a served world offers to start from)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder, reader = weights.load_codec(codec[0], device), weights.load_pose_net(estimator[0], device)
+    decoder, reader = codecs.load(codec[0], device), weights.load_pose_net(estimator[0], device)
     num_frames = 4 * (cfg.num_latents - 1) + 1
     known = read(clips, "known", cfg.known, num_frames, cfg.actions)
     unseen = read(clips, "unseen", cfg.unseen, num_frames, cfg.actions)

@@ -4,11 +4,13 @@ Frame 0 stands alone: it is repeated three times in front, so that the first lat
 one linear layer a patch of 4 frames x 8 x 8 pixels, meant for the patches' principal components (train/codec.py): on
 small pictures they keep more after a second than a convolutional encoder learns in an hour on two cores. The decoder
 has TAEHV's layer layout (github.com/madebyollin/taehv), so that its published weights (`taew2_1`) fit when the widths
-do; it makes 4 F frames and the first three are dropped. Every layer that looks back in time looks at its own previous
-input only, so a stream is decoded by handing that input from call to call: whole decoding is a stream of one call.
+do (`weights.load_taehv`); it makes 4 F frames and the first three are dropped. Every layer that looks back in time
+looks at its own previous input only, so a stream is decoded by handing that input from call to call: whole decoding is
+a stream of one call.
 """
 
 import math
+from typing import Protocol
 
 import torch
 from einops import rearrange
@@ -19,6 +21,40 @@ from relic.model import config
 
 PATCH = (4, 8, 8)  # frames, rows and columns of pixels that a latent stands for
 Memories = dict[int, Tensor]  # layer index -> the last input of that layer, [B, 1, C, H, W]
+
+
+class Stream(Protocol):
+    """A video that is decoded piece by piece, equal to decoding it whole; streams of one codec take turns freely."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The frames [B, n, 3, H_px, W_px] that the next latents [B, F, C, H, W] make ready."""
+        ...
+
+
+class VideoCodec(Protocol):
+    """What the steps ask of a codec: this file's, or Wan-2.1's (pretrained/vae.py)."""
+
+    mean: Tensor  # [C], of the latents before normalisation; its device is the codec's
+    std: Tensor  # [C]
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Normalised latents [B, F, C, H, W] of frames [B, 4 (F - 1) + 1, 3, H_px, W_px] in 0..1."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames [B, 4 (F - 1) + 1, 3, H_px, W_px] of normalised latents."""
+        ...
+
+    def decoder_stream(self) -> Stream: ...
+
+
+def check_video(frames: Tensor) -> None:
+    """Refuses frames [B, F_px, 3, H_px, W_px] that are not 4 (F - 1) + 1 with sides divisible by 8."""
+    count, height, width = frames.shape[1], *frames.shape[-2:]
+    if count % 4 != 1 or height % 8 or width % 8:
+        raise ValueError(
+            f"the video has {count} frames of {height}x{width}; the codec takes 4n + 1 frames, sides divisible by 8"
+        )
 
 
 def conv3(inputs: int, outputs: int, **kwargs) -> nn.Conv2d:
@@ -88,7 +124,7 @@ def apply_in_time(layers: nn.Sequential, x: Tensor, memories: Memories) -> Tenso
         if isinstance(layer, MemBlock):
             frames = rearrange(x, "(b t) c h w -> b t c h w", b=batch)
             before = memories[index] if index in memories else torch.zeros_like(frames[:, :1])
-            memories[index] = frames[:, -1:]
+            memories[index] = frames[:, -1:].clone()  # a view would keep the whole piece
             past = torch.cat([before, frames[:, :-1]], 1)
             x = layer(x, rearrange(past, "b t c h w -> (b t) c h w"))
         else:
@@ -118,11 +154,7 @@ class Codec(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """Normalised latents [B, F, C, H, W]; F_px must be 4 (F - 1) + 1 and both sides multiples of 8."""
-        count, height, width = frames.shape[1], *frames.shape[-2:]
-        if count % 4 != 1 or height % 8 or width % 8:
-            raise ValueError(
-                f"the video has {count} frames of {height}x{width}; the codec takes 4n + 1 frames, sides divisible by 8"
-            )
+        check_video(frames)
         return self.normalise(self.encode_raw(frames))
 
     def encode_raw(self, frames: Tensor) -> Tensor:
@@ -134,7 +166,7 @@ class Codec(nn.Module):
         return self.decoder_stream().decode(latents)
 
     def decoder_stream(self) -> "DecoderStream":
-        return DecoderStream(self)
+        return DecoderStream(self.decoder)
 
     def normalise(self, latents: Tensor) -> Tensor:
         return (latents - self.mean[:, None, None]) / self.std[:, None, None]
@@ -146,12 +178,12 @@ class DecoderStream:
     The first latent gives one frame, every other four.
     """
 
-    def __init__(self, codec: Codec):
-        self.codec = codec
+    def __init__(self, layers: nn.Sequential):
+        self.layers = layers
         self.memories: Memories = {}
 
     def decode(self, latents: Tensor) -> Tensor:
         """The frames [B, n, 3, H_px, W_px] that the next latents [B, F, C, H, W] make ready."""
         first = not self.memories
-        frames = apply_in_time(self.codec.decoder, latents, self.memories)
+        frames = apply_in_time(self.layers, latents, self.memories)
         return frames[:, 3:] if first else frames

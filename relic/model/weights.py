@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 import relic
 from relic.model import config
-from relic.model.codec import Codec
+from relic.model.codec import Codec, decoder
 from relic.model.pose_net import PoseNet
 from relic.model.transformer import Transformer
 
@@ -21,6 +21,7 @@ KINDS = {
     "pose_net": (config.PoseNet, PoseNet),
     "transformer": (config.Transformer, Transformer),
 }
+TAEHV = config.Codec(decoder_widths=(256, 128, 64, 64))  # github.com/madebyollin/taehv, its file taew2_1
 
 
 def save(module: Codec | PoseNet | Transformer, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -44,6 +45,18 @@ def load_transformer(folder: Path, device: torch.device | str = "cpu") -> Transf
     return _load(folder, "transformer", device)
 
 
+def load_taehv(file: Path, device: torch.device | str = "cpu") -> nn.Sequential:
+    """TAEHV's decoder of Wan-2.1's latents from the published `taew2_1.safetensors`: normalised latents in, 0..1 out.
+
+    Its encoder is left behind: it pads a video at the end and pools frames 0-3, where Wan's first latent is frame 0
+    alone."""
+    state = load_file(file)
+    layers = decoder(TAEHV)
+    prefix = "decoder."
+    load_state(layers, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, file)
+    return layers.to(device).eval()
+
+
 def start_folder(name: str) -> Path:
     """The folder of start weights that ship with relic, such as "tiny/base"."""
     folder = SHIPPED / name
@@ -55,13 +68,18 @@ def start_folder(name: str) -> Path:
 
 def load_into(module: nn.Module, folder: Path) -> None:
     """Start weights into a module built already; a tensor that is missing, extra or of another shape is named."""
-    state, own = load_file(folder / "model.safetensors"), module.state_dict()
+    load_state(module, load_file(folder / "model.safetensors"), folder)
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Tensors read from `source` into a module; one that is missing, extra or of another shape is named."""
+    own = module.state_dict()
     for name in sorted(state.keys() ^ own.keys()):
-        raise ValueError(f"{folder}: tensor {name} is {'missing' if name in own else 'not one of this model'}")
+        raise ValueError(f"{source}: tensor {name} is {'missing' if name in own else 'not one of this model'}")
     for name, value in state.items():
         if value.shape != own[name].shape:
             raise ValueError(
-                f"{folder}: tensor {name} is {tuple(value.shape)}; the model's is {tuple(own[name].shape)}"
+                f"{source}: tensor {name} is {tuple(value.shape)}; the model's is {tuple(own[name].shape)}"
             )
     module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
 

@@ -26,11 +26,11 @@ from relic.geometry.actions import ACTIONS
 from relic.geometry.config import Actions
 from relic.memory.config import Memory
 from relic.model import fp8
-from relic.model.codec import Codec
+from relic.model.codec import VideoCodec
 from relic.model.precision import autocast
 from relic.model.text import tokenize
 from relic.model.transformer import Transformer
-from relic.model.weights import load_codec
+from relic.pretrained import codecs
 from relic.serve import export
 from relic.serve.config import Serve
 
@@ -87,7 +87,7 @@ class Engine(Protocol):
 class Student:
     """The trained student: a `Rollout` and a decoder stream for every walk, the weights shared."""
 
-    def __init__(self, model: Transformer, codec: Codec, cfg: RolloutConfig, *, unit: Actions, world: World,
+    def __init__(self, model: Transformer, codec: VideoCodec, cfg: RolloutConfig, *, unit: Actions, world: World,
                  device: torch.device):  # fmt: skip
         self.model, self.codec, self.cfg, self.unit, self.world, self.device = model, codec, cfg, unit, world, device
 
@@ -141,7 +141,7 @@ def load(cfg: Serve) -> Student:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     folder = export.find(cfg.export or export_of(Path(cfg.run)))
-    model, codec = export.load_student(folder, device), load_codec(folder / "codec", device)
+    model, codec = export.load_student(folder, device), codecs.load(folder / "codec", device)
     if not model.cfg.text_vocabulary:
         raise ValueError(f"the model of {folder} takes umT5 embeddings; relic serve takes models with their own words")
     num_parameters = sum(p.numel() for p in model.parameters())

@@ -1,7 +1,7 @@
 """The export step: a student in a folder that a server needs nothing beside; and how that folder is found and read.
 
     student/       model.safetensors (the blocks' linears in FP8: model/fp8.py) and config.json
-    codec/         model.safetensors and config.json
+    codec/         model.safetensors and config.json, or what a diffusers VAE's folder has instead
     examples/      start images, their captions, and the actions that the world knows
     export.json    the world's name, the rollout and the actions' unit: those that the evaluation measured with
     manifest.json  size and sha256 of every file
@@ -18,6 +18,7 @@ from relic import artifacts
 from relic.mistakes import UserError
 from relic.model import fp8, weights
 from relic.model.transformer import Transformer
+from relic.pretrained import codecs
 from relic.serve.config import Export
 from relic.tracking import Run
 
@@ -37,7 +38,7 @@ def main(
     fp8.quantise(model)
     weights.save(model, out / "student")
     (out / "codec").mkdir(exist_ok=True)
-    for file in ("model.safetensors", "config.json"):
+    for file in codecs.files(codec[0]):
         shutil.copyfile(codec[0] / file, out / "codec" / file)
     shutil.copytree(evaluation[0] / "examples", out / "examples", dirs_exist_ok=True)
     used = measured["parameters"]

@@ -1,0 +1,1 @@
+"""Published models of other libraries behind our interfaces: the only room with diffusers and transformers."""
