@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ from relic.options import about, parse, uris, value_of
 
 OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
+    "weights": "Wan-2.1's weights in and out: relic weights import DIR --out DIR, relic weights export DIR --out DIR",
     "serve": "open the page where people walk through the world of a run, or of an export",
 }
 # What says that a disk is full and is no OSError: safetensors; sqlite; torch.save, which says nothing clearer.
@@ -38,6 +40,8 @@ def main(
             step(table[command], rest, named)
         elif command == "serve":
             serve(rest)
+        elif command == "weights":
+            pretrained_weights(rest)
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
         else:
@@ -91,6 +95,29 @@ def serve(args: list[str]) -> None:
     from relic.serve.app import main as run
 
     run(config)
+
+
+def pretrained_weights(args: list[str]) -> None:
+    """`relic weights import DIR_OR_FILES --out DIR` and `relic weights export DIR --out DIR`."""
+    from relic.model.config import ExportWeights, ImportWeights
+
+    kinds = {"import": ImportWeights, "export": ExportWeights}
+    if not args or args[0] not in kinds:
+        raise UserError(f"'weights' is followed by {args[0] if args else 'nothing'!r}; allowed are import and export")
+    action, rest = args[0], args[1:]
+    given = list(itertools.takewhile(lambda arg: not arg.startswith("-"), rest))
+    source = ["--source", *given] if given else []
+    options = parse(kinds[action], source + rest[len(given) :], f"relic weights {action}", OTHERS["weights"])
+    from relic.model import wan
+
+    files = [Path(name) for name in options.source]
+    if action == "import":
+        wan.import_weights(
+            files, Path(options.out), heads=options.heads, position_scale=options.position_scale, pickle=options.pickle
+        )
+    else:
+        wan.export_weights(files[0], Path(options.out), shard_bytes=round(options.shard_gb * 1e9))
+    print(options.out, flush=True)
 
 
 def pipeline(args: list[str], table: Mapping[str, steps.Step], named: Any) -> int:

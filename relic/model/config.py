@@ -59,3 +59,32 @@ class Transformer:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportWeights:
+    """Wan-2.1's weights into a folder of relic's (model/wan.py)."""
+
+    source: tuple[str, ...]  # a folder in diffusers' layout or of Wan's own release, or all of its files
+    out: str  # the folder that gets model.safetensors and config.json
+    heads: int = 0  # needed where no config.json says it
+    position_scale: float = 0.1  # of the new pose encoder, see Transformer
+    pickle: bool = False  # read .pth files too, with weights_only
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportWeights:
+    """A folder of relic's as `WanTransformer3DModel.from_pretrained` loads it (model/wan.py)."""
+
+    source: tuple[str, ...]  # the folder
+    out: str
+    format: str = "diffusers"
+    shard_gb: float = 5.0  # largest file, in 10^9 bytes
+
+    def __post_init__(self) -> None:
+        if self.format != "diffusers":
+            raise ValueError(f"format is {self.format!r}; allowed is diffusers")
+        if len(self.source) != 1:
+            raise ValueError(f"{len(self.source)} folders are given; allowed is one")
+        if self.shard_gb <= 0:
+            raise ValueError(f"shard_gb is {self.shard_gb}; it must be positive")

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 
 import relic
-from relic.model import config
+from relic.model import config, tensors
 from relic.model.codec import Codec, decoder
 from relic.model.pose_net import PoseNet
 from relic.model.transformer import Transformer
@@ -30,7 +31,11 @@ def save(module: Codec | PoseNet | Transformer, folder: Path, dtype: torch.dtype
     kind = next(name for name, (_, cls) in KINDS.items() if type(module) is cls)
     state = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in module.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"kind": kind, **dataclasses.asdict(module.cfg)}, indent=1))
+    write_config(kind, module.cfg, folder / "config.json")
+
+
+def write_config(kind: str, cfg: Any, path: Path) -> None:
+    path.write_text(json.dumps({"kind": kind, **dataclasses.asdict(cfg)}, indent=1))
 
 
 def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:
@@ -50,10 +55,10 @@ def load_taehv(file: Path, device: torch.device | str = "cpu") -> nn.Sequential:
 
     Its encoder is left behind: it pads a video at the end and pools frames 0-3, where Wan's first latent is frame 0
     alone."""
-    state = load_file(file)
     layers = decoder(TAEHV)
     prefix = "decoder."
-    load_state(layers, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, file)
+    found = {k.removeprefix(prefix): v for k, v in tensors.places([file]).items() if k.startswith(prefix)}
+    load_state(layers, found, file)
     return layers.to(device).eval()
 
 
@@ -68,25 +73,25 @@ def start_folder(name: str) -> Path:
 
 def load_into(module: nn.Module, folder: Path) -> None:
     """Start weights into a module built already; a tensor that is missing, extra or of another shape is named."""
-    load_state(module, load_file(folder / "model.safetensors"), folder)
+    load_state(module, tensors.places([folder / "model.safetensors"]), folder)
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Tensors read from `source` into a module; one that is missing, extra or of another shape is named."""
+@torch.no_grad()
+def load_state(module: nn.Module, found: Mapping[str, tensors.Place], source: Path) -> None:
+    """The tensors of `source` into a module, one by one; one that is missing, extra or of another shape is named."""
     own = module.state_dict()
-    for name in sorted(state.keys() ^ own.keys()):
+    for name in sorted(found.keys() ^ own.keys()):
         raise ValueError(f"{source}: tensor {name} is {'missing' if name in own else 'not one of this model'}")
-    for name, value in state.items():
-        if value.shape != own[name].shape:
-            raise ValueError(
-                f"{source}: tensor {name} is {tuple(value.shape)}; the model's is {tuple(own[name].shape)}"
-            )
-    module.load_state_dict({name: value.to(own[name].dtype) for name, value in state.items()})
+    for name, place in found.items():
+        if place.shape != tuple(own[name].shape):
+            raise ValueError(f"{source}: tensor {name} is {place.shape}; the model's is {tuple(own[name].shape)}")
+    for name, place in found.items():
+        own[name].copy_(tensors.read(place))
 
 
-def read_config(folder: Path, kind: str) -> Any:
+def read_config(folder: Path, kind: str, file: str = "config.json") -> Any:
     """The configuration of the network in a folder, which must be of this kind."""
-    path = folder / "config.json"
+    path = folder / file
     if not path.exists():
         raise ValueError(f"{folder} holds no config.json; a {kind}'s folder has model.safetensors and config.json")
     fields = json.loads(path.read_text())

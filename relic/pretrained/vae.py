@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 from einops import rearrange
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from relic.model import weights
+from relic.model import tensors, weights
 from relic.model.codec import DecoderStream, Stream, check_video
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -118,6 +117,6 @@ def load(folder: Path, device: torch.device | str = "cpu") -> WanCodec:
     if vae.config.patch_size is not None or vae.config.is_residual:
         raise ValueError(f"{folder} holds Wan-2.2's VAE, 16x16 pixels a latent; Wan-2.1's, 8x8 pixels, is allowed")
     vae.to_empty(device=device)
-    weights.load_state(vae, load_file(folder / FILE), folder / FILE)
+    weights.load_state(vae, tensors.places([folder / FILE]), folder / FILE)
     taehv = weights.load_taehv(folder / TAEHV_FILE, device) if (folder / TAEHV_FILE).is_file() else None
     return WanCodec(vae, taehv)
