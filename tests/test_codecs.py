@@ -27,7 +27,7 @@ def test_only_a_folder_of_diffusers_needs_diffusers(tmp_path):
         f"codecs.load(Path({str(tmp_path)!r}))"
     )
     failed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert failed.stderr.endswith("holds Wan's VAE, which needs diffusers: pip install 'relic[pretrained]'\n")
+    assert failed.stderr.endswith("holds Wan's VAE, which needs diffusers: pip install 'relic[wan]'\n")
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor
 from vaes import wan_vae
@@ -64,7 +64,7 @@ def test_a_stream_in_pieces_is_the_whole(codec, piece):
 
 
 @torch.inference_mode()
-def test_streams_that_take_turns_do_not_disturb_one_another(codec):
+def test_streams_that_take_turns_do_not_disturb_one_another(codec: WanCodec) -> None:
     walks = [codec.decoder_stream(), codec.decoder_stream()]
     shown: list[list[Tensor]] = [[], []]
     for at in range(6):

@@ -1,7 +1,7 @@
 """A narrow random Wan VAE of diffusers, and random weights in the layout of TAEHV's `taew2_1`."""
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import Tensor
 
 

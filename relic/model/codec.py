@@ -35,7 +35,6 @@ class VideoCodec(Protocol):
     """What the steps ask of a codec: this file's, or Wan-2.1's (pretrained/vae.py)."""
 
     mean: Tensor  # [C], of the latents before normalisation; its device is the codec's
-    std: Tensor  # [C]
 
     def encode(self, frames: Tensor) -> Tensor:
         """Normalised latents [B, F, C, H, W] of frames [B, 4 (F - 1) + 1, 3, H_px, W_px] in 0..1."""

@@ -9,7 +9,9 @@ from relic.model.codec import VideoCodec
 from relic.model.weights import load_codec
 
 CLASS = "AutoencoderKLWan"
-FILES = ("config.json", "model.safetensors", "diffusion_pytorch_model.safetensors", "taew2_1.safetensors")
+VAE_FILE = "diffusion_pytorch_model.safetensors"
+TAEHV_FILE = "taew2_1.safetensors"  # beside the VAE's own files it takes the decoder's place
+FILES = ("config.json", "model.safetensors", VAE_FILE, TAEHV_FILE)
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> VideoCodec:
@@ -26,7 +28,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> VideoCodec:
         from relic.pretrained import vae
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{folder} holds Wan's VAE, which needs diffusers: pip install 'relic[pretrained]'"
+            f"{folder} holds Wan's VAE, which needs diffusers: pip install 'relic[wan]'"
         ) from error
     return vae.load(folder, device)
 

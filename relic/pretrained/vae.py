@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor, nn
 
 from relic.model import tensors, weights
 from relic.model.codec import DecoderStream, Stream, check_video
+from relic.pretrained.codecs import TAEHV_FILE, VAE_FILE
 
-FILE = "diffusion_pytorch_model.safetensors"
-TAEHV_FILE = "taew2_1.safetensors"  # beside the VAE's own files it takes the decoder's place
 Features = defaultdict[int, Any]  # the number of a convolution -> its last inputs, [B, C, 1 or 2, H, W]
 
 
@@ -40,8 +39,8 @@ class WanCodec(nn.Module):
         if taehv is None:
             self.decoder, self.post_quant = vae.decoder, vae.post_quant_conv
         device = vae.quant_conv.weight.device
-        self.register_buffer("mean", torch.tensor(vae.config.latents_mean, device=device))
-        self.register_buffer("std", torch.tensor(vae.config.latents_std, device=device))
+        self.register_buffer("mean", torch.tensor(vae.config["latents_mean"], device=device))
+        self.register_buffer("std", torch.tensor(vae.config["latents_std"], device=device))
         self.eval().requires_grad_(False)  # with a graph a stream's features would hold all that was before them
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -110,13 +109,13 @@ def per_channel(values: Tensor) -> Tensor:
 
 def load(folder: Path, device: torch.device | str = "cpu") -> WanCodec:
     """The VAE of a diffusers folder, in float32 as it is published; with TAEHV's decoder if its file lies beside."""
-    if not (folder / FILE).is_file():
-        raise ValueError(f"{folder} holds no {FILE}; a diffusers VAE's folder has config.json and {FILE}")
+    if not (folder / VAE_FILE).is_file():
+        raise ValueError(f"{folder} holds no {VAE_FILE}; a diffusers VAE's folder has config.json and {VAE_FILE}")
     with torch.device("meta"):
         vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder))
-    if vae.config.patch_size is not None or vae.config.is_residual:
+    if vae.config["patch_size"] is not None or vae.config["is_residual"]:
         raise ValueError(f"{folder} holds Wan-2.2's VAE, 16x16 pixels a latent; Wan-2.1's, 8x8 pixels, is allowed")
     vae.to_empty(device=device)
-    weights.load_state(vae, tensors.places([folder / FILE]), folder / FILE)
+    weights.load_state(vae, tensors.places([folder / VAE_FILE]), folder / VAE_FILE)
     taehv = weights.load_taehv(folder / TAEHV_FILE, device) if (folder / TAEHV_FILE).is_file() else None
     return WanCodec(vae, taehv)
