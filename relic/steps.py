@@ -41,7 +41,7 @@ TABLE = (
     Step(name="pose-net", function="relic.train.pose_net:main", config="pose_net", inputs=("clips",),
          about="train the estimator of the camera's motion"),
     Step(name="shard", function="relic.data.shard:main", config="shard", inputs=("clips", "codec"), fan_out=True,
-         about="encode clips and palindromes into shards of latents"),
+         files=("text_encoder",), about="encode clips and palindromes into shards of latents"),
     Step(name="teacher", function="relic.train.teacher:main", config="teacher", inputs=("samples",), files=("start",),
          about="train the bidirectional teacher"),
     Step(name="student-init", function="relic.train.student_init:main", config="student_init",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import conditions, latents, transformer, whole_and_resumed, write_samples
+from tiny_models import CFG, conditions, latents, transformer, whole_and_resumed, write_samples
 
 from relic.data import loader
 from relic.generate.config import Rollout
@@ -50,6 +50,18 @@ def test_resumed_equals_uninterrupted(inputs, tmp_path):
     assert not all(torch.equal(whole[name], before[name]) for name in whole)
 
 
+def test_models_of_embeddings_are_distilled_with_guidance(inputs, tmp_path):
+    made = transformer(replace(CFG, text_vocabulary=0))
+    for name in ("teacher/stage-2", "student"):
+        weights.save(made, tmp_path / name)
+    cfg = replace(QUICK, stages=(Stage(latents=2, steps=1, batch=2),), guidance=3.0)
+    given = {"teacher": [tmp_path / "teacher"], "student": [tmp_path / "student"], "samples": inputs["samples"]}
+    (tmp_path / "distilled").mkdir()
+    distill.main(cfg, **given, out=tmp_path / "distilled", run=Run.silent())
+    found = weights.load_transformer(tmp_path / "distilled").state_dict()
+    assert not all(torch.equal(value, found[name]) for name, value in made.state_dict().items())
+
+
 def test_a_critic_that_equals_the_teacher_leaves_nothing_to_change():
     difference = distill.score_difference(
         transformer(), transformer(), latents(4, batch=2), conditions(4, batch=2), QUICK, np.random.default_rng(0)
@@ -79,7 +91,7 @@ def test_the_difference_points_from_the_teachers_guess_to_the_critics_and_spares
 
 
 def test_its_videos_are_those_of_the_served_rollout(inputs):
-    batch = loader.load(inputs["samples"], text_tokens=4).batch([0, 1], num_latents=4)
+    batch = loader.load(inputs["samples"], CFG).batch([0, 1], num_latents=4)
     student = transformer(seed=1)
     video = distill.roll_out(student, QUICK, batch, -1, np.random.default_rng(0))
     walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.walk.seed)

@@ -1,8 +1,10 @@
 """The teacher's sampler."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny_models import conditions, latents, transformer
+from tiny_models import CFG, conditions, latents, transformer
 
 from relic.generate import sampler
 from relic.generate.config import Sampler
@@ -28,6 +30,20 @@ def test_a_seed_gives_one_video():
 def test_guidance_of_one_is_the_conditional_model():
     near_one = sampled(guidance=1.0 + 1e-6)
     torch.testing.assert_close(sampled(), near_one, atol=5e-2, rtol=0)
+
+
+@pytest.mark.parametrize("vocabulary", [0, 512])
+def test_guidance_leads_away_from_the_empty_prompt(vocabulary: int):
+    model, given, generator = transformer(replace(CFG, text_vocabulary=vocabulary)), conditions(4), torch.Generator()
+    if vocabulary == 0:
+        text, empty = torch.randn(2, 1, 4, 8, generator=generator)
+        given = replace(given, text=text, empty=empty)
+    noisy, timesteps = latents(4), torch.full((1, 4), 500.0)
+    without = replace(given, text=given.empty.expand_as(given.text))
+    one, other = (sampler.guided(model, 1.0, noisy, timesteps, x) for x in (given, without))
+    found = sampler.guided(model, 3.0, noisy, timesteps, given)
+    torch.testing.assert_close(found, other + 3 * (one - other), atol=5e-2, rtol=0)
+    assert (one - other).abs().max() > 0.1
 
 
 def test_the_path_begins_in_noise_and_passes_the_students_timesteps():

@@ -1,10 +1,12 @@
 """The evaluation step as a whole, on small networks that know nothing."""
 
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from held_out import write_clips
 from PIL import Image
@@ -169,6 +171,13 @@ def test_without_unseen_maps_the_known_ones_are_reported(networks: dict[str, lis
     assert all("unseen" not in figures["models"][name] for name in ("teacher", "student", "distilled"))
     assert "Held-out walks, known maps" in html
     assert "Held-out walks, unseen maps" not in html
+
+
+def test_a_model_that_takes_embeddings_is_refused(networks: dict[str, list[Path]], tmp_path: Path) -> None:
+    weights.save(transformer(replace(tiny_models.CFG, text_vocabulary=0)), tmp_path / "teacher")
+    clips = write_clips(tmp_path / "clips", known=2)
+    with pytest.raises(ValueError, match="teacher takes umT5 embeddings; relic evaluate takes models with their own"):
+        evaluated(clips, {**networks, "teacher": [tmp_path / "teacher"]}, tmp_path / "out")
 
 
 def test_without_known_walks_the_step_says_what_is_missing(networks: dict[str, list[Path]], tmp_path: Path) -> None:

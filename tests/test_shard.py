@@ -2,16 +2,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_umt5
 import torch
 from synthetic import recording, track
 
-from relic.data import clip, palindrome, shard, shards
+from relic.data import clip, embeddings, join, palindrome, shard, shards
 from relic.data.clip import Clip
 from relic.data.config import Shard
 from relic.geometry.actions import annotate, integrate
 from relic.geometry.config import Actions
 from relic.model import config, weights
 from relic.model.codec import Codec
+from relic.pretrained import text
 from relic.tracking import Run
 
 SMALL = config.Codec(latent_channels=4, decoder_widths=(4, 4, 4, 4))
@@ -178,6 +180,60 @@ def test_the_summary_counts_what_is_there(clips, codec, tmp_path):
     assert summary["shards"] == len(files)
     assert summary["bytes"] == sum(path.stat().st_size for path in files)
     assert summary["action_share"]["pan_right"] > summary["action_share"]["pan_left"] > 0
+
+
+@pytest.fixture(scope="module")
+def umt5(tmp_path_factory) -> Path:
+    return tiny_umt5.write(tmp_path_factory.mktemp("umt5"))
+
+
+def test_captions_and_the_empty_prompt_are_embedded_by_their_keys(clips, codec, umt5, tmp_path):
+    entries = sharded(clips, codec, tmp_path, Shard(palindromes=1.0, text_encoder=str(umt5)))
+    found, encoder = embeddings.read([tmp_path]), text.load(umt5, "cpu")
+    captions = {entry["text"]: entry["caption"] for entry in entries} | {embeddings.key(""): ""}
+    assert found.keys() == captions.keys()
+    assert len(found) == 8
+    for key, caption in captions.items():
+        assert torch.equal(found[key], encoder.tokens_of(caption))
+    padded = embeddings.padded([found[key] for key in captions], 512)
+    assert torch.equal(padded, encoder.embed(list(captions.values())).float())
+
+
+def test_a_caption_is_embedded_once(clips, codec, umt5, tmp_path, monkeypatch):
+    asked = []
+    tokens_of = text.TextEncoder.tokens_of
+    monkeypatch.setattr(
+        text.TextEncoder, "tokens_of", lambda self, caption: asked.append(caption) or tokens_of(self, caption)
+    )
+    embeddings.embed(["a room", "a walk", "a room", ""], umt5, tmp_path, "cpu")
+    embeddings.embed(["a room"], umt5, tmp_path, "cpu")  # as a killed call does again
+    assert asked == ["", "a room", "a walk"]
+
+
+def test_joined_parts_have_all_embeddings(clips, codec, umt5, tmp_path):
+    cfg, parts = Shard(text_encoder=str(umt5)), [tmp_path / "0", tmp_path / "1"]
+    for number, part in enumerate(parts):
+        sharded(clips, codec, part, cfg, part=number, parts=2)
+    (tmp_path / "whole").mkdir()
+    join.main(parts=parts, out=tmp_path / "whole", run=Run.silent())
+    apart, whole = embeddings.read(parts), embeddings.read([tmp_path / "whole"])
+    assert len(whole) == 8
+    assert all(torch.equal(whole[key], rows) for key, rows in apart.items())
+
+
+def test_a_part_without_embeddings_is_not_joined_to_one_that_has_them(clips, codec, umt5, tmp_path):
+    sharded(clips, codec, tmp_path / "0", Shard(text_encoder=str(umt5)), part=0, parts=2)
+    sharded(clips, codec, tmp_path / "1", part=1, parts=2)
+    (tmp_path / "whole").mkdir()
+    with pytest.raises(ValueError, match=r"1 has no captions\.safetensors; `relic shard` writes it"):
+        join.main(parts=[tmp_path / "0", tmp_path / "1"], out=tmp_path / "whole", run=Run.silent())
+
+
+def test_without_a_text_encoder_the_samples_are_those_with_one_and_nothing_is_beside(clips, codec, umt5, tmp_path):
+    plain = sharded(clips, codec, tmp_path / "plain")
+    embedded = sharded(clips, codec, tmp_path / "embedded", Shard(text_encoder=str(umt5)))
+    assert plain == [{name: value for name, value in entry.items() if name != "text"} for entry in embedded]
+    assert not (tmp_path / "plain" / embeddings.FILE).exists()
 
 
 @pytest.mark.parametrize(

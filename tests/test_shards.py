@@ -9,6 +9,7 @@ import torch
 from relic import artifacts
 from relic.data import loader, shards
 from relic.data.shards import JOURNAL, LocalShards, open_shards, read, read_index
+from relic.model import config
 
 
 def index(out) -> list[dict]:
@@ -164,7 +165,7 @@ def test_joined_samples_in_s3_are_loaded_without_fetching_their_artifacts(remote
     artifacts.write_json(
         tmp_path / "index.json", {"latent_shape": samples.SHAPE, "samples": [{**e, "artifact": uri} for e in entries]}
     )
-    latents = loader.load([tmp_path]).batch([2, 0, 1, 2], num_latents=2).latents
+    latents = loader.load([tmp_path], config.Transformer()).batch([2, 0, 1, 2], num_latents=2).latents
     assert latents[:, 0, 0, 0, 0].tolist() == [2, 0, 1, 2]
     _, step, key = artifacts.split(uri)
     assert not artifacts.open_store(uri.removesuffix(f"/{step}/{key}")).local.folder(step, key).exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from relic.data import shards
+from relic.data import embeddings, shards
 from relic.model import config
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
@@ -69,14 +69,15 @@ def latents(num_latents: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
 
 
 def write_samples(folder: Path, count: int = 4, num_latents: int = 4) -> list[Path]:
-    """An artifact of samples that these models can be trained on."""
+    """An artifact of samples that these models can be trained on, on hashed words or on embeddings of width 8."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = shards.Writer(folder, 10**6)
     for number in range(count):
         given = conditions(num_latents, seed=number)
         facts = {
             "id": f"walk-{number}", "clip": f"walk-{number}", "region": "train", "caption": f"room {number}",
-            "palindrome": False, "num_latents": num_latents, "action_share": [1 / 13] * 13,
+            "palindrome": False, "text": embeddings.key(f"room {number}"), "num_latents": num_latents,
+            "action_share": [1 / 13] * 13,
         }  # fmt: skip
         found = {
             "latents": latents(num_latents, seed=number)[0].half(),
@@ -85,4 +86,6 @@ def write_samples(folder: Path, count: int = 4, num_latents: int = 4) -> list[Pa
         }
         writer.append([(facts, found)])
     writer.finish({"latent_shape": [4, 8, 12]})
+    texts, generator = ["", *(f"room {number}" for number in range(count))], torch.Generator().manual_seed(0)
+    embeddings.write(folder, {embeddings.key(text): torch.randn(3, 8, generator=generator) for text in texts})
     return [folder]

@@ -109,6 +109,7 @@ class Shard:
     regions: tuple[str, ...] = ("train",)  # whose kept clips are taken
     palindromes: float = 0.5  # share of the clips that become a palindrome as well, drawn by seed and clip id
     actions: Actions = field(default_factory=Actions)
+    text_encoder: str = ""  # umT5's folder, whose embeddings of the captions are kept too; empty: models hash words
     batch: int = 8  # clips encoded at once, each with its palindrome; what a killed call repeats
     shard_bytes: int = 64 * 2**20  # a shard is closed once it has as many
     seed: int = 0

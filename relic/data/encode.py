@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from relic.data import palindrome
+from relic.data import embeddings, palindrome
 from relic.data.clip import Clip
 from relic.data.config import Shard
 from relic.geometry.actions import annotate, integrate
@@ -32,6 +32,8 @@ def samples_of(clips: list[Clip], codec: VideoCodec, cfg: Shard, device: torch.d
             tracks.append(controls(clip.poses[order], cfg.actions))
             about.append({"id": clip.id + suffix, "clip": clip.id, "region": clip.region, "caption": clip.caption,
                           "palindrome": bool(suffix)})  # fmt: skip
+            if cfg.text_encoder:
+                about[-1]["text"] = embeddings.key(clip.caption)
     samples: list[Sample] = []
     for facts, latents, (actions, poses) in zip(about, encode(codec, videos, device), tracks, strict=True):
         if not latents.isfinite().all():

@@ -1,11 +1,11 @@
 """Step join: one index over the parts of a fan-out, of clips or of samples. The files stay where they are; every entry
-says by URI which part holds them."""
+says by URI which part holds them. Only captions' embeddings are copied together."""
 
 from pathlib import Path
 from typing import Any
 
 from relic import artifacts
-from relic.data import clip, curation_report, video
+from relic.data import clip, curation_report, embeddings, video
 from relic.data.curate import summary
 
 SAMPLES = "index.json"
@@ -64,5 +64,7 @@ def join_samples(parts: list[Path], out: Path, run: Any) -> dict:
     if len(shapes) > 1:
         raise ValueError(f"the parts have latents of {sorted(shapes)}; joined samples must have one shape")
     samples = joined([index["samples"] for index in indices], parts)
+    if any((part / embeddings.FILE).is_file() for part in parts):
+        embeddings.write(out, embeddings.read(parts))
     artifacts.write_json(out / SAMPLES, {**indices[0], "samples": samples})
     return {"samples": len(samples), "latents": sum(sample["num_latents"] for sample in samples)}

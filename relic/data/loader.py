@@ -6,7 +6,7 @@ RELIC): one unit is its mean step, whatever of it is taken. Nothing is fetched a
 2 ms of a training step of 400.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from relic.data import sampler, shards
-from relic.model import text
+from relic.data import embeddings, sampler, shards
+from relic.model import config, text
 from relic.model.conditions import Conditions
 
 
@@ -25,9 +25,11 @@ class Batch:
     conditions: Conditions  # of the 4 (F - 1) + 1 frames
 
 
-def load(samples: list[Path], *, text_tokens: int = 16, max_weight: float = 2.0, cache_bytes: int = 2**31) -> "Dataset":
-    """The samples of artifacts of shard or join. `max_weight` bounds the balancing of the actions (1: none); data of at
-    most `cache_bytes` stays in memory once read."""
+def load(
+    samples: list[Path], model: config.Transformer, *, max_weight: float = 2.0, cache_bytes: int = 2**31
+) -> "Dataset":
+    """The samples of artifacts of shard or join, with text as `model` takes it. `max_weight` bounds the balancing of
+    the actions (1: none); data of at most `cache_bytes` stays in memory once read."""
     indexed = [(folder, shards.read_index(folder)) for folder in samples]
     shapes = {tuple(index["latent_shape"]) for _, index in indexed}
     found = [(entry.get("artifact", str(folder)), entry) for folder, index in indexed for entry in index["samples"]]
@@ -39,22 +41,30 @@ def load(samples: list[Path], *, text_tokens: int = 16, max_weight: float = 2.0,
         )
     if len(shapes) > 1:
         raise ValueError(f"samples have latents of {sorted(shapes)}; one training takes one shape [C, h, w]")
-    return Dataset(entries, text_tokens=text_tokens, max_weight=max_weight, cache_bytes=cache_bytes)
+    embedded = None if model.text_vocabulary else embeddings.read(samples)
+    if embedded and (width := embedded[embeddings.key("")].shape[1]) != model.text_width:
+        raise ValueError(f"captions have embeddings of width {width}; the model's text_width is {model.text_width}")
+    return Dataset(
+        entries, text_tokens=model.text_tokens, embedded=embedded, max_weight=max_weight, cache_bytes=cache_bytes
+    )
 
 
 class Dataset:
-    """Samples by number, read when first asked for. entries: (shards, entry of their index)."""
+    """Samples by number, read when first asked for. entries: (shards, entry of their index); embedded: their captions'
+    embeddings by key, None for hashed words."""
 
     def __init__(
         self,
         entries: list[tuple[shards.Source, dict]],
         *,
-        text_tokens: int = 16,
-        max_weight: float = 1.0,
-        cache_bytes: int = 0,
+        text_tokens: int,
+        embedded: Mapping[str, Tensor] | None,
+        max_weight: float,
+        cache_bytes: int,
     ) -> None:
         self.entries = entries
         self.text_tokens = text_tokens
+        self.embedded = embedded
         self.weights = None
         if max_weight > 1:
             self.weights = sampler.balanced_weights([entry["action_share"] for _, entry in entries], bound=max_weight)
@@ -94,9 +104,18 @@ class Dataset:
                 found = list(pool.map(self.__getitem__, indices))
         num_frames = 4 * (num_latents - 1) + 1
         latents = torch.stack([sample["latents"][:num_latents] for sample in found])
+        texts = self._texts([self.entries[index][1] for index in indices])
         conditions = Conditions(
             actions=torch.stack([sample["actions"][:num_frames] for sample in found]),
             poses=torch.stack([sample["poses"][:num_frames] for sample in found]),
-            text=text.tokenize([self.entries[index][1]["caption"] for index in indices], self.text_tokens),
+            text=texts[1:],
+            empty=texts[:1],
         )
         return Batch(latents.to(device).float(), conditions.to(device))
+
+    def _texts(self, entries: list[dict]) -> Tensor:
+        """Token ids [1 + B, L] or embeddings [1 + B, L, width] of the empty prompt and of the samples' captions."""
+        if self.embedded is None:
+            return text.tokenize(["", *(entry["caption"] for entry in entries)], self.text_tokens)
+        keys = [embeddings.key(""), *(entry["text"] for entry in entries)]
+        return embeddings.padded([self.embedded[key] for key in keys], self.text_tokens)

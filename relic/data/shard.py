@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from relic.data import clip, encode, shards
+from relic.data import clip, embeddings, encode, shards
 from relic.data.config import Shard
 from relic.geometry.actions import ACTIONS
 from relic.pretrained import codecs
@@ -28,6 +28,8 @@ def main(
     if len(codec) != 1:
         raise ValueError(f"{len(codec)} codecs are given; clips are encoded by one")
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.text_encoder:
+        embeddings.embed((entry["caption"] for _, entry in mine), Path(cfg.text_encoder), out, device)
     network = codecs.load(codec[0], device)
     writer = shards.Writer(out, cfg.shard_bytes)
     batches = [mine[at : at + cfg.batch] for at in range(0, len(mine), cfg.batch)]

@@ -70,7 +70,7 @@ def videos(
         if not path.exists():
             part = slice(start, start + cfg.batch)
             first = as_frames(images[part, None]).to(device)
-            given = Conditions(conditions.actions[part], conditions.poses[part], conditions.text[part]).to(device)
+            given = conditions.rows(part).to(device)
             with autocast(device):
                 video = to_bytes(codec.decode(generate(codec.encode(first)[:, 0], given)).float())
             beside = path.with_suffix(".new.npy")

@@ -55,6 +55,9 @@ def main(
         "student": student[0],
         SERVED: distilled[0],
     }
+    for judged in filter(None, folders.values()):
+        if not weights.read_config(judged, "transformer").text_vocabulary:
+            raise ValueError(f"{judged} takes umT5 embeddings; relic evaluate takes models with their own words")
     sizes = usual_sizes(regions)
     done, total = 0, 2 * sum(folder is not None for folder in folders.values()) * sum(map(len, regions))
     total += 5 * len(known) + len(probes.scripts(sizes, 1)) * min(cfg.script_starts, len(known))

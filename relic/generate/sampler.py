@@ -55,6 +55,7 @@ def guided(model: Transformer, guidance: float, latents: Tensor, timesteps: Tens
     with autocast(latents.device):
         velocity, _ = model(latents, timesteps, conditions)
         if guidance != 1:
-            without, _ = model(latents, timesteps, conditions.with_text(torch.zeros_like(conditions.text)))
+            everyone = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+            without, _ = model(latents, timesteps, conditions.without_text(everyone))
             velocity = without + guidance * (velocity - without)
     return velocity.float()

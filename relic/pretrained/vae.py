@@ -79,8 +79,9 @@ class EncoderStream:
 
     def _encode(self, frames: Tensor) -> Tensor:
         pixels = rearrange(frames * 2 - 1, "b t c h w -> b c t h w")
-        encoded = self.codec.encoder(pixels, feat_cache=self.features, feat_idx=[0])
-        mode, _ = self.codec.quant(encoded).chunk(2, 1)  # the other half is the distribution's log-variance
+        with torch.autocast(pixels.device.type, enabled=False):  # what a base model was trained on: latents in float32
+            encoded = self.codec.encoder(pixels, feat_cache=self.features, feat_idx=[0])
+            mode, _ = self.codec.quant(encoded).chunk(2, 1)  # the other half is the distribution's log-variance
         return (rearrange(mode, "b c t h w -> b t c h w") - per_channel(self.codec.mean)) / per_channel(self.codec.std)
 
 

@@ -44,7 +44,7 @@ def main(
     generator = weights.load_transformer(student[0], device)
     teachers = {s.latents: weights.load_transformer(stage_folder(teacher[0], s.latents), device) for s in cfg.stages}
     critic = weights.load_transformer(stage_folder(teacher[0], cfg.stages[0].latents), device)
-    dataset = loader.load(samples, text_tokens=generator.cfg.text_tokens)
+    dataset = loader.load(samples, generator.cfg)
     optimizers, ema = optimizer.Optimizers(generator, cfg.optimizer), optimizer.Ema(generator, cfg.ema)
     critic_optimizers = optimizer.Optimizers(critic, cfg.critic_optimizer)
     parts = {"student": generator, "ema": ema, "critic": critic}

@@ -36,7 +36,7 @@ def main(cfg: StudentInit, *, teacher: list[Path], samples: list[Path], out: Pat
     """Writes model.safetensors and config.json of the student; hidden files are what a killed call goes on from."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     student = weights.load_transformer(teacher[0], device)
-    dataset = loader.load(samples, text_tokens=student.cfg.text_tokens)
+    dataset = loader.load(samples, student.cfg)
     files = list(solve(cfg, student, dataset, out, run))
     states, conditions = read(files, device)
     optimizers, ema = optimizer.Optimizers(student, cfg.optimizer), optimizer.Ema(student, cfg.ema)
@@ -80,9 +80,8 @@ def jump_loss(
     timesteps = levels[picked]
     timesteps[:, :first_noisy] = 0
     # 3. the jump to the end of the trajectory, now and then without the caption
-    batch = conditions_of(conditions, rows, length)
     dropped = torch.from_numpy(generator.random(cfg.batch) < cfg.text_dropout).to(device)
-    batch = batch.with_text(batch.text * ~dropped[:, None])
+    batch = conditions.rows(rows).latents(0, length).without_text(dropped)
     with autocast(device):
         segments = masks.hybrid(length, chunk, noisy_chunks, cfg.rollout.memory)
         velocity, _ = student(noisy, timesteps, batch, segments=segments)
@@ -129,6 +128,7 @@ def write(path: Path, states: Tensor, conditions: Conditions) -> None:
         "actions": conditions.actions,
         "poses": conditions.poses,
         "text": conditions.text,
+        "empty": conditions.empty,
     }
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, beside)
     beside.rename(path)
@@ -138,10 +138,5 @@ def read(files: list[Path], device: str) -> tuple[Tensor, Conditions]:
     """All trajectories' states [N, timesteps + 1, F, C, H, W] float16 and their conditions."""
     parts = [load_file(file, device=device) for file in files]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return joined["states"], Conditions(joined["actions"], joined["poses"], joined["text"])
-
-
-def conditions_of(conditions: Conditions, rows: Tensor, num_latents: int) -> Conditions:
-    """The rows' conditions of the first latents."""
-    picked = Conditions(conditions.actions[rows], conditions.poses[rows], conditions.text[rows])
-    return picked.latents(0, num_latents)
+    conditions = Conditions(joined["actions"], joined["poses"], joined["text"], joined["empty"][:1])
+    return joined["states"], conditions

@@ -32,7 +32,7 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
     model = Transformer(cfg.model).to(device)
     if cfg.start:
         weights.load_into(model, weights.start_folder(cfg.start))
-    dataset = loader.load(samples, text_tokens=model.cfg.text_tokens)
+    dataset = loader.load(samples, model.cfg)
     optimizers, ema = optimizer.Optimizers(model, cfg.optimizer), optimizer.Ema(model, cfg.ema)
     checkpoint = Checkpoint(
         out / ".checkpoint.pt", {"model": model, "optimizers": optimizers, "ema": ema}, cfg.checkpoint_every_s
@@ -49,7 +49,7 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
         model.cfg = dataclasses.replace(model.cfg, frames=stage.latents)
         batch = dataset.batch(dataset.indices(cfg.seed, step, stage.batch), num_latents=stage.latents, device=device)
         dropped = torch.from_numpy(generator.random(stage.batch) < cfg.text_dropout).to(device)
-        conditions = batch.conditions.with_text(batch.conditions.text * ~dropped[:, None])
+        conditions = batch.conditions.without_text(dropped)
         # 2. the velocity from data to noise
         loss = flow_loss(model, batch.latents, conditions, cfg.shift, generator)
         loss.backward()
