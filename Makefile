@@ -13,7 +13,7 @@ test: .venv/test.stamp  ## every test; a browser's are skipped where Chromium is
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy relic workflows tests
+	$(BIN)/mypy relic workflows tests benchmarks
 
 .venv/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

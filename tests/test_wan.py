@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import wan_models
-from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from relic.__main__ import main

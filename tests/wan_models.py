@@ -1,7 +1,7 @@
 """Random Wan transformers of diffusers, and the same weights in ours."""
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from relic.model import config
 from relic.model.conditions import Conditions

@@ -1,5 +1,7 @@
 """Where bfloat16 is computed natively, and the autocast that uses it."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 
@@ -15,3 +17,9 @@ def autocast(device: torch.device | str) -> torch.autocast:
     """bfloat16 matrix products and convolutions where the device has them, float32 otherwise."""
     device = torch.device(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native_bfloat16(device))
+
+
+def full_precision(device: torch.device | str) -> AbstractContextManager[object]:
+    """What computes in its tensors' own precision though an autocast is on around it."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

@@ -82,7 +82,7 @@ def write(
         for name, (dtype, shape) in tensors.items():
             tensor = make(name)
             assert (tensor.dtype, tuple(tensor.shape)) == (dtype, shape), f"{name}: {tensor.dtype}, {tensor.shape}"
-            file.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)

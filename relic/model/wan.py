@@ -113,23 +113,17 @@ def import_weights(
     found, read = opened(files)
     layout, prefix = layout_of(found, files)
     cfg = config_of(folder, found, layout, prefix, heads, position_scale)
-    extra = tensors.places([folder / CONTROL_FILE]) if folder and (folder / CONTROL_FILE).exists() else {}
     shapes = expected(cfg)
     wanted = {name: prefix + name_in(layout, name) for name in shapes if not name.startswith(CONTROL)}
     check(found, {there: shape_there(name, shapes[name], cfg) for name, there in wanted.items()}, files)
-    if extra:
-        check(
-            extra, {name: shape for name, shape in shapes.items() if name.startswith(CONTROL)}, [folder / CONTROL_FILE]
-        )
-    fresh = {} if extra else new_control(cfg)
-    dtype = next(iter(found.values())).dtype
-    kinds = {name: (found[wanted[name]].dtype if name in wanted else extra[name].dtype if extra else dtype, shape)
-             for name, shape in shapes.items()}  # fmt: skip
+    control = control_paths(folder, cfg, found[wanted["head.weight"]].dtype)
+    kinds = {
+        name: (control[name].dtype if name in control else found[wanted[name]].dtype, shape)
+        for name, shape in shapes.items()
+    }
 
     def make(name: str) -> Tensor:
-        if name in wanted:
-            return ours(name, read(found[wanted[name]]), cfg)
-        return tensors.read(extra[name]) if extra else fresh[name].to(dtype)
+        return control[name] if name in control else ours(name, read(found[wanted[name]]), cfg)
 
     out.mkdir(parents=True, exist_ok=True)
     tensors.write(out / "model.safetensors", kinds, make)
@@ -174,7 +168,8 @@ def opened(files: Sequence[Path]) -> tuple[dict[str, tensors.Place], Callable[[t
     """What tensors there are, and what reads one."""
     if all(file.suffix == ".safetensors" for file in files):
         return tensors.places(files), tensors.read
-    found, states = {}, {file: torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in files}
+    found: dict[str, tensors.Place] = {}
+    states = {file: torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in files}
     for file, state in states.items():
         found |= {name: tensors.Place(file, name, x.dtype, tuple(x.shape)) for name, x in state.items()}
     return found, lambda place: states[place.file][place.name]
@@ -244,14 +239,19 @@ def check(found: Mapping[str, tensors.Place], wanted: Mapping[str, tuple[int, ..
             raise ValueError(f"{where}: tensor {name} {found[name].shape} is not one of a text-to-video Wan-2.1")
 
 
-def new_control(cfg: config.Transformer) -> dict[str, Tensor]:
-    """Control paths whose last layers are zero, always the same."""
-    made = {}
+def control_paths(folder: Path | None, cfg: config.Transformer, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The folder's control paths, or new ones whose last layers are zero, always the same."""
+    if folder and (folder / CONTROL_FILE).exists():
+        places = tensors.places([folder / CONTROL_FILE])
+        shapes = {name: shape for name, shape in expected(cfg).items() if name.startswith(CONTROL)}
+        check(places, shapes, [folder / CONTROL_FILE])
+        return {name: tensors.read(place) for name, place in places.items()}
+    made: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for part, features in zip(CONTROL, (NUM_ACTIONS, POSE_WIDTH), strict=True):
             encoder = ControlEncoder(features, cfg.control_width, cfg.width, cfg.layers)
-            made |= {part + name: x for name, x in encoder.state_dict().items()}
+            made |= {part + name: x.to(dtype) for name, x in encoder.state_dict().items()}
     return made
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from relic.model import tensors, weights
 from relic.model.codec import DecoderStream, Stream, check_video
+from relic.model.precision import full_precision
 from relic.pretrained.codecs import TAEHV_FILE, VAE_FILE
 
 Features = defaultdict[int, Any]  # the number of a convolution -> its last inputs, [B, C, 1 or 2, H, W]
@@ -79,7 +80,7 @@ class EncoderStream:
 
     def _encode(self, frames: Tensor) -> Tensor:
         pixels = rearrange(frames * 2 - 1, "b t c h w -> b c t h w")
-        with torch.autocast(pixels.device.type, enabled=False):  # what a base model was trained on: latents in float32
+        with full_precision(pixels.device):  # what a base model was trained on: latents in float32
             encoded = self.codec.encoder(pixels, feat_cache=self.features, feat_idx=[0])
             mode, _ = self.codec.quant(encoded).chunk(2, 1)  # the other half is the distribution's log-variance
         return (rearrange(mode, "b c t h w -> b t c h w") - per_channel(self.codec.mean)) / per_channel(self.codec.std)
