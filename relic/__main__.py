@@ -1,4 +1,6 @@
-"""The command `relic`: a subcommand for every step, the pipeline that runs them, and the server. Loads no torch."""
+"""The command `relic`: a subcommand for every step, the pipeline that runs them, the server and a video of a walk.
+
+Loads no torch."""
 
 import contextlib
 import errno
@@ -17,6 +19,7 @@ from relic.options import about, parse, uris, value_of
 OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
     "serve": "open the page where people walk through the world of a run, or of an export",
+    "generate": "make a video from one picture and a script of actions, by the student or the teacher",
 }
 # What says that a disk is full and is no OSError: safetensors; sqlite; torch.save, which says nothing clearer.
 FULL_DISK = ("No space left on device", "disk is full", "PytorchStreamWriter", ". unexpected pos ")
@@ -38,6 +41,8 @@ def main(
             step(table[command], rest, named)
         elif command == "serve":
             serve(rest)
+        elif command == "generate":
+            generate(rest)
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
         else:
@@ -91,6 +96,27 @@ def serve(args: list[str]) -> None:
     from relic.serve.app import main as run
 
     run(config)
+
+
+def generate(args: list[str]) -> None:
+    """`relic generate --image FILE --actions SCRIPT --out FILE`, and the model by --run, --export or --weights."""
+    from relic.serve.config import Film
+
+    source, kind = None, Film
+    run, export = (value_of(args, option, "") for option in ("--run", "--export"))
+    if run or export:
+        from relic.serve import film
+
+        source = film.find(run, export)
+        kind = film.options(source)
+    config = parse(kind, args, "relic generate", OTHERS["generate"])
+    from relic.data import video
+    from relic.serve import film
+
+    frames = film.main(config, source)
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    video.write(Path(config.out), frames, fps=config.fps)
+    print(f"{config.out}: {len(frames)} frames, {len(frames) / config.fps:.1f} s")
 
 
 def pipeline(args: list[str], table: Mapping[str, steps.Step], named: Any) -> int:
