@@ -1,4 +1,6 @@
-"""The command `relic`: a subcommand for every step, the pipeline that runs them, and the server. Loads no torch."""
+"""The command `relic`: a subcommand for every step, the pipeline that runs them, the server and a video of a walk.
+
+Loads no torch."""
 
 import contextlib
 import errno
@@ -19,6 +21,7 @@ OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
     "weights": "Wan-2.1's weights in and out: relic weights import DIR --out DIR, relic weights export DIR --out DIR",
     "serve": "open the page where people walk through the world of a run, or of an export",
+    "generate": "make a video from one picture and a script of actions, by the student or the teacher",
 }
 # What says that a disk is full and is no OSError: safetensors; sqlite; torch.save, which says nothing clearer.
 FULL_DISK = ("No space left on device", "disk is full", "PytorchStreamWriter", ". unexpected pos ")
@@ -42,6 +45,8 @@ def main(
             serve(rest)
         elif command == "weights":
             pretrained_weights(rest)
+        elif command == "generate":
+            generate(rest)
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
         else:
@@ -118,6 +123,27 @@ def pretrained_weights(args: list[str]) -> None:
     else:
         wan.export_weights(files[0], Path(options.out), shard_bytes=round(options.shard_gb * 1e9))
     print(options.out, flush=True)
+
+
+def generate(args: list[str]) -> None:
+    """`relic generate --image FILE --actions SCRIPT --out FILE`, and the model by --run, --export or --weights."""
+    from relic.serve.config import Film
+
+    source, kind = None, Film
+    run, export = (value_of(args, option, "") for option in ("--run", "--export"))
+    if run or export:
+        from relic.serve import film
+
+        source = film.find(run, export)
+        kind = film.options(source)
+    config = parse(kind, args, "relic generate", OTHERS["generate"])
+    from relic.data import video
+    from relic.serve import film
+
+    frames = film.main(config, source)
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    video.write(Path(config.out), frames, fps=config.fps)
+    print(f"{config.out}: {len(frames)} frames, {len(frames) / config.fps:.1f} s")
 
 
 def pipeline(args: list[str], table: Mapping[str, steps.Step], named: Any) -> int:

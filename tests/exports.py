@@ -11,7 +11,7 @@ from tiny_models import transformer
 
 from relic import artifacts, steps
 from relic.artifacts import LocalStore
-from relic.generate.config import Rollout
+from relic.generate.config import Rollout, Sampler
 from relic.memory.config import Memory
 from relic.model import config, weights
 from relic.model.codec import Codec
@@ -19,6 +19,7 @@ from relic.model.transformer import Transformer
 from relic.serve.config import Export
 
 ROLLOUT = Rollout(timesteps=(1000.0, 625.0), memory=Memory(window=2, schedule=(1, 2), capacity=6, dtype="bf16"))
+SAMPLER = Sampler(steps=2, guidance=2.0)
 IMAGE = np.random.default_rng(0).integers(0, 255, (16, 32, 3), np.uint8)
 GOOD = {"psnr_gain_over_still_db": 0.25, "action_win_rate": 0.875, "unseen": {"action_win_rate": 0.75}}
 
@@ -62,7 +63,9 @@ def inputs(
     measured = finished(
         store, "evaluate", lambda out: write_evaluation(out, figures),
         inputs={"student": [other], "distilled": [trained], "codec": [made]},
-        parameters={"rollout": asdict(ROLLOUT), "actions": {"degrees_per_unit": 2.0}, **own},
+        parameters={
+            "rollout": asdict(ROLLOUT), "sampler": asdict(SAMPLER), "actions": {"degrees_per_unit": 2.0}, **own,
+        },
     )  # fmt: skip
     return {"student": [trained], "codec": [made], "evaluation": [measured]}
 

@@ -11,7 +11,14 @@ class Sampler:
 
     steps: int = 24
     shift: float = 3.0
+    spacing: str = "even"  # as Wan's own sampler; "diffusers": as its FlowMatchEulerDiscreteScheduler (model/flow.py)
     guidance: float = 1.0  # uncond + guidance (cond - uncond); 1 means one pass without the empty prompt
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.shift <= 0:
+            raise ValueError(f"steps is {self.steps} and shift {self.shift}; they must be at least 1 and above 0")
+        if self.spacing not in ("even", "diffusers"):
+            raise ValueError(f"spacing is {self.spacing!r}; allowed are 'even' and 'diffusers'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def trajectory(
     batch, device = len(image_latent), image_latent.device
     latents = noise((*seed, 0), (batch, num_latents, *image_latent.shape[1:]), device)
     latents[:, 0] = image_latent
-    times = flow.schedule(cfg.steps, cfg.shift).tolist()
+    times = flow.schedule(cfg.steps, cfg.shift, cfg.spacing).tolist()
     yield times[0], latents
     for time, following in itertools.pairwise(times):
         timesteps = torch.full((batch, num_latents), time, device=device)

@@ -30,6 +30,18 @@ def shifted(share: Tensor, shift: float) -> Tensor:
     return STEPS * shift * share / (1 + (shift - 1) * share)
 
 
-def schedule(steps: int, shift: float) -> Tensor:
-    """The `steps` + 1 falling timesteps of an Euler integration, from 1000 to 0."""
+def schedule(steps: int, shift: float, spacing: str = "even") -> Tensor:
+    """The `steps` + 1 falling timesteps of an Euler integration, from 1000 to 0.
+
+    "even" spaces all of them evenly before the shift, as Wan's own `get_sampling_sigmas` does. diffusers'
+    FlowMatchEulerDiscreteScheduler gives the same when it is handed `sigmas=linspace(1, 0, steps + 1)[:-1]`, and its
+    UniPCMultistepScheduler, which the published Wan-2.1 names, levels within shift / 1000 of it.
+
+    "diffusers" is what FlowMatchEulerDiscreteScheduler makes of a number of steps alone, as in a WanPipeline that it
+    was put into: even from 1 to the lowest training level, which is shifted there once more (0.024 at shift 5), then 0.
+    Its last step crosses next to nothing, so the others are longer: it is for comparing with such a pipeline."""
+    if spacing == "diffusers":
+        lowest = shifted(torch.tensor(1 / STEPS), shift).item() / STEPS
+        return torch.cat([shifted(torch.linspace(1, lowest, steps), shift), torch.zeros(1)])
+    assert spacing == "even", spacing
     return shifted(torch.linspace(1, 0, steps + 1), shift)

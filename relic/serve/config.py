@@ -2,7 +2,10 @@
 
 import ipaddress
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from relic.generate.config import Rollout, Sampler
+from relic.geometry.config import Actions
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
 HEADER = struct.Struct("<BBHIIdd12f")  # before the JPEG of a picture: see serve/wire.py
@@ -79,3 +82,47 @@ class Serve:
     def body_bytes(self) -> int:
         """The largest body of a request: an image in base64 and what is around it."""
         return self.image_bytes * 4 // 3 + 65536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """A video of a walk that begins in one picture and follows a script of actions."""
+
+    image: str  # the picture, PNG, JPEG or WEBP; its middle is cut to the video's shape
+    actions: str  # what is held and how long (s or frames, f): "w 2s, left 1s, w+left 8f, still 1s"
+    out: str = "walk.mp4"
+
+    run: str = ""  # run.json of a finished pipeline; or:
+    export: str = ""  # an export: its URI, or a folder; or both of:
+    weights: str = ""  # a transformer's folder
+    codec: str = ""  # its codec's folder
+    kind: str = "student"  # student (chunk by chunk, as it is served) or teacher (many steps, all latents at once)
+
+    caption: str = ""
+    seed: int = 0
+    speed: float = 1.0  # multiplies the usual size of every action
+    height: int = 0  # pixels; a run or an export says its own
+    width: int = 0
+    fps: float = 16.0
+    device: str = "auto"  # auto (the GPU where there is one), cpu, cuda or cuda:N
+    sampler: Sampler = field(default_factory=Sampler)  # of the teacher
+    rollout: Rollout = field(default_factory=Rollout)  # of the student
+    unit: Actions = field(default_factory=Actions)
+
+    def __post_init__(self) -> None:
+        given = [self.run, self.export, self.weights or self.codec]
+        if sum(map(bool, given)) != 1 or bool(self.weights) != bool(self.codec):
+            raise ValueError(
+                "the model is not clear; give --run (run.json), or --export (URI or folder), or both --weights and "
+                "--codec (folders)"
+            )
+        if self.kind not in ("student", "teacher"):
+            raise ValueError(f"kind is {self.kind!r}; allowed are student and teacher")
+        if self.kind == "teacher" and self.export:
+            raise ValueError("an export holds no teacher; give --run, or --weights and --codec")
+        if not self.out.endswith(".mp4"):
+            raise ValueError(f"out is {self.out!r}; it must end in .mp4")
+        if self.weights and min(self.height, self.width) < 1:
+            raise ValueError(f"the video is {self.width}x{self.height} pixels; give --width and --height")
+        if self.speed <= 0 or self.fps <= 0:
+            raise ValueError(f"speed is {self.speed} and fps {self.fps}; both must be above 0")

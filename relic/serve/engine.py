@@ -26,7 +26,7 @@ from relic.geometry.actions import ACTIONS
 from relic.geometry.config import Actions
 from relic.memory.config import Memory
 from relic.model import fp8
-from relic.model.codec import VideoCodec
+from relic.model.codec import Stream, VideoCodec
 from relic.model.precision import autocast
 from relic.model.text import tokenize
 from relic.model.transformer import Transformer
@@ -93,10 +93,8 @@ class Student:
 
     @torch.inference_mode()
     def open(self, image: np.ndarray, caption: str, seed: int) -> "StudentWalk":
-        frames = rearrange(torch.from_numpy(image.copy()), "h w c -> 1 1 c h w").to(self.device) / 255
+        latent = encoded(self.codec, image, self.device)
         text = tokenize([caption], self.model.cfg.text_tokens).to(self.device)
-        with autocast(self.device):
-            latent = self.codec.encode(frames)[:, 0].float()
         rollout = Rollout(self.model, self.cfg, image_latent=latent, text=text, seed=seed, unit=self.unit)
         return StudentWalk(self, rollout, latent)
 
@@ -124,9 +122,7 @@ class StudentWalk:
             latents, self.first = torch.cat([self.first[:, None], latents], 1), None
         self._wait()
         began = time.perf_counter()
-        with autocast(self.student.device):
-            frames = self.stream.decode(latents)[0].float().clamp(0, 1)
-        pictures = rearrange((frames * 255).round().to(torch.uint8), "n c h w -> n h w c").cpu().numpy()
+        pictures = decoded(self.stream, latents)
         self.decode_s = time.perf_counter() - began
         return pictures, self.rollout.poses[0, -len(pictures) :].cpu().numpy()
 
@@ -135,19 +131,36 @@ class StudentWalk:
             torch.cuda.synchronize(self.student.device)
 
 
+def encoded(codec: VideoCodec, image: np.ndarray, device: torch.device) -> Tensor:
+    """The latent [1, C, h, w] of an image uint8 [H, W, 3]."""
+    frames = rearrange(torch.from_numpy(image.copy()), "h w c -> 1 1 c h w").to(device) / 255
+    with autocast(device):
+        return codec.encode(frames)[:, 0].float()
+
+
+def decoded(stream: Stream, latents: Tensor) -> np.ndarray:
+    """The pictures uint8 [n, H, W, 3] that the next latents [1, F, C, h, w] of a stream make ready."""
+    with autocast(latents.device):
+        frames = stream.decode(latents)[0].float().clamp(0, 1)
+    return rearrange((frames * 255).round().to(torch.uint8), "n c h w -> n h w c").cpu().numpy()
+
+
 def load(cfg: Serve) -> Student:
     """The student and codec of an export, with its start images."""
     device = choose_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    folder = export.find(cfg.export or export_of(Path(cfg.run)))
+    return read(export.find(cfg.export or export_of(Path(cfg.run))), device, cfg.memory_dtype)
+
+
+def read(folder: Path, device: torch.device, memory_dtype: str) -> Student:
+    """The student and codec in the folder of an export, with its start images."""
     model, codec = export.load_student(folder, device), codecs.load(folder / "codec", device)
-    if not model.cfg.text_vocabulary:
-        raise ValueError(f"the model of {folder} takes umT5 embeddings; relic serve takes models with their own words")
+    check_words(model, folder, "relic serve")
     num_parameters = sum(p.numel() for p in model.parameters())
     linears = fp8.make_ready(model, device)
     settings = artifacts.read_json(folder / export.SETTINGS)
-    rollout = rollout_of(settings["rollout"], cfg.memory_dtype)
+    rollout = rollout_of(settings["rollout"], memory_dtype)
     about: dict[str, object] = {
         "chunk_latents": rollout.chunk, "steps": len(rollout.timesteps), "device": device_name(device),
         "memory": rollout.memory.dtype, "window": rollout.memory.window, "capacity": rollout.memory.capacity,
@@ -158,8 +171,18 @@ def load(cfg: Serve) -> Student:
     return Student(model, codec, rollout, unit=Actions(**settings["actions"]), world=world, device=device)
 
 
+def check_words(model: Transformer, folder: Path, command: str) -> None:
+    if not model.cfg.text_vocabulary:
+        raise ValueError(f"the model of {folder} takes umT5 embeddings; {command} takes models with their own words")
+
+
 def export_of(path: Path) -> str:
     """The URI of the export of a run.json."""
+    return nodes_of(path, "export")["export"]
+
+
+def nodes_of(path: Path, *needed: str) -> dict[str, str]:
+    """The URIs of the artifacts of a run.json, which must have those that are needed."""
     if not path.is_file():
         raise ValueError(f"{path} is not there; `make demo` or `relic pipeline run` writes a run.json")
     try:
@@ -167,9 +190,10 @@ def export_of(path: Path) -> str:
         had = ", ".join(nodes) or "none"
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run.json; it holds a recipe and the nodes' artifacts") from error
-    if "export" not in nodes:
-        raise ValueError(f"{path} has no node 'export'; it has {had}: finish the run first")
-    return nodes["export"]
+    for name in needed:
+        if name not in nodes:
+            raise ValueError(f"{path} has no node {name!r}; it has {had}: finish the run first")
+    return nodes
 
 
 def rollout_of(rollout: dict, memory_dtype: str) -> RolloutConfig:

@@ -12,12 +12,13 @@ import io
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from relic.geometry.actions import ACTIONS, magnitudes, signed
 from relic.serve.config import FORMATS, HEADER, Serve
@@ -26,6 +27,7 @@ VERSION = 1
 STILL = 1
 MESSAGES = ("hello", "action", "ping", "bye")
 LARGEST_SEQUENCE = 2**32 - 1
+KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
 class TooLarge(ValueError):
@@ -82,7 +84,6 @@ def parse_action(message: dict, world: Mapping[str, float], cfg: Serve, speed: f
     gamma = parse_speed(gamma, cfg)
     if not isinstance(keys, list) or len(keys) > len(ACTIONS):
         raise ValueError(f"keys is {shown(keys)}; allowed are {len(ACTIONS)} numbers, or names of actions")
-    row = torch.zeros(len(ACTIONS), dtype=torch.float64)
     if keys and all(isinstance(key, int | float) and not isinstance(key, bool) for key in keys):
         if len(keys) != len(ACTIONS) or not all(0 <= key <= cfg.max_magnitude for key in keys):
             raise ValueError(
@@ -90,12 +91,20 @@ def parse_action(message: dict, world: Mapping[str, float], cfg: Serve, speed: f
             )
         row = torch.tensor(keys, dtype=torch.float64)
     else:
-        for key in keys:
-            if key != "static" and (not isinstance(key, str) or key not in world):
-                raise ValueError(f"keys has {shown(key)}; this world's actions are {', '.join(world)} and static")
-            if key != "static":
-                row[ACTIONS.index(key)] = world[key]
+        row = usual(keys, world)
     return seq, magnitudes(signed(row * gamma)).numpy()
+
+
+def usual(names: Iterable[object], world: Mapping[str, float]) -> Tensor:
+    """Magnitudes [13] of the named actions together, each of its usual size; float64."""
+    row = torch.zeros(len(ACTIONS), dtype=torch.float64)
+    for name in names:
+        if name == "static":
+            continue
+        if not isinstance(name, str) or name not in world:
+            raise ValueError(f"keys has {shown(name)}; this world's actions are {', '.join(world)} and static")
+        row[ACTIONS.index(name)] = world[name]
+    return row
 
 
 def parse_speed(speed: object, cfg: Serve) -> float:
@@ -106,24 +115,32 @@ def parse_speed(speed: object, cfg: Serve) -> float:
 
 def read_image(encoded: str, cfg: Serve, *, height: int, width: int) -> np.ndarray:
     """A base64 image, its middle cropped and resized to the world's size: uint8 [height, width, 3]."""
-    allowed = f"allowed is a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} in base64"
     encoded = encoded.partition(",")[2] if encoded.startswith("data:") else encoded
     if len(encoded) * 3 // 4 > cfg.image_bytes + 2:
         raise TooLarge(f"the image has {len(encoded) * 3 // 4} bytes; allowed are {cfg.image_bytes}")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=FORMATS) as image:
-            if math.prod(image.size) > cfg.image_pixels:
-                raise TooLarge(f"the image is {image.width}x{image.height}; allowed are {cfg.image_pixels} pixels")
+        data = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"the image is broken ({shown(str(error))}); allowed is a {KINDS} in base64") from error
+    return fit(data, height=height, width=width, most_pixels=cfg.image_pixels, allowed=f"{KINDS} in base64")
+
+
+def fit(data: bytes, *, height: int, width: int, most_pixels: int, allowed: str = KINDS) -> np.ndarray:
+    """The middle of an image file, cropped and resized: uint8 [height, width, 3]."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if math.prod(image.size) > most_pixels:
+                raise TooLarge(f"the image is {image.width}x{image.height}; allowed are {most_pixels} pixels")
             image.draft("RGB", (2 * max(width, height),) * 2)
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except TooLarge:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"the image has too many pixels; allowed are {cfg.image_pixels}") from error
+        raise TooLarge(f"the image has too many pixels; allowed are {most_pixels}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"the image is of no known format; {allowed}") from error
-    except (binascii.Error, OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise ValueError(f"the image is broken ({shown(str(error))}); {allowed}") from error
+        raise ValueError(f"the image is of no known format; allowed is a {allowed}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise ValueError(f"the image is broken ({shown(str(error))}); allowed is a {allowed}") from error
     return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
 
 
