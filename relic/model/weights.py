@@ -63,11 +63,14 @@ def load_taehv(file: Path, device: torch.device | str = "cpu") -> nn.Sequential:
 
 
 def start_folder(name: str) -> Path:
-    """The folder of start weights that ship with relic, such as "tiny/base"."""
-    folder = SHIPPED / name
+    """The folder of start weights that ship with relic, such as "tiny/base", or one that lies elsewhere."""
+    folder = SHIPPED / name if (SHIPPED / name).is_dir() else Path(name)
     if not (folder / "model.safetensors").exists():
         found = sorted(str(p.parent.relative_to(SHIPPED)) for p in SHIPPED.glob("**/model.safetensors"))
-        raise ValueError(f"there are no start weights {name!r}; relic ships {', '.join(found) or 'none'}")
+        raise ValueError(
+            f"there are no start weights {name!r}; relic ships {', '.join(found) or 'none'}, "
+            "and a folder with model.safetensors can be given"
+        )
     return folder
 
 

@@ -73,9 +73,26 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Adapters of the blocks' linear layers in place of training all weights (train/lora.py)."""
+
+    rank: int = 0  # 0: all weights are trained
+    alpha: int = 16  # what an adapter adds is multiplied by alpha / rank
+    dropout: float = 0.0  # of an adapter's input
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"rank is {self.rank}, alpha {self.alpha}, dropout {self.dropout}; "
+                "allowed are a rank from 0 on, a positive alpha and a dropout in [0, 1)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Teacher:
     model: Transformer = field(default_factory=Transformer)
-    start: str = ""  # a folder of start weights in relic/weights ("tiny/base"); empty: from nothing
+    start: str = ""  # a folder of weights, or of those in relic/weights ("tiny/base"); empty: from nothing
+    lora: Lora = field(default_factory=Lora)
     stages: tuple[Stage, ...] = (Stage(latents=8, steps=100, batch=16), Stage(latents=16, steps=100, batch=8))
     shift: float = 3.0  # of the timestep distribution: larger means noisier
     text_dropout: float = 0.1

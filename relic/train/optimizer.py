@@ -67,21 +67,44 @@ def update(module: nn.Module, optimizers: Optimizers, loss: Tensor, cfg: Optimiz
     return norm.item()
 
 
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+class Trained:
+    """The trained parameters of a module as a part of a checkpoint; the frozen ones come from the start weights."""
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return trained(self.module)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(state, strict=False)
+
+
 class Ema:
-    """An exponential moving average of a module's weights; early on it averages over the steps so far."""
+    """An exponential moving average of a module's trained weights, early on over the steps so far; the frozen ones are
+    the module's own."""
 
     def __init__(self, module: Transformer, decay: float):
-        self.module: Transformer = copy.deepcopy(module).requires_grad_(False)
+        self.names = list(trained(module))
+        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+        self.module: Transformer = copy.deepcopy(module, frozen).requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
     def update(self, module: Transformer, step: int) -> None:
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for average, current in zip(self.module.parameters(), module.parameters(), strict=True):
-            average.lerp_(current, share)
+        averages = self.state_dict()
+        for name, current in trained(module).items():
+            averages[name].lerp_(current, share)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.module.state_dict()
+        own = dict(self.module.named_parameters())
+        return {name: own[name] for name in self.names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.module.load_state_dict(state)
+        self.module.load_state_dict(state, strict=False)

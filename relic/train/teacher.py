@@ -20,22 +20,27 @@ from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
 from relic.tracking import Run
-from relic.train import optimizer
+from relic.train import lora, optimizer
 from relic.train.checkpoint import Checkpoint
 from relic.train.config import Stage, Teacher
 
 
 def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str, float]:
-    """Writes stage-<latents>/ for every stage and the last one's model as model.safetensors and config.json."""
+    """Writes stage-<latents>/ for every stage and the last one's model as model.safetensors and config.json; with LoRA
+    these are the merged models, and adapter.safetensors holds what was trained."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(cfg.seed)
     model = Transformer(cfg.model).to(device)
     if cfg.start:
         weights.load_into(model, weights.start_folder(cfg.start))
+    if cfg.lora.rank:
+        lora.adapt(model, cfg.lora)
     dataset = loader.load(samples, model.cfg)
     optimizers, ema = optimizer.Optimizers(model, cfg.optimizer), optimizer.Ema(model, cfg.ema)
     checkpoint = Checkpoint(
-        out / ".checkpoint.pt", {"model": model, "optimizers": optimizers, "ema": ema}, cfg.checkpoint_every_s
+        out / ".checkpoint.pt",
+        {"model": optimizer.Trained(model), "optimizers": optimizers, "ema": ema},
+        cfg.checkpoint_every_s,
     )
     total, losses = sum(stage.steps for stage in cfg.stages), []
 
@@ -62,11 +67,13 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
         run.progress(step + 1, total, f"{stage.latents} latents, loss {np.mean(losses[-50:]):.4f}")
         if is_last:
             ema.module.cfg = model.cfg
-            weights.save(ema.module, out / f"stage-{stage.latents}")
+            weights.save(lora.merged(ema.module), out / f"stage-{stage.latents}")
         checkpoint.save_if_due(step + 1)
 
     ema.module.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
-    weights.save(ema.module, out)
+    weights.save(lora.merged(ema.module), out)
+    if cfg.lora.rank:
+        lora.save(ema.module, out, ema.names)
     return {"loss_before": before, "loss": validation_loss(ema.module, dataset, cfg, device)}
 
 

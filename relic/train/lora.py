@@ -1,0 +1,59 @@
+"""Low-rank adaptation (LoRA, arXiv 2106.09685) of a transformer by peft: for who cannot train 14B in full.
+
+The linear layers of the blocks get adapters and are frozen with all the rest, but for the control paths: Wan's weights
+know nothing of actions and poses, so these are trained whole. What is written is a plain model, the adapters added to
+the weights (`merged`), and beside it what was trained (`adapter.safetensors`), which is small.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from relic.mistakes import UserError
+from relic.model.transformer import Transformer
+from relic.train.config import Lora
+
+TARGETS = r"blocks\.\d+\.((cross_)?attention\.to_(q|k|v|out)|ffn\.[02])"
+WHOLE = ("action_encoder.", "pose_encoder.")
+ADAPTER = "default"  # peft's name of the only one
+FILE = "adapter.safetensors"
+
+
+def adapt(model: Transformer, cfg: Lora) -> None:
+    """Puts adapters into the model, which computes the same until they are trained, and freezes what they adapt."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError as error:
+        raise UserError(f"lora needs {error.name}; install the extra: pip install 'relic[lora]'") from error
+    peft_config = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha, lora_dropout=cfg.dropout, target_modules=TARGETS)
+    inject_adapter_in_model(peft_config, model, adapter_name=ADAPTER)
+    for name, parameter in model.named_parameters():
+        if name.startswith(WHOLE):
+            parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def merged(model: Transformer) -> Transformer:
+    """A plain model whose weights are the adapted ones; what was not adapted is shared with `model`, not copied. A
+    model without adapters is given back as it is."""
+    if not any(".lora_" in name for name, _ in model.named_parameters()):
+        return model
+    from peft.tuners.lora import Linear
+
+    state = {name: x for name, x in model.state_dict().items() if ".lora_" not in name and ".base_layer." not in name}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear):
+            linear = layer.get_base_layer()
+            state[f"{name}.weight"] = linear.weight + layer.get_delta_weight(ADAPTER)
+            state[f"{name}.bias"] = linear.bias
+    with torch.device("meta"):
+        plain = Transformer(model.cfg)
+    plain.load_state_dict(state, assign=True)
+    return plain.eval()
+
+
+def save(model: Transformer, folder: Path, trained: list[str]) -> None:
+    """Writes adapter.safetensors: the tensors that were trained, by their names in the adapted model."""
+    state = model.state_dict()
+    save_file({name: state[name].detach().to("cpu").contiguous() for name in trained}, folder / FILE)
