@@ -45,7 +45,7 @@ def merged(model: Transformer) -> Transformer:
     for name, layer in model.named_modules():
         if isinstance(layer, Linear):
             linear = layer.get_base_layer()
-            state[f"{name}.weight"] = linear.weight + layer.get_delta_weight(ADAPTER)
+            state[f"{name}.weight"] = layer.get_delta_weight(ADAPTER) + linear.get_parameter("weight")
             state[f"{name}.bias"] = linear.bias
     with torch.device("meta"):
         plain = Transformer(model.cfg)
