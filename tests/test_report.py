@@ -33,7 +33,7 @@ SUMMARIES = {
     "teacher": {"loss_before": 0.75, "loss": 0.5},
     "student-init": {"loss_before": 0.125, "loss": 0.0625},
     "distill": {"loss_before": 1.5, "loss": 1.25},
-    "pose-net": {},
+    "pose-net": {"rot_deg_before": 1.0, "rot_deg": 0.5, "trans_before": 0.75, "trans": 0.25},
 }
 INPUTS = ("codec", "teacher", "student", "distilled", "estimator")
 
@@ -118,11 +118,25 @@ def test_the_page_names_every_model_and_its_figures(finished: tuple[Path, dict, 
         assert shown[6] == f"{found['unseen']['action_win_rate']:.0%}"
 
 
+@pytest.mark.parametrize(
+    ("gain", "won", "said"),
+    [
+        (0.5, 1.0, "gain better (+0.250 to +0.500), win rate better (75.0% to 100.0%)"),
+        (0.25, 0.5, "gain not improved (+0.250 to +0.250), win rate worse (75.0% to 50.0%)"),
+    ],
+)
+def test_the_page_says_whether_distillation_has_improved_the_student(gain: float, won: float, said: str) -> None:
+    student = {"psnr_gain_over_still_db": 0.25, "action_win_rate": 0.75}
+    distilled = {"psnr_gain_over_still_db": gain, "action_win_rate": won}
+    found = page.distillation({"student": student, "distilled": distilled})
+    assert found == f"What distillation did: {said}."
+
+
 def test_the_page_shows_what_each_training_step_changed(finished: tuple[Path, dict, str]) -> None:
     rows = re.findall("<tr><td>([a-z-]+): [^<]*</td><td>(.*?)</td><td>(.*?)</td></tr>", finished[2])
     assert rows == [
-        ("codec", "12.25", "24.50"), ("teacher", "0.7500", "0.5000"), ("student-init", "0.1250", "0.0625"),
-        ("distill", "1.5000", "1.2500"),
+        ("codec", "12.25", "24.50"), ("pose-net", "1.00", "0.50"), ("pose-net", "0.75", "0.25"),
+        ("teacher", "0.7500", "0.5000"), ("student-init", "0.1250", "0.0625"), ("distill", "1.5000", "1.2500"),
     ]  # fmt: skip
 
 

@@ -142,8 +142,18 @@ def models(found: dict, about: dict[str, str], horizon_s: float) -> str:
         "gain, unseen maps",
         "win rate, unseen maps",
     ]
-    note = f"<p class=soft>Means over the first {horizon_s:g} s. Still: repeating the given frame.</p>"
-    return table(head, rows) + note
+    note = f"Means over the first {horizon_s:g} s. Still: repeating the given frame. {distillation(found)}"
+    return table(head, rows) + f"<p class=soft>{note}</p>"
+
+
+def distillation(found: dict) -> str:
+    """What the last training step has done to the figures, in words."""
+    said = []
+    for key, what, form in (("psnr_gain_over_still_db", "gain", "+.3f"), ("action_win_rate", "win rate", ".1%")):
+        before, after = found["student"][key], found[SERVED][key]
+        verdict = "better" if after > before else "not improved" if after == before else "worse"
+        said.append(f"{what} {verdict} ({before:{form}} to {after:{form}})")
+    return f"What distillation did: {', '.join(said)}."
 
 
 def cameras(what: str, found: dict[str, dict]) -> str:
@@ -156,11 +166,15 @@ def cameras(what: str, found: dict[str, dict]) -> str:
     for name, figures in found.items():
         errors = [figures[key] for key in ("rpe_t_1", "rpe_t_16", "rpe_r_1", "rpe_r_16")]
         row: list[object] = [name, *(shown(error["mean"], ".2f") for error in errors)]
-        chances = [axis["chance"] for axis in figures["following"]["axes"].values() if axis]
         row += [f"{errors[2]['n_ok']} / {errors[2]['n']}", shown(figures["following"]["balanced_accuracy"], ".0%")]
-        row += [shown(sum(chances) / len(chances) if chances else None, ".0%")]
+        axes = {name: axis for name, axis in figures["following"]["axes"].items() if axis}
+        if what == "script":  # of one motion, without end: any guess of it is always right
+            row.append(", ".join(f"{name} {shown(axis['slope'], '.2f')}" for name, axis in axes.items()))
+        else:
+            row.append(shown(sum(axis["chance"] for axis in axes.values()) / len(axes) if axes else None, ".0%"))
         rows.append(row)
-    head = [what, "RPE-t, 1", "RPE-t, 16", "RPE-r, 1", "RPE-r, 16", "estimates", "moves as asked, balanced", "chance"]
+    last = "how much of it comes" if what == "script" else "chance"
+    head = [what, "RPE-t, 1", "RPE-t, 16", "RPE-r, 1", "RPE-r, 16", "estimates", "moves as asked, balanced", last]
     return table(head, rows)
 
 
@@ -203,6 +217,9 @@ def training(steps: dict[str, dict[str, float]]) -> str:
     rows.append(
         ["codec: PSNR of test walks, dB", f"{codec['codec_psnr_db_before']:.2f}", f"{codec['codec_psnr_db']:.2f}"]
     )
+    for key, what in (("rot_deg", "rotation error a frame, degrees"), ("trans", "translation error a frame, steps")):
+        pose_net = steps["pose-net"]
+        rows.append([f"pose-net: {what}", f"{pose_net[f'{key}_before']:.2f}", f"{pose_net[key]:.2f}"])
     named = {
         "teacher": "error of the velocity",
         "student-init": "error of the jumps",
