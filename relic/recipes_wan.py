@@ -1,8 +1,8 @@
 """Recipes of Wan-2.1's sizes, with the paper's dials where it names them (arXiv 2512.04040). Loads no torch.
 
-The paper is silent on batch, rate and steps of the student's initialisation (here CausVid's, arXiv 2412.07772: about a
-thousand trajectories, 3000 steps), on the teacher's rate, and on distillation's dials (Self-Forcing's,
-arXiv 2506.08009)."""
+The paper is silent on distillation's rates, critic steps and average (here Self-Forcing's, arXiv 2506.08009), and on
+batch, rates, the trajectories and steps of the student's initialisation, and the width of the control paths (here our
+choice, untried)."""
 
 from dataclasses import replace
 
