@@ -20,6 +20,7 @@ from relic.options import about, parse, uris, value_of
 OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
     "weights": "Wan-2.1's weights in and out: relic weights import DIR --out DIR, relic weights export DIR --out DIR",
+    "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
     "serve": "open the page where people walk through the world of a run, or of an export",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
 }
@@ -47,6 +48,8 @@ def main(
             pretrained_weights(rest)
         elif command == "generate":
             generate(rest)
+        elif command == "plan":
+            plan(rest, named)
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
         else:
@@ -144,6 +147,35 @@ def generate(args: list[str]) -> None:
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     video.write(Path(config.out), frames, fps=config.fps)
     print(f"{config.out}: {len(frames)} frames, {len(frames) / config.fps:.1f} s")
+
+
+def plan(args: list[str], named: Any) -> None:
+    from relic.train import planner
+    from relic.train.config import Machine
+
+    options = parse(plan_options(), args, "relic plan", OTHERS["plan"])
+    machine = Machine(
+        gpus=options.gpus, gpu_memory=planner.bytes_of(options.gpu_memory), checkpointing=options.checkpointing,
+        sequence_parallel=options.sequence_parallel, samples=options.samples,
+    )  # fmt: skip
+    recipe = named(options.recipe)
+    print(planner.report(recipe, recipe.name, machine, options.stage))
+
+
+def plan_options() -> type:
+    """The options of `relic plan`."""
+    described: list[tuple[str, type, Any, str]] = [
+        ("recipe", str, "tiny", "the recipe that is planned"),
+        ("gpus", int, 1, "GPUs, over which the states are sharded"),
+        ("gpu_memory", str, "80GB", "memory of each, in GB or GiB"),
+        ("stage", str, "", "teacher, student-init, distill or serve; empty: all"),
+        ("sequence_parallel", int, 1, "GPUs that share the tokens and heads of their samples"),
+        ("samples", int, 0, "samples at once in a group of GPUs, the rest by accumulation; 0: its part of the batch"),
+        ("checkpointing", bool, False, "blocks keep their input only and are computed again in the backward"),
+    ]
+    return make_dataclass(
+        "Plan", [(name, Annotated[kind, about(text)], value) for name, kind, value, text in described]
+    )
 
 
 def pipeline(args: list[str], table: Mapping[str, steps.Step], named: Any) -> int:

@@ -2,45 +2,21 @@
 
 A recipe's docstring gives its command, hardware, time and measured result, or "not run"."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from relic.data.config import Curate, Shard
-from relic.evaluate.config import SERVED, Evaluate, Revisit
+from relic.evaluate.config import Evaluate, Revisit
 from relic.generate.config import Rollout, Sampler
-from relic.launch.config import Deploy, Threshold
+from relic.launch.config import Deploy
 from relic.memory.config import Memory
 from relic.mistakes import UserError, allowed
 from relic.model.config import Codec, PoseNet, Transformer
-from relic.serve.config import Export
+from relic.recipe import Recipe, gate
+from relic.recipes_wan import relic_14b, wan_1b
 from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
 from relic.worlds.config import Doom
-
-
-def gate(*, gain_db: float, win_rate: float) -> tuple[Threshold, ...]:
-    """What the figures of known maps must reach."""
-    bars = {"psnr_gain_over_still_db": gain_db, "action_win_rate": win_rate}
-    return tuple(Threshold(metric=f"models.{SERVED}.{name}", at_least=bar) for name, bar in bars.items())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    name: str
-    curate: Curate = field(default_factory=Curate)
-    codec: CodecTraining = field(default_factory=CodecTraining)
-    pose_net: PoseNetTraining = field(default_factory=PoseNetTraining)
-    shard: Shard = field(default_factory=Shard)
-    teacher: Teacher = field(default_factory=Teacher)
-    student_init: StudentInit = field(default_factory=StudentInit)
-    distill: Distill = field(default_factory=Distill)
-    evaluate: Evaluate = field(default_factory=Evaluate)
-    deploy: Deploy = field(default_factory=lambda: Deploy(gate=gate(gain_db=0.01, win_rate=0.8)))
-    expected_s: Mapping[str, float] = field(default_factory=dict)  # step of the graph -> seconds, for the estimate
-
-    @property
-    def export(self) -> Export:
-        return Export(name=self.name)
 
 
 def tiny() -> Recipe:
@@ -244,7 +220,7 @@ def quick() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (tiny, tiny_scratch, tiny_base, small, quick)
+    recipe.__name__: recipe for recipe in (tiny, tiny_scratch, tiny_base, small, quick, wan_1b, relic_14b)
 }
 
 

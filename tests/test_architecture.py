@@ -39,7 +39,9 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "tracking": set(),
     "options": {"mistakes"},
     "steps": {"artifacts", "mistakes", "tracking"},
-    "recipes": {"mistakes", "launch.config", *CONFIGS},
+    "recipe": {"launch.config", *CONFIGS},
+    "recipes_wan": {"recipe", *CONFIGS},
+    "recipes": {"mistakes", "launch.config", "recipe", "recipes_wan", *CONFIGS},
     "pipeline": {*HELPERS, "steps", "recipes", "pipeline", *CONFIGS},
     "launch": {*HELPERS, "steps", "recipes", "launch", *CONFIGS},
 }

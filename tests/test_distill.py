@@ -112,3 +112,7 @@ def test_a_length_without_a_teacher_is_refused(inputs, tmp_path):
     cfg = replace(QUICK, stages=(Stage(latents=6, steps=1, batch=2),))
     with pytest.raises(ValueError, match=r"no model for 6 latents; it has 2, 4"):
         distill.main(cfg, **inputs, out=tmp_path, run=Run.silent())
+
+
+def test_a_length_between_two_is_taught_by_the_longer_teacher(inputs):
+    assert distill.stage_folder(inputs["teacher"][0], 3).name == "stage-4"

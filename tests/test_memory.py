@@ -74,7 +74,7 @@ def test_the_papers_walk_takes_31512_tokens():
     made = Memory(cfg, layers=1, batch=1, rows=30, columns=52, heads=1, head_width=2)
     for _ in range(20):
         made.append(torch.zeros(1, 1, 4 * 1560, 1, 2), torch.zeros(1, 1, 4 * 1560, 1, 2))
-    assert made.used == 31512
+    assert made.used == cfg.tokens(30, 52, 80) == 31512
 
 
 def test_fp8_keeps_each_head_within_its_rounding():

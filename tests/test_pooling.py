@@ -3,6 +3,7 @@
 import torch
 
 from relic.memory import pooling
+from relic.memory.config import pooled_tokens
 
 
 def test_the_edges_are_averaged_over_what_there_is():
@@ -11,7 +12,7 @@ def test_the_edges_are_averaged_over_what_there_is():
 
 
 def test_token_counts_are_the_papers():
-    counts = [pooling.pooled_tokens(30, 52, stride) for stride in (1, 2, 4)]
+    counts = [pooled_tokens(30, 52, stride) for stride in (1, 2, 4)]
     assert counts == [1560, 390, 104]
 
 

@@ -43,7 +43,7 @@ def test_trajectories_that_are_there_are_not_solved_again(inputs, tmp_path, monk
 
 def test_the_kept_states_are_those_of_the_teachers_flow(inputs, tmp_path):
     teacher, dataset = weights.load_transformer(inputs["teacher"][0]), loader.load(inputs["samples"], CFG)
-    states, _ = student_init.read(list(student_init.solve(QUICK, teacher, dataset, tmp_path, Run.silent())), "cpu")
+    states, _ = student_init.read(list(student_init.solve(QUICK, teacher, dataset, tmp_path, Run.silent())))
     batch = dataset.batch(dataset.indices(1, 0, 2), num_latents=4)
     path = trajectory(
         teacher, Sampler(steps=4, shift=5.0), image_latent=batch.latents[:, 0], conditions=batch.conditions,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from relic.memory import config
-from relic.memory.pooling import centres, log_cells, pool, pooled_tokens
+from relic.memory.pooling import centres, log_cells, pool
 
 DTYPES = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "fp32": torch.float32}
 FP8_LARGEST = 448.0
@@ -60,11 +60,7 @@ class Memory:
     ):
         self.cfg, self.rows, self.columns = cfg, rows, columns
         self.slots: list[Slot] = []
-        whole = rows * columns
-        schedule = [pooled_tokens(rows, columns, s) for s in cfg.schedule]
-        old = sum(sorted(schedule, reverse=True)[: cfg.capacity % len(schedule)])
-        old += cfg.capacity // len(schedule) * sum(schedule)
-        self.room = whole + old + cfg.window * whole  # the sink, the old, the window
+        self.room = cfg.room(rows, columns)
         shape = (2, layers, batch, self.room, heads, head_width)  # keys, values
         self.storage = torch.zeros(shape, dtype=DTYPES[cfg.dtype], device=device)
         self.scales = torch.ones(*shape[:-1], 1, device=device) if cfg.dtype == "fp8" else None

@@ -28,8 +28,3 @@ def log_cells(rows: int, columns: int, stride: int) -> Tensor:
     """Logarithm [rows', columns'] of how many cells of the unpooled grid each pooled token stands for."""
     height, width = (torch.tensor([min(stride, n - i) for i in range(0, n, stride)]) for n in (rows, columns))
     return (height[:, None] * width).float().log()
-
-
-def pooled_tokens(rows: int, columns: int, stride: int) -> int:
-    """Tokens of one latent of rows x columns after pooling; the edges are rounded up."""
-    return -(-rows // stride) * -(-columns // stride)

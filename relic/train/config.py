@@ -172,3 +172,32 @@ class Distill:
             )
         if self.critic_steps < 0:
             raise ValueError(f"critic_steps is {self.critic_steps}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The GPUs that a plan is made for."""
+
+    gpus: int = 1
+    gpu_memory: float = 80e9  # bytes of each
+    sequence_parallel: int = 1  # GPUs that share the tokens and heads of their samples
+    checkpointing: bool = False  # of activations: a block keeps its input and is computed again in the backward
+    samples: int = 0  # at once in a group of GPUs, the rest of the batch by accumulation; 0: its whole part
+    share: float = 0.9  # of the memory that may be planned: CUDA, communication and fragments take the rest
+
+    def __post_init__(self) -> None:
+        if min(self.gpus, self.sequence_parallel) < 1 or self.gpus % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel is {self.sequence_parallel} and gpus {self.gpus}; "
+                "both must be at least 1, and the first divide the second"
+            )
+        if self.gpu_memory <= 0 or self.samples < 0:
+            raise ValueError(
+                f"gpu_memory is {self.gpu_memory:g} bytes and samples {self.samples}; "
+                "allowed are more than 0, and at least 0"
+            )
+
+    @property
+    def usable(self) -> float:
+        """Bytes that a plan may use."""
+        return self.share * self.gpu_memory

@@ -107,12 +107,14 @@ def video_error(student: Transformer, dataset: loader.Dataset, cfg: Distill, bat
 
 
 def stage_folder(teacher: Path, num_latents: int) -> Path:
-    """The teacher of a length."""
-    folder = teacher / f"stage-{num_latents}"
-    if not folder.is_dir():
-        had = ", ".join(sorted(found.name.removeprefix("stage-") for found in teacher.glob("stage-*"))) or "none"
-        raise ValueError(f"the teacher has no model for {num_latents} latents; it has {had}")
-    return folder
+    """The teacher of a length, or of the next longer one: the student's lengths are whole chunks."""
+    lengths = sorted(int(found.name.removeprefix("stage-")) for found in teacher.glob("stage-*"))
+    for length in lengths:
+        if length >= num_latents:
+            return teacher / f"stage-{length}"
+    raise ValueError(
+        f"the teacher has no model for {num_latents} latents; it has {', '.join(map(str, lengths)) or 'none'}"
+    )
 
 
 def start(student: Transformer, cfg: Distill, image_latent: Tensor, text: Tensor, seed: int) -> Rollout:

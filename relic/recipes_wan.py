@@ -1,0 +1,115 @@
+"""Recipes of Wan-2.1's sizes, with the paper's dials where it names them (arXiv 2512.04040). Loads no torch.
+
+The paper is silent on distillation's rates, critic steps and average (here Self-Forcing's, arXiv 2506.08009), and on
+batch, rates, the trajectories and steps of the student's initialisation, and the width of the control paths (here our
+choice, untried)."""
+
+from dataclasses import replace
+
+from relic.data.config import Curate, Shard
+from relic.evaluate.config import Evaluate, Revisit
+from relic.generate.config import Rollout, Sampler
+from relic.memory.config import Memory
+from relic.model.config import Codec, PoseNet, Transformer
+from relic.recipe import Recipe
+from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
+
+VIDEO = 80  # latents of 20 s: 317 frames
+TAEHV = Codec(decoder_widths=(256, 128, 64, 64))  # its published decoder
+
+
+def wan_1b() -> Recipe:
+    """RELIC on Wan-2.1's 1.3B: walks of 832x480 pixels and 20 s at 16 frames a second.
+    `relic pipeline run --recipe wan_1b`; your walks lie in walks/ (docs/data.md).
+
+    Meant for 32 GPUs of 80 GB; `relic plan --recipe wan_1b --gpus 32` says what they hold. Training on several GPUs is
+    not built yet. Not run."""
+    rollout = Rollout(chunk=4, memory=Memory(window=8, capacity=VIDEO))
+    model = Transformer(
+        width=1536, ffn=8960, layers=30, heads=12, control_width=256,
+        text_width=4096, text_tokens=512, text_vocabulary=0, trained_frames=21, frames=21,
+    )  # fmt: skip
+    finetuning = Optimizer(learning_rate=1e-5, betas=(0.9, 0.999), warmup=100, final_share=1.0)
+    adversarial = Optimizer(learning_rate=2e-6, betas=(0.0, 0.999), warmup=0, final_share=1.0)
+    return Recipe(
+        name="wan_1b",
+        curate=Curate(
+            source="folder",
+            folder="walks",
+            height=480,
+            width=832,
+            num_frames=317,
+            fps=16.0,
+            train=20000,
+            known=220,
+            unseen=0,
+        ),
+        codec=CodecTraining(
+            model=TAEHV,
+            steps=20000,
+            batch=8,
+            piece_frames=17,
+            piece_size=256,
+            optimizer=Optimizer(learning_rate=5e-4, warmup=500, final_share=0.02),
+            checkpoint_every_s=600.0,
+        ),
+        pose_net=PoseNetTraining(model=PoseNet(height=128, width=224), steps=20000, batch=24, checkpoint_every_s=600.0),
+        shard=Shard(batch=1, shard_bytes=2**30),
+        teacher=Teacher(
+            model=model,
+            stages=(
+                Stage(latents=21, steps=5000, batch=64),
+                Stage(latents=40, steps=1000, batch=64),
+                Stage(latents=VIDEO, steps=4000, batch=64),
+            ),
+            optimizer=finetuning,
+            checkpoint_every_s=1800.0,
+        ),
+        student_init=StudentInit(
+            trajectories=1024,
+            trajectory_batch=1,
+            ode_steps=48,
+            latents=VIDEO,
+            noisy_chunks=3,
+            rollout=rollout,
+            steps=3000,
+            batch=64,
+            optimizer=replace(finetuning, learning_rate=5e-6),
+            checkpoint_every_s=1800.0,
+        ),
+        distill=Distill(
+            stages=(
+                Stage(latents=20, steps=250, batch=64),  # 21 are no whole chunks; the teacher of 21 supervises them
+                Stage(latents=40, steps=150, batch=64),
+                Stage(latents=VIDEO, steps=150, batch=64),
+            ),
+            rollout=rollout,
+            critic_steps=5,
+            guidance=3.0,
+            ema=0.99,
+            optimizer=adversarial,
+            critic_optimizer=replace(adversarial, learning_rate=4e-7),
+            checkpoint_every_s=1800.0,
+        ),
+        evaluate=Evaluate(
+            known=220,
+            unseen=0,
+            num_latents=VIDEO,
+            batch=1,
+            sampler=Sampler(steps=48, shift=5.0, guidance=3.0),
+            rollout=rollout,
+            script_latents=20,
+            revisit=Revisit(min_away=48),  # no return is within the window and the chunk
+        ),
+    )
+
+
+def relic_14b() -> Recipe:
+    """RELIC as the paper builds it, on Wan-2.1's 14B: walks of 832x480 pixels and 20 s at 16 frames a second.
+    `relic pipeline run --recipe relic_14b`; your walks lie in walks/ (docs/data.md).
+
+    Meant for the paper's 32 H100 of 80 GB, and 4 of them to serve; `relic plan --recipe relic_14b --gpus 32` says what
+    they hold. Training and serving on several GPUs are not built yet. Not run."""
+    base = wan_1b()
+    model = replace(base.teacher.model, width=5120, ffn=13824, layers=40, heads=40)
+    return replace(base, name="relic_14b", teacher=replace(base.teacher, model=model))

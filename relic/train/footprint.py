@@ -1,0 +1,197 @@
+"""How many bytes a network and one pass through it take, in closed form: no torch, no network is built.
+
+Three kinds of bytes. The first two are exact; tests/test_planner.py holds the third within 15 % of torch's tracker.
+
+- State. A weight in float32 takes 4 bytes, its gradient 4, AdamW's two moments 8 (Muon's one 4), its average 4.
+- Memory. What relic/memory/cache.py allocates, and what it copies when it is read and appended to.
+- Activations. What autograd keeps of a pass. `block` counts it tensor by tensor through relic/model/block.py: `low` is
+  the width of a number where autocast computes (2 bytes in bfloat16, 4 without it), FLOAT where the code asks for
+  float32. A linear layer keeps its input, a norm its input and its normalised input, attention q, k, v and what it
+  gives. A pass also returns every block's keys and values, and they live until it ends.
+"""
+
+from dataclasses import dataclass
+
+from relic.memory import masks
+from relic.memory.config import Memory, pooled_tokens
+from relic.model.config import Codec, Transformer
+from relic.train.config import Optimizer
+
+FLOAT = 4  # bytes of a float32
+BFLOAT16 = 2
+MEMORY_BYTES = {"fp8": 1, "bf16": 2, "fp32": 4}
+CONTROLS = (13, 12)  # features a frame of the action and the pose encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One pass of a batch: who is in it and what its attention sees."""
+
+    latents: int
+    rows: int  # tokens of a latent
+    columns: int
+    batch: int = 1
+    low: int = BFLOAT16  # bytes of a number where autocast computes
+    past: int = 0  # remembered tokens that every query sees
+    segments: tuple[masks.Segment, ...] = ()  # else: everything sees everything
+
+    @property
+    def tokens(self) -> int:
+        return self.latents * self.rows * self.columns
+
+
+# Weights
+
+
+def linear(inputs: int, outputs: int) -> int:
+    return (inputs + 1) * outputs
+
+
+def block_matrices(cfg: Transformer) -> int:
+    """Weights of the linear layers of a block, without their biases."""
+    return 8 * cfg.width**2 + 2 * cfg.width * cfg.ffn
+
+
+def wan_parameters(cfg: Transformer) -> int:
+    """Parameters of Wan's transformer, without RELIC's control paths."""
+    width, patch = cfg.width, cfg.latent_channels * cfg.patch[1] * cfg.patch[2]
+    biases, norms = 8 * width + cfg.ffn + width, 4 * width + 2 * width
+    blocks = cfg.layers * (block_matrices(cfg) + biases + norms + 6 * width)
+    text = cfg.text_vocabulary * cfg.text_width + linear(cfg.text_width, width) + linear(width, width)
+    time = linear(cfg.frequency_width, width) + linear(width, width) + linear(width, 6 * width)
+    return blocks + linear(patch, width) + text + time + 2 * width + linear(width, patch)
+
+
+def control_parameters(cfg: Transformer) -> int:
+    """Parameters of the action and the pose encoder."""
+    hidden = sum(linear(4 * features, cfg.control_width) + linear(cfg.control_width, cfg.control_width)
+                 for features in CONTROLS)  # fmt: skip
+    return hidden + len(CONTROLS) * cfg.layers * linear(cfg.control_width, cfg.width)
+
+
+def parameters(cfg: Transformer) -> int:
+    return wan_parameters(cfg) + control_parameters(cfg)
+
+
+def moments(cfg: Transformer, optimizer: Optimizer) -> int:
+    """Bytes of the optimiser's moments: two a weight by AdamW, one by Muon, which takes the hidden matrices."""
+    width, hidden = cfg.width, cfg.control_width
+    inner = cfg.layers * (block_matrices(cfg) + len(CONTROLS) * hidden * width)
+    inner += sum(4 * features * hidden + hidden**2 for features in CONTROLS)
+    inner += width * (cfg.text_width + width + cfg.frequency_width + width + 6 * width)
+    return FLOAT * (2 * parameters(cfg) - (inner if optimizer.muon else 0))
+
+
+def codec_parameters(cfg: Codec) -> int:
+    """Parameters of the small codec: its encoder, one matrix, and TAEHV's decoder."""
+
+    def conv(inputs: int, outputs: int) -> int:
+        return 9 * inputs * outputs
+
+    widths = cfg.decoder_widths
+    count = linear(3 * 4 * 8 * 8, cfg.latent_channels) + conv(cfg.latent_channels, widths[0]) + widths[0]
+    for width, following, growth in zip(widths, widths[1:], (1, 2, 2), strict=False):
+        count += 3 * (conv(2 * width, width) + 2 * conv(width, width) + 3 * width)
+        count += growth * width**2 + conv(width, following)
+    return count + conv(widths[3], 3) + 3
+
+
+def served_bytes(cfg: Transformer) -> int:
+    """An export's weights on the GPU: the blocks' matrices in FP8 with a scale an output, the rest in float32."""
+    in_fp8 = cfg.layers * block_matrices(cfg)
+    scales = cfg.layers * (9 * cfg.width + cfg.ffn)
+    return in_fp8 + FLOAT * (parameters(cfg) - in_fp8 + scales)
+
+
+# Memory
+
+
+def memory_bytes(cfg: Transformer, memory: Memory, *, rows: int, columns: int, batch: int = 1) -> int:
+    """Storage of the memory, as relic/memory/cache.py allocates it."""
+    scales = FLOAT * cfg.heads if memory.dtype == "fp8" else 0
+    row = cfg.width * MEMORY_BYTES[memory.dtype] + scales
+    return 2 * cfg.layers * batch * memory.room(rows, columns) * row
+
+
+def held(chunk: Pass) -> int:
+    """Bytes that a remembered number takes for a chunk's passes, as attention reads it, mean of keys and values.
+
+    In float32 the values are what was read, and keep the keys of that alive beside the rotated ones."""
+    return chunk.low + (FLOAT // 2 if chunk.low == FLOAT else 0)
+
+
+def walking(cfg: Transformer, memory: Memory, chunk: Pass, work: float) -> float:
+    """The most that a chunk holds beside its memory's storage: while it reads, while its passes take `work`, or while
+    it remembers. Reading and remembering work on all blocks at once, in float32."""
+    window, new = memory.window * chunk.rows * chunk.columns, chunk.tokens
+    number = 2 * cfg.layers * cfg.width * chunk.batch
+    scaled = 2 if memory.dtype == "fp8" else 1  # before and after the scale
+    read = chunk.past * max(FLOAT * scaled, FLOAT + chunk.low)
+    append = chunk.past * held(chunk) + new * (2 * chunk.low + FLOAT) + window * FLOAT + (window + new) * FLOAT
+    return max(number * read, number * chunk.past * held(chunk) + work, number * append)
+
+
+# Activations
+
+
+def attended(cfg: Transformer, given: Pass) -> float:
+    """Numbers of `width` a sample that self-attention keeps, and that live as this block's own keys and values."""
+    tokens = given.tokens
+    if given.segments:
+        strides = [stride for segment in given.segments for _, stride in segment.seen]
+        seen = sum(pooled_tokens(given.rows, given.columns, stride) for stride in strides)
+        # pooling keeps keys and values in float32, for every stride anew
+        in_float = 2 * len(set(strides) - {1}) * tokens * FLOAT if given.low < FLOAT else 0
+        # queries; every segment's output, and all of them joined; every segment's keys and values; the block's own
+        return given.low * (3 * tokens + 2 * seen + 2 * tokens) + in_float
+    copied = 1 if given.past else 0  # the values are joined to the past's, so the block's own are others
+    return given.low * (2 * tokens + 2 * (tokens + given.past) + (1 + copied) * tokens)
+
+
+def block(cfg: Transformer, given: Pass) -> float:
+    """Bytes of one block's graph."""
+    low, tokens, width = given.low, given.tokens, cfg.width
+    a_token = (
+        2 * (2 * FLOAT + low) * width  # two modulated norms: input, normalised input; what they give
+        + 2 * 2 * FLOAT * width  # norms of self-attention's queries and keys
+        + (low + low + 2 * FLOAT + low + low) * width  # cross-attention: its norm's input and output, q's norm, q, out
+        + 2 * low * width  # what self-attention and the ffn give, before their gates
+        + 2 * low * cfg.ffn  # before and after the activation
+        + 2 * FLOAT * cfg.heads  # attention's log-sum-exp, twice
+        + 9 * FLOAT  # means and deviations of the norms
+    )
+    angles = 2 * 2 * FLOAT * tokens * cfg.head_width / 2  # cosines and sines for queries and keys, of all samples
+    a_latent = ((6 + 2) * FLOAT + 2 * low) * width  # modulation; the controls
+    a_word = (2 * FLOAT + 2 * low) * width  # k's norm; k and v
+    return given.batch * (
+        tokens * a_token + attended(cfg, given) * width + given.latents * a_latent + cfg.text_tokens * a_word
+    ) + angles  # fmt: skip
+
+
+def around(cfg: Transformer, given: Pass) -> float:
+    """Bytes of the graph before and after the blocks."""
+    low, width = given.low, cfg.width
+    patch = cfg.latent_channels * cfg.patch[1] * cfg.patch[2]
+    a_token = (2 * FLOAT + low) * width + 2 * FLOAT * patch + low * patch
+    a_latent = (6 + 2) * FLOAT * width + 4 * low * width + low * cfg.frequency_width
+    a_word = low * (cfg.text_width + 3 * width)
+    return given.batch * (given.tokens * a_token + given.latents * a_latent + cfg.text_tokens * a_word)
+
+
+def activations(cfg: Transformer, given: Pass, *, checkpointing: bool = False) -> float:
+    """The most bytes that a pass with a graph holds, from its beginning to the end of its backward.
+
+    With checkpointing a block keeps its input only, and its graph is made again in the backward; the pass itself ends
+    with all blocks' inputs, keys and values."""
+    if not checkpointing:
+        return around(cfg, given) + cfg.layers * block(cfg, given)
+    one = given.low * given.batch * given.tokens * cfg.width
+    return around(cfg, given) + cfg.layers * one + max(2 * cfg.layers * one, block(cfg, given))
+
+
+def without_graph(cfg: Transformer, given: Pass) -> float:
+    """The most bytes that a pass without a graph holds: every block's keys and values, and one block at work."""
+    working = given.tokens * ((4 * FLOAT + 3 * given.low) * cfg.width + 2 * given.low * cfg.ffn)
+    joined = 2 * given.low * (given.past + given.tokens) * cfg.width
+    own = 2 * given.low * cfg.layers * given.tokens * cfg.width
+    return given.batch * (own + max(working, joined))

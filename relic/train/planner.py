@@ -1,0 +1,267 @@
+"""`relic plan`: what every stage of a recipe takes on each GPU, whether it fits, and what to change if it does not.
+
+The figures come from train/footprint.py, so they follow the code as it is. How they spread over GPUs is assumed, for
+training on several GPUs, checkpointing of activations and accumulation are not built: states lie sharded over all GPUs
+(ZeRO 3), a group of `sequence_parallel` GPUs shares its samples' tokens and heads, and every group takes an equal part
+of the batch.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from relic.data.config import Curate
+from relic.generate.config import Rollout
+from relic.memory import masks
+from relic.mistakes import UserError, allowed
+from relic.model.config import Codec, Transformer
+from relic.train import footprint
+from relic.train.config import CodecTraining, Distill, Machine, Optimizer, Stage, StudentInit, Teacher
+from relic.train.footprint import BFLOAT16, FLOAT, Pass
+
+HEAD = ("samples", "weights", "gradients", "optimiser", "EMA", "activations", "KV memory", "codec", "sum", "fits")
+WIDTHS = [max(8, len(word) + 2) for word in HEAD]  # characters of the columns
+STAGES = ("teacher", "student-init", "distill", "serve")
+PATCH = 8  # pixels a side of a latent's cell
+GATHERED = 2  # blocks whose sharded weights are whole at a time: one at work, one on its way
+ASSUMED = """Assumed: float32 weights, gradients, moments and average, sharded over all GPUs; bfloat16 autocast, whose
+copies of the weights count with the activations; the teacher of one length at a time, in bfloat16; a walk is served in
+FP8, its weights whole on each GPU. A GPU is full at {share:.0%}: CUDA takes the rest. Not built yet: several GPUs,
+accumulation (--samples) and --checkpointing."""
+
+
+class Recipe(Protocol):
+    @property
+    def curate(self) -> Curate: ...
+    @property
+    def codec(self) -> CodecTraining: ...
+    @property
+    def teacher(self) -> Teacher: ...
+    @property
+    def student_init(self) -> StudentInit: ...
+    @property
+    def distill(self) -> Distill: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes on each GPU at the fullest moment of a stage; `samples` a group of GPUs at once."""
+
+    stage: str
+    samples: int = 1
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    ema: float = 0
+    activations: float = 0
+    memory: float = 0
+    codec: float = 0
+
+    @property
+    def states(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.ema
+
+    @property
+    def total(self) -> float:
+        return self.states + self.activations + self.memory + self.codec
+
+
+# Stages
+
+
+def needs(recipe: Recipe, machine: Machine) -> Iterator[Need]:
+    """What each stage of a recipe takes, in the order that they run in."""
+    rows, columns = grid(recipe)
+    yield from (teacher(recipe.teacher, stage, rows, columns, machine) for stage in recipe.teacher.stages)
+    yield student_init(recipe.teacher.model, recipe.student_init, rows, columns, machine)
+    for stage in recipe.distill.stages:
+        yield from distill(recipe.teacher.model, recipe.distill, stage, rows, columns, machine)
+    yield serve(recipe.teacher.model, recipe.codec.model, recipe.distill.rollout, rows, columns, machine)
+
+
+def grid(recipe: Recipe) -> tuple[int, int]:
+    """Rows and columns of tokens of a latent."""
+    curate, patch = recipe.curate, recipe.teacher.model.patch
+    height, width = {
+        "doom": (curate.doom.height, curate.doom.width),
+        "rooms": (curate.rooms.height, curate.rooms.width),
+        "folder": (curate.height, curate.width),
+    }[curate.source]
+    return height // PATCH // patch[1], width // PATCH // patch[2]
+
+
+def teacher(cfg: Teacher, stage: Stage, rows: int, columns: int, machine: Machine) -> Need:
+    samples = samples_of(stage.batch, machine)
+    graph = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples)
+    states = trained(cfg.model, cfg.optimizer, machine)
+    return replace(states, stage=f"teacher, {stage.latents} latents", samples=samples,
+                   activations=working(cfg.model, graph, machine))  # fmt: skip
+
+
+def student_init(model: Transformer, cfg: StudentInit, rows: int, columns: int, machine: Machine) -> Need:
+    samples, chunk = samples_of(cfg.batch, machine), cfg.rollout.chunk
+    noisy_chunks = {"hybrid": cfg.noisy_chunks, "teacher": 1, "diffusion": cfg.latents}[cfg.forcing]
+    segments = masks.hybrid(cfg.latents, chunk, noisy_chunks, cfg.rollout.memory)
+    graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=samples, segments=segments)
+    states = trained(model, cfg.optimizer, machine)
+    return replace(states, stage=f"student-init, {cfg.latents} latents", samples=samples,
+                   activations=working(model, graph, machine))  # fmt: skip
+
+
+def distill(
+    model: Transformer, cfg: Distill, stage: Stage, rows: int, columns: int, machine: Machine
+) -> Iterator[Need]:
+    """The two fullest moments: the critic's graph of a whole video, and the replay of its last chunk."""
+    samples, memory = samples_of(stage.batch, machine), cfg.rollout.memory
+    student, critic = trained(model, cfg.optimizer, machine), trained(model, cfg.critic_optimizer, machine)
+    states = replace(
+        student,
+        weights=student.weights + critic.weights + BFLOAT16 * footprint.parameters(model) / machine.gpus,
+        gradients=student.gradients + critic.gradients,
+        optimizer=student.optimizer + critic.optimizer,
+        samples=samples,
+    )
+    video = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples)
+    whole = footprint.memory_bytes(model, memory, rows=rows, columns=columns, batch=samples)
+    storage = whole / machine.sequence_parallel
+    yield replace(states, stage=f"distill, {stage.latents} latents, critic", memory=storage,
+                  activations=working(model, video, machine))  # fmt: skip
+    remembered = min(stage.latents, memory.capacity) - cfg.rollout.chunk
+    chunk = replace(video, latents=cfg.rollout.chunk, past=memory.tokens(rows, columns, remembered))
+    graph = footprint.activations(model, chunk, checkpointing=machine.checkpointing)
+    reading = footprint.walking(model, memory, chunk, graph)
+    yield replace(
+        states, stage=f"distill, {stage.latents} latents, replay",
+        memory=2 * storage,  # the walk's, and that of the walk that is walked again
+        activations=reading / machine.sequence_parallel + copies(model, machine),
+    )  # fmt: skip
+
+
+def serve(model: Transformer, codec: Codec, cfg: Rollout, rows: int, columns: int, machine: Machine) -> Need:
+    """One walk at the capacity of its memory, on `sequence_parallel` GPUs that each hold all the weights."""
+    past = cfg.memory.tokens(rows, columns, cfg.memory.capacity - cfg.chunk)
+    chunk = Pass(latents=cfg.chunk, rows=rows, columns=columns, past=past)
+    reading = footprint.walking(model, cfg.memory, chunk, footprint.without_graph(model, chunk))
+    pixels = rows * model.patch[1] * PATCH * columns * model.patch[2] * PATCH
+    widest = codec.decoder_widths[2] + codec.decoder_widths[3]  # of a convolution at the frames' full size
+    frames = 4 * cfg.chunk
+    return Need(
+        stage="serve",
+        weights=footprint.served_bytes(model),
+        memory=footprint.memory_bytes(model, cfg.memory, rows=rows, columns=columns) / machine.sequence_parallel,
+        activations=reading / machine.sequence_parallel,
+        codec=FLOAT * footprint.codec_parameters(codec) + BFLOAT16 * frames * pixels * widest,
+    )
+
+
+# Sharing
+
+
+def samples_of(batch: int, machine: Machine) -> int:
+    """Samples that a group of GPUs takes at once."""
+    groups = machine.gpus // machine.sequence_parallel
+    return min(machine.samples or batch, math.ceil(batch / groups))
+
+
+def trained(model: Transformer, optimizer: Optimizer, machine: Machine) -> Need:
+    """The sharded states of a model in training and of its average."""
+    weights = FLOAT * footprint.parameters(model) / machine.gpus
+    moments = footprint.moments(model, optimizer) / machine.gpus
+    return Need(stage="", weights=weights, gradients=weights, optimizer=moments, ema=weights)
+
+
+def working(model: Transformer, graph: Pass, machine: Machine) -> float:
+    held = footprint.activations(model, graph, checkpointing=machine.checkpointing)
+    return held / machine.sequence_parallel + copies(model, machine)
+
+
+def copies(model: Transformer, machine: Machine) -> float:
+    """The weights in the precision that they are multiplied in: all of them, or of a few blocks where sharded."""
+    if machine.gpus == 1:
+        return BFLOAT16 * footprint.parameters(model)
+    return BFLOAT16 * GATHERED * footprint.parameters(model) / model.layers
+
+
+# Advice
+
+
+def fits(need: Need, machine: Machine) -> bool:
+    return need.total <= machine.usable
+
+
+def need_of(recipe: Recipe, stage: str, machine: Machine) -> Need:
+    return next(need for need in needs(recipe, machine) if need.stage == stage)
+
+
+def remedy(recipe: Recipe, stage: str, machine: Machine) -> Machine | None:
+    """The least change with which a stage fits: fewer samples, then checkpointing, then sharing, then more GPUs."""
+    heads = recipe.teacher.model.heads
+    for gpus in (machine.gpus * 2**power for power in range(7)):
+        for parallel in (n for n in range(machine.sequence_parallel, gpus + 1) if gpus % n == heads % n == 0):
+            for checkpointing in sorted({machine.checkpointing, True}):
+                for samples in (machine.samples, 4, 2, 1):
+                    changed = replace(
+                        machine, gpus=gpus, sequence_parallel=parallel, checkpointing=checkpointing, samples=samples
+                    )
+                    if fits(need_of(recipe, stage, changed), changed):
+                        return changed
+    return None
+
+
+def advice(recipe: Recipe, stage: str, machine: Machine) -> str:
+    changed = remedy(recipe, stage, machine)
+    if changed is None:
+        return f"{stage} does not fit with any of these options; it needs a smaller memory, picture or model"
+    return f"{stage} fits with {options(machine, changed)}: {need_of(recipe, stage, changed).total / 1e9:.1f} GB"
+
+
+def options(before: Machine, after: Machine) -> str:
+    """What differs, as options of the command."""
+    said = []
+    if after.gpus != before.gpus:
+        said.append(f"--gpus {after.gpus}")
+    if after.sequence_parallel != before.sequence_parallel:
+        said.append(f"--sequence-parallel {after.sequence_parallel}")
+    if after.checkpointing != before.checkpointing:
+        said.append("--checkpointing")
+    if after.samples != before.samples:
+        said.append(f"--samples {after.samples}")
+    return " ".join(said)
+
+
+def report(recipe: Recipe, name: str, machine: Machine, stage: str = "") -> str:
+    """The table, a line of advice for each stage that does not fit, and what is assumed."""
+    if stage and stage not in STAGES:
+        raise UserError(f"--stage is {stage!r}; {allowed(stage, STAGES)}")
+    heads = recipe.teacher.model.heads
+    if heads % machine.sequence_parallel:
+        raise UserError(f"sequence_parallel is {machine.sequence_parallel}; it must divide the {heads} heads of {name}")
+    found = [need for need in needs(recipe, machine) if need.stage.startswith(stage)]
+    lines = [f"{name} on {machine.gpus} GPU(s) of {machine.gpu_memory / 1e9:.0f} GB; GB on each GPU", ""]
+    lines.append(f"{'stage':<28}" + aligned(HEAD))
+    for need in found:
+        numbers = (need.weights, need.gradients, need.optimizer, need.ema, need.activations, need.memory, need.codec,
+                   need.total)  # fmt: skip
+        cells = [
+            str(need.samples),
+            *(f"{x / 1e9:.{0 if x > 1e12 else 1}f}" for x in numbers),
+            "yes" if fits(need, machine) else "no",
+        ]
+        lines.append(f"{need.stage:<28}" + aligned(cells))
+    full = [need for need in found if not fits(need, machine)]
+    lines += ["", *(advice(recipe, need.stage, machine) for need in full)]
+    return "\n".join([*lines, *([""] if full else []), ASSUMED.format(share=machine.share)])
+
+
+def aligned(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+
+
+def bytes_of(text: str) -> float:
+    """80GB is 80e9 bytes, 80GiB is 80 x 2^30."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(GB|GiB)", text)
+    if not found:
+        raise UserError(f"--gpu-memory is {text!r}; it must be a number and GB or GiB, such as 80GB")
+    return float(found[1]) * {"GB": 1e9, "GiB": 2**30}[found[2]]
