@@ -94,7 +94,7 @@ def contenders(size: Size, device: torch.device, compiled: bool) -> tuple[Conten
     torch.manual_seed(0)
     with device:
         ours = Transformer(cfg)
-        theirs: nn.Module = WanTransformer3DModel(
+        theirs: Any = WanTransformer3DModel(
             num_attention_heads=cfg.heads, attention_head_dim=cfg.head_width, ffn_dim=cfg.ffn, num_layers=cfg.layers,
             text_dim=TEXT_WIDTH,
         )  # fmt: skip

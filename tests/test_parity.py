@@ -4,10 +4,9 @@ import pytest
 import torch
 import wan_models
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from relic.model import config
-from relic.model.transformer import Transformer
 
 
 def sizes(width: int, heads: int, layers: int) -> config.Transformer:
@@ -32,7 +31,7 @@ def given(cfg: config.Transformer, num_latents: int, size: tuple[int, int]) -> t
     return latents, 1000 * torch.rand(2, num_latents, generator=generator), weights
 
 
-def diffusers(model: torch.nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+def diffusers(model: nn.Module, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
     """Velocity as ours; the timesteps are expanded to tokens, as for Wan-2.2's image and text to video."""
     tokens = latents.shape[-2] * latents.shape[-1] // 4
     x = rearrange(latents, "b f c h w -> b c f h w")
@@ -52,45 +51,39 @@ def test_the_output_is_diffusers(cfg: config.Transformer, num_latents: int, size
     torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=0)
 
 
+def gradients(velocity: Tensor, weights: Tensor, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of sum(velocity weights) for each of the inputs."""
+    found = torch.autograd.grad((velocity * weights).sum(), list(inputs.values()))
+    return dict(zip(inputs, found, strict=True))
+
+
 @pytest.mark.parametrize(("cfg", "num_latents", "size"), CASES)
 def test_the_gradients_are_diffusers(cfg: config.Transformer, num_latents: int, size: tuple[int, int]) -> None:
     theirs = wan_models.wan(cfg)
     ours = wan_models.relic(cfg, theirs)
     conditions = wan_models.conditions(cfg, num_latents, batch=2)
     latents, timesteps, weights = given(cfg, num_latents, size)
-    inputs = [latents, conditions.text]
-    for x in inputs:
-        x.requires_grad_()
-    (ours(latents, timesteps, conditions)[0] * weights).sum().backward()
-    gradients = [x.grad for x in inputs]
-    for x in inputs:
-        x.grad = None
-    (diffusers(theirs, latents, timesteps, conditions.text) * weights).sum().backward()
-    pairs = [(name, mine, x.grad) for name, mine, x in zip(("latents", "text"), gradients, inputs, strict=True)]
-    there = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
-        if wan_models.is_wans(name):
-            expected = there[wan_models.name_there(name)].grad
-            pairs.append((name, parameter.grad, wan_models.ours(name, expected, cfg)))
-    assert len(pairs) == 2 + len(there)
-    for name, mine, expected in pairs:
-        # what shifts every key moves no softmax: only rounding is left of that gradient
-        largest = max(expected.abs().max().item(), 1e-3)
-        assert (mine - expected).abs().max() < 1e-4 * largest, name
+    inputs = {"latents": latents.requires_grad_(), "text": conditions.text.requires_grad_()}
+    here = {name: x for name, x in ours.named_parameters() if wan_models.is_wans(name)}
+    there = {name: theirs.get_parameter(wan_models.name_there(name)) for name in here}
+    assert len(there) == len(list(theirs.parameters()))
+    mine = gradients(ours(latents, timesteps, conditions)[0], weights, inputs | here)
+    expected = gradients(diffusers(theirs, latents, timesteps, conditions.text), weights, inputs | there)
+    for name, x in expected.items():
+        y = x if name in inputs else wan_models.ours(name, x, cfg)
+        largest = max(y.abs().max().item(), 1e-3)  # what is smaller is zero but for rounding
+        assert (mine[name] - y).abs().max() < 1e-4 * largest, name
 
 
 @torch.inference_mode()
 def test_a_new_relic_is_wan_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, num_latents, size = CASES[0]
-    model: Transformer = wan_models.relic(cfg, wan_models.wan(cfg))
+    model = wan_models.relic(cfg, wan_models.wan(cfg))
     latents, timesteps, _ = given(cfg, num_latents, size)
-    conditions = wan_models.conditions(cfg, num_latents, batch=2)
-    velocity, _ = model(latents, timesteps, conditions)
-    moved = wan_models.conditions(cfg, num_latents, batch=2, seed=1)
-    elsewhere, _ = model(latents, timesteps, moved.with_text(conditions.text))
-    nothing = [torch.zeros(())] * cfg.layers
+    here, there = (wan_models.conditions(cfg, num_latents, batch=2, seed=seed) for seed in (0, 1))
+    velocity, elsewhere = (model(latents, timesteps, c.with_text(here.text))[0] for c in (here, there))
+    absent = [torch.full((2, num_latents, cfg.width), -0.0)] * cfg.layers  # x + -0.0 is x, also where x is -0.0
     for encoder in (model.action_encoder, model.pose_encoder):
-        monkeypatch.setattr(encoder, "forward", lambda frames: [x.expand(2, num_latents, cfg.width) for x in nothing])
-    without, _ = model(latents, timesteps, conditions)
+        monkeypatch.setattr(encoder, "forward", lambda frames: absent)
     assert torch.equal(velocity, elsewhere)
-    assert torch.equal(velocity, without)
+    assert torch.equal(velocity, model(latents, timesteps, here)[0])

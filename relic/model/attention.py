@@ -5,6 +5,7 @@ chunks see pooled prefixes of one another (the student in training, `Segment`s).
 memory can pool them and rotate them at the pooled cells' centres.
 """
 
+import importlib.util
 from collections.abc import Set
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from relic.memory.masks import Segment
 from relic.memory.pooling import centres, log_cells, pool
-from relic.model import rope
+from relic.model import flex, rope
 
 
 class KeyValue(NamedTuple):
@@ -42,29 +43,54 @@ class Rotary:
         return rope.angles(positions.flatten(0, 1), self.table)
 
 
-def dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(head_width) + bias) v over [B, N, K, head_width]; bias [N] of the keys."""
+def dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, backend: str = "sdpa") -> Tensor:
+    """softmax(q k^T / sqrt(head_width) + bias) v over [B, N, K, head_width]; bias [N] of the keys.
+
+    `backend` is `config.Transformer.attention`; what it names is taken, or a ValueError says what is missing."""
+    if backend == "flash":
+        return flash(q, k, v, bias)
     q, k, v = (rearrange(x, "b n k d -> b k n d") for x in (q, k, v))
     mask = None if bias is None else bias.to(q.dtype)[None, None, None]
     return rearrange(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b k n d -> b n k d")
 
 
-def segmented(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tuple[Segment, ...]) -> Tensor:
-    """Every segment's queries over the pooled prefix it sees; q, k, v [B, N, K, head_width] before rotation."""
-    whole = rotary.rows * rotary.columns
-    keys, values, weights = {}, {}, {}
-    for stride in sorted({stride for segment in segments for _, stride in segment.seen}):
-        weights[stride] = log_cells(rotary.rows, rotary.columns, stride).flatten().to(q.device)
-        keys[stride] = rope.turn(pooled(k, rotary, stride), rotary.turns[stride]).split(len(weights[stride]), 1)
-        values[stride] = pooled(v, rotary, stride).split(len(weights[stride]), 1)
+def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """`dot_product` by flash-attn, which takes no bias."""
+    if importlib.util.find_spec("flash_attn") is None:
+        raise ValueError("attention is 'flash', but flash-attn is not installed; install it or choose 'sdpa'")
+    if q.dtype not in (torch.float16, torch.bfloat16) or not q.is_cuda:
+        raise ValueError(f"attention is 'flash' on {q.device} in {q.dtype}; it needs a GPU and float16 or bfloat16")
+    if bias is not None:
+        raise ValueError("attention is 'flash', which cannot weigh pooled tokens; choose 'sdpa' for weigh_pooled")
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q, k, v)
+
+
+def segmented(
+    q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tuple[Segment, ...], *, backend: str = "sdpa"
+) -> Tensor:
+    """Every segment's queries over the pooled prefix it sees; q, k, v [B, N, K, head_width] before rotation.
+
+    One kernel with a mask by blocks on CUDA; elsewhere, where FlexAttention has no backward, segment by segment."""
+    strides = sorted({stride for segment in segments for _, stride in segment.seen})
     queries = rope.turn(q, rotary.turns[1])
+    keys = [rope.turn(pooled(k, rotary, stride), rotary.turns[stride]) for stride in strides]
+    values = [pooled(v, rotary, stride) for stride in strides]
+    if q.is_cuda and backend == "sdpa":
+        plan = flex.plan(segments, rotary.rows, rotary.columns, q.device)
+        return flex.attend(queries, torch.cat(keys, 1), torch.cat(values, 1), plan)
+    whole, weights, parts = rotary.rows * rotary.columns, {}, {}
+    for stride, key, value in zip(strides, keys, values, strict=True):
+        weights[stride] = log_cells(rotary.rows, rotary.columns, stride).flatten().to(q.device)
+        parts[stride] = [x.split(len(weights[stride]), 1) for x in (key, value)]
     out = []
     for segment in segments:
-        seen_keys = torch.cat([keys[stride][latent] for latent, stride in segment.seen], 1)
-        seen_values = torch.cat([values[stride][latent] for latent, stride in segment.seen], 1)
-        bias = torch.cat([weights[stride] for _, stride in segment.seen]) if segment.weigh_pooled else None
         own = queries[:, segment.start * whole : segment.stop * whole]
-        out.append(dot_product(own, seen_keys, seen_values, bias))
+        seen_keys = torch.cat([parts[stride][0][latent] for latent, stride in segment.seen], 1)
+        seen_values = torch.cat([parts[stride][1][latent] for latent, stride in segment.seen], 1)
+        bias = torch.cat([weights[stride] for _, stride in segment.seen]) if segment.weigh_pooled else None
+        out.append(dot_product(own, seen_keys, seen_values, bias, backend=backend))
     return torch.cat(out, 1)
 
 
@@ -77,9 +103,9 @@ def pooled(x: Tensor, rotary: Rotary, stride: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, backend: str):
         super().__init__()
-        self.heads = heads
+        self.heads, self.backend = heads, backend
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.Linear(width, width)
         self.norm_q, self.norm_k = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
@@ -103,20 +129,20 @@ class SelfAttention(nn.Module):
         q, k, v = (rearrange(y, "b f s (k d) -> b (f s) k d", k=self.heads) for y in (q, k, v))
         own = KeyValue(k, v) if remember else None
         if segments is not None:
-            out = segmented(q, k, v, rotary, segments)
+            out = segmented(q, k, v, rotary, segments, backend=self.backend)
         else:
             q, k, bias = rope.turn(q, rotary.turns[1]), rope.turn(k, rotary.turns[1]), None
             if past is not None:
                 bias = None if past.bias is None else functional.pad(past.bias, (0, k.shape[1]))
                 k, v = torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1)
-            out = dot_product(q, k, v, bias)
+            out = dot_product(q, k, v, bias, backend=self.backend)
         return self.to_out(rearrange(out, "b (f s) k d -> b f s (k d)", f=x.shape[1])), own
 
 
 class CrossAttention(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, backend: str):
         super().__init__()
-        self.heads = heads
+        self.heads, self.backend = heads, backend
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.Linear(width, width)
         self.norm_q, self.norm_k = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
@@ -126,4 +152,5 @@ class CrossAttention(nn.Module):
         q, k, v = self.norm_q(self.to_q(x).float()), self.norm_k(self.to_k(text).float()), self.to_v(text)
         q = rearrange(q, "b f s (k d) -> b (f s) k d", k=self.heads).to(v.dtype)
         k, v = (rearrange(y, "b n (k d) -> b n k d", k=self.heads).to(v.dtype) for y in (k, v))
-        return self.to_out(rearrange(dot_product(q, k, v), "b (f s) k d -> b f s (k d)", f=x.shape[1]))
+        out = dot_product(q, k, v, backend=self.backend)
+        return self.to_out(rearrange(out, "b (f s) k d -> b f s (k d)", f=x.shape[1]))

@@ -25,8 +25,8 @@ def gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
 class Block(nn.Module):
     def __init__(self, cfg: config.Transformer):
         super().__init__()
-        self.attention = SelfAttention(cfg.width, cfg.heads)
-        self.cross_attention = CrossAttention(cfg.width, cfg.heads)
+        self.attention = SelfAttention(cfg.width, cfg.heads, cfg.attention)
+        self.cross_attention = CrossAttention(cfg.width, cfg.heads, cfg.attention)
         self.cross_norm = nn.LayerNorm(cfg.width, eps=1e-6)
         self.ffn = nn.Sequential(nn.Linear(cfg.width, cfg.ffn), nn.GELU("tanh"), nn.Linear(cfg.ffn, cfg.width))
         self.modulation = nn.Parameter(torch.randn(6, cfg.width) / cfg.width**0.5)
