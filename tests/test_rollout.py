@@ -49,7 +49,7 @@ def test_cached_equals_uncached():
     clean = torch.cat([latents(1), made], 1)
     given = Conditions(walk.actions, walk.poses.float(), walk.text)
     with torch.no_grad():
-        _, own = walk.model(clean, torch.zeros(1, 6), given, segments=masks.hybrid(6, 2, 0, EXACT))
+        _, own = walk.model(clean, torch.zeros(1, 6), given, segments=masks.hybrid(6, 2, 0, EXACT), remember=True)
     keys, values = walk.memory.view()
     torch.testing.assert_close(keys, torch.stack([kv.keys for kv in own]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(values, torch.stack([kv.values for kv in own]), atol=1e-5, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_cached_equals_uncached_with_compression(weigh_pooled: bool):
     clean = torch.cat([latents(1), made], 1)
     given = Conditions(walk.actions, walk.poses.float(), walk.text)
     with torch.no_grad():
-        _, own = walk.model(clean, torch.zeros(1, 8), given, segments=masks.hybrid(8, 2, 0, memory))
+        _, own = walk.model(clean, torch.zeros(1, 8), given, segments=masks.hybrid(8, 2, 0, memory), remember=True)
     keys, _ = walk.memory.view()
     window = 2 * 24
     torch.testing.assert_close(

@@ -39,3 +39,9 @@ def test_space_is_left_alone_by_yarn():
 def test_a_heads_channels_are_split_as_wans():
     table = rope.frequencies(128, 21, 21)
     assert [(table[:, axis] > 0).sum().item() for axis in range(3)] == [22, 21, 21]
+
+
+def test_complex_and_real_numbers_turn_alike():
+    x, by = torch.randn(2, 12, 3, 64), rope.cos_sin(angles([1.0, 7.0]))
+    real = rope.turned_pairs(x.unflatten(-1, (-1, 2)), by).flatten(-2)
+    torch.testing.assert_close(rope.turn(x, by), real, atol=1e-6, rtol=0)

@@ -61,7 +61,7 @@ def test_a_model_of_embeddings_is_taught_and_started_with_the_empty_prompt(input
     teacher.main(cfg, samples=inputs["samples"], out=tmp_path / "teacher", run=Run.silent())
     given = {"teacher": [tmp_path / "teacher"], "samples": inputs["samples"]}
     student_init.main(QUICK, **given, out=tmp_path / "student", run=Run.silent())
-    _, conditions = student_init.read(sorted((tmp_path / "student").glob(".trajectories-*.safetensors")), "cpu")
+    _, conditions = student_init.read(sorted((tmp_path / "student").glob(".trajectories-*.safetensors")))
     batch = loader.load(inputs["samples"], embedded).batch([0], num_latents=4)
     assert torch.equal(conditions.empty, batch.conditions.empty)
     assert conditions.text.shape == (4, 4, 8)

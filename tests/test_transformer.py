@@ -33,14 +33,14 @@ def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary, seg
     for s in segments:
         mask[s.start * tokens : s.stop * tokens] = torch.tensor([pair in s.seen for pair in owner])
     q, k, v = (rearrange(x, "b n k d -> b k n d") for x in (
-        rope.rotate(q, rotary.angles().flatten(0, 1)), torch.cat(keys, 1), torch.cat(values, 1)))  # fmt: skip
+        rope.rotate(q, rotary.angles(1)), torch.cat(keys, 1), torch.cat(values, 1)))  # fmt: skip
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "b k n d -> b n k d")
 
 
 def test_segments_equal_the_dense_mask():
     q, k, v = torch.randn(3, 2, 6 * 24, 2, 24).unbind(0)
-    rotary = Rotary(torch.arange(6), 4, 6, rope.frequencies(24, 8, 8))
+    rotary = Rotary(torch.arange(6), 4, 6, rope.frequencies(24, 8, 8), strides={1, 2, 4})
     segments = masks.hybrid(6, 1, 2, MEMORY)
     torch.testing.assert_close(
         segmented(q, k, v, rotary, segments), dense(q, k, v, rotary, segments), atol=1e-5, rtol=0
@@ -49,7 +49,7 @@ def test_segments_equal_the_dense_mask():
 
 def test_a_weighed_pooled_token_counts_like_the_cells_it_stands_for():
     q, k, v = torch.randn(3, 2, 4 * 24, 2, 24).unbind(0)
-    rotary = Rotary(torch.arange(4), 4, 6, rope.frequencies(24, 8, 8))
+    rotary = Rotary(torch.arange(4), 4, 6, rope.frequencies(24, 8, 8), strides={1, 2})
     weighed = masks.Segment(2, 4, ((0, 2), (2, 1)), weigh_pooled=True)
     repeated = masks.Segment(2, 4, ((0, 2),) * 4 + ((2, 1),))  # each of its tokens stands for 2 x 2
     torch.testing.assert_close(
@@ -105,7 +105,12 @@ def test_the_pose_reaches_queries_and_keys_but_not_values():
     attention.register_forward_hook(lambda module, inputs, output: seen.update({len(seen): output[1]}))
     for seed in (1, 2):
         base = conditions(3, seed=0)
-        model(latents(3), torch.zeros(1, 3), type(base)(base.actions, conditions(3, seed=seed).poses, base.text))
+        model(
+            latents(3),
+            torch.zeros(1, 3),
+            type(base)(base.actions, conditions(3, seed=seed).poses, base.text),
+            remember=True,
+        )
     assert torch.equal(seen[0].values, seen[1].values)
     assert not torch.equal(seen[0].keys, seen[1].keys)
 

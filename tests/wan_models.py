@@ -1,5 +1,7 @@
 """Random Wan transformers of diffusers, and the same weights in ours."""
 
+from typing import Any
+
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
@@ -9,10 +11,10 @@ from relic.model.transformer import Transformer
 from relic.model.wan import CONTROL, name_in, ours
 
 
-def wan(cfg: config.Transformer, seed: int = 0) -> WanTransformer3DModel:
+def wan(cfg: config.Transformer, seed: int = 0) -> Any:
     """A Wan in which no weight is zero and every one matters."""
     torch.manual_seed(seed)
-    model = WanTransformer3DModel(
+    model: Any = WanTransformer3DModel(
         patch_size=cfg.patch,
         num_attention_heads=cfg.heads,
         attention_head_dim=cfg.head_width,
@@ -31,7 +33,7 @@ def wan(cfg: config.Transformer, seed: int = 0) -> WanTransformer3DModel:
     return model.eval()
 
 
-def relic(cfg: config.Transformer, theirs: WanTransformer3DModel) -> Transformer:
+def relic(cfg: config.Transformer, theirs: Any) -> Transformer:
     """The same Wan as a Transformer of ours, its control paths new."""
     model, state = Transformer(cfg), theirs.state_dict()
     own = model.state_dict()

@@ -98,7 +98,7 @@ class Rollout:
     @torch.no_grad()
     def remember(self, clean: Tensor) -> None:
         """Remembers the chunk's clean latents [B, chunk, C, H, W] by one pass at timestep 0."""
-        _, own = self._forward(clean, torch.zeros(clean.shape[:2], device=clean.device))
+        _, own = self._forward(clean, torch.zeros(clean.shape[:2], device=clean.device), remember=True)
         self.memory.append(torch.stack([kv.keys for kv in own]), torch.stack([kv.values for kv in own]))
         self.num_latents += clean.shape[1]
         self.past = None  # a copy of the memory in full precision: a walk that waits holds none
@@ -137,11 +137,11 @@ class Rollout:
         velocity, _ = self._forward(last.noisy, last.timesteps)
         return flow.clean_of(last.noisy, velocity, last.timesteps)
 
-    def _forward(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, list[KeyValue]]:
+    def _forward(self, latents: Tensor, timesteps: Tensor, *, remember: bool = False) -> tuple[Tensor, list[KeyValue]]:
         times = torch.tensor([self.memory.time(self.num_latents + i) for i in range(latents.shape[1])])
         with autocast(latents.device):
             velocity, own = self.model(
-                latents, timesteps, self.conditions, times=times.to(latents.device), past=self.past
+                latents, timesteps, self.conditions, times=times.to(latents.device), past=self.past, remember=remember
             )
         return velocity.float(), own
 

@@ -5,6 +5,8 @@ chunks see pooled prefixes of one another (the student in training, `Segment`s).
 memory can pool them and rotate them at the pooled cells' centres.
 """
 
+import importlib.util
+from collections.abc import Set
 from typing import NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from torch.nn import functional
 
 from relic.memory.masks import Segment
 from relic.memory.pooling import centres, log_cells, pool
-from relic.model import rope
+from relic.model import flex, rope
 
 
 class KeyValue(NamedTuple):
@@ -25,91 +27,130 @@ class KeyValue(NamedTuple):
     bias: Tensor | None = None
 
 
-class Rotary(NamedTuple):
-    """What a forward pass knows about positions: the latents' times [F], the token grid and the frequency table."""
+class Rotary:
+    """What a forward pass knows about positions: the latents' times [F], the token grid, the frequency table, and for
+    each pooling stride that it needs how its tokens are turned, computed once for all blocks."""
 
-    times: Tensor
-    rows: int
-    columns: int
-    table: Tensor
+    def __init__(self, times: Tensor, rows: int, columns: int, table: Tensor, *, strides: Set[int] = frozenset({1})):
+        self.times, self.rows, self.columns, self.table = times, rows, columns, table
+        self.turns = {stride: rope.cos_sin(self.angles(stride)) for stride in strides}
 
-    def angles(self, stride: int = 1) -> Tensor:
-        """Angles [F, tokens a latent, head_width / 2] of all latents, pooled by `stride`."""
+    def angles(self, stride: int) -> Tensor:
+        """Angles [tokens of all latents, head_width / 2], pooled by `stride`."""
         yx = centres(self.rows, self.columns, stride).flatten(0, 1).to(self.times.device)
         t = self.times.double()[:, None, None].expand(-1, len(yx), 1)
-        return rope.angles(torch.cat([t, yx.expand(len(self.times), -1, -1)], -1), self.table)
+        positions = torch.cat([t, yx.expand(len(self.times), -1, -1)], -1)
+        return rope.angles(positions.flatten(0, 1), self.table)
 
 
-def dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(head_width) + bias) v over [B, N, K, head_width]; bias [N] of the keys."""
+def dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, backend: str = "sdpa") -> Tensor:
+    """softmax(q k^T / sqrt(head_width) + bias) v over [B, N, K, head_width]; bias [N] of the keys.
+
+    `backend` is `config.Transformer.attention`; what it names is taken, or a ValueError says what is missing."""
+    if backend == "flash":
+        return flash(q, k, v, bias)
     q, k, v = (rearrange(x, "b n k d -> b k n d") for x in (q, k, v))
     mask = None if bias is None else bias.to(q.dtype)[None, None, None]
     return rearrange(functional.scaled_dot_product_attention(q, k, v, attn_mask=mask), "b k n d -> b n k d")
 
 
-def segmented(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tuple[Segment, ...]) -> Tensor:
-    """Every segment's queries over the pooled prefix it sees; q, k, v [B, N, K, head_width] before rotation."""
-    grid = {"h": rotary.rows, "w": rotary.columns}
+def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """`dot_product` by flash-attn, which takes no bias."""
+    if importlib.util.find_spec("flash_attn") is None:
+        raise ValueError("attention is 'flash', but flash-attn is not installed; install it or choose 'sdpa'")
+    if q.dtype not in (torch.float16, torch.bfloat16) or not q.is_cuda:
+        raise ValueError(f"attention is 'flash' on {q.device} in {q.dtype}; it needs a GPU and float16 or bfloat16")
+    if bias is not None:
+        raise ValueError("attention is 'flash', which cannot weigh pooled tokens; choose 'sdpa' for weigh_pooled")
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q, k, v)
+
+
+def segmented(
+    q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tuple[Segment, ...], *, backend: str = "sdpa"
+) -> Tensor:
+    """Every segment's queries over the pooled prefix it sees; q, k, v [B, N, K, head_width] before rotation.
+
+    One kernel with a mask by blocks on CUDA; elsewhere, where FlexAttention has no backward, segment by segment."""
     strides = sorted({stride for segment in segments for _, stride in segment.seen})
-    keys, values, weights = {}, {}, {}
-    k_grid, v_grid = (rearrange(x, "b (f h w) k d -> b f h w (k d)", **grid) for x in (k, v))
-    for stride in strides:
-        angle = rotary.angles(stride)
-        pooled = rearrange(pool(k_grid, stride), "b f h w (k d) -> b (f h w) k d", k=k.shape[2])
-        rotated = rope.rotate(pooled, angle.flatten(0, 1))
-        keys[stride] = rearrange(rotated, "b (f n) k d -> f b n k d", f=len(angle))
+    queries = rope.turn(q, rotary.turns[1])
+    keys = [rope.turn(pooled(k, rotary, stride), rotary.turns[stride]) for stride in strides]
+    values = [pooled(v, rotary, stride) for stride in strides]
+    if q.is_cuda and backend == "sdpa":
+        plan = flex.plan(segments, rotary.rows, rotary.columns, q.device)
+        return flex.attend(queries, torch.cat(keys, 1), torch.cat(values, 1), plan)
+    whole, weights, parts = rotary.rows * rotary.columns, {}, {}
+    for stride, key, value in zip(strides, keys, values, strict=True):
         weights[stride] = log_cells(rotary.rows, rotary.columns, stride).flatten().to(q.device)
-        values[stride] = rearrange(pool(v_grid, stride), "b f h w (k d) -> f b (h w) k d", k=k.shape[2])
-    queries = rearrange(rope.rotate(q, rotary.angles().flatten(0, 1)), "b (f n) k d -> f b n k d", f=len(rotary.times))
+        parts[stride] = [x.split(len(weights[stride]), 1) for x in (key, value)]
     out = []
     for segment in segments:
-        own = rearrange(queries[segment.start : segment.stop], "f b n k d -> b (f n) k d")
-        seen_keys = torch.cat([keys[stride][i] for i, stride in segment.seen], 1)
-        seen_values = torch.cat([values[stride][i] for i, stride in segment.seen], 1)
+        own = queries[:, segment.start * whole : segment.stop * whole]
+        seen_keys = torch.cat([parts[stride][0][latent] for latent, stride in segment.seen], 1)
+        seen_values = torch.cat([parts[stride][1][latent] for latent, stride in segment.seen], 1)
         bias = torch.cat([weights[stride] for _, stride in segment.seen]) if segment.weigh_pooled else None
-        out.append(dot_product(own, seen_keys, seen_values, bias))
+        out.append(dot_product(own, seen_keys, seen_values, bias, backend=backend))
     return torch.cat(out, 1)
 
 
+def pooled(x: Tensor, rotary: Rotary, stride: int) -> Tensor:
+    """The tokens [B, N', K, head_width] of latents whose tokens are x [B, N, K, head_width]."""
+    if stride == 1:
+        return x
+    cells = pool(rearrange(x, "b (f h w) k d -> b f h w (k d)", h=rotary.rows, w=rotary.columns), stride)
+    return rearrange(cells, "b f h w (k d) -> b (f h w) k d", k=x.shape[2])
+
+
 class SelfAttention(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, backend: str):
         super().__init__()
-        self.heads = heads
+        self.heads, self.backend = heads, backend
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.Linear(width, width)
         self.norm_q, self.norm_k = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
 
     def forward(
-        self, x: Tensor, pose: Tensor, rotary: Rotary, past: KeyValue | None, segments: tuple[Segment, ...] | None
-    ) -> tuple[Tensor, KeyValue]:
-        """x, pose [B, N, D]; the pose is added to queries and keys, never to values, before their norm (figure 4).
+        self,
+        x: Tensor,
+        pose: Tensor,
+        rotary: Rotary,
+        past: KeyValue | None,
+        segments: tuple[Segment, ...] | None,
+        remember: bool,
+    ) -> tuple[Tensor, KeyValue | None]:
+        """x [B, F, S, D]; pose [B, F, D] is added to queries and keys, never to values, before their norm (figure 4).
 
-        `past` holds rotated keys. Returns the output [B, N, D] and this call's keys (not rotated) and values."""
-        q, k = self.norm_q((self.to_q(x) + pose).float()), self.norm_k((self.to_k(x) + pose).float())
+        `past` holds rotated keys. Returns the output [B, F, S, D] and, to `remember`, this call's keys (not rotated)
+        and values [B, F S, K, head_width]."""
         v = self.to_v(x)
-        q, k, v = (rearrange(y, "b n (k d) -> b n k d", k=self.heads).to(v.dtype) for y in (q, k, v))
+        q, k = (to(x).add_(pose[:, :, None]) for to in (self.to_q, self.to_k))  # in place: a linear layer's own result
+        q, k = (norm(y.float()).to(v.dtype) for norm, y in ((self.norm_q, q), (self.norm_k, k)))
+        q, k, v = (rearrange(y, "b f s (k d) -> b (f s) k d", k=self.heads) for y in (q, k, v))
+        own = KeyValue(k, v) if remember else None
         if segments is not None:
-            out = segmented(q, k, v, rotary, segments)
+            out = segmented(q, k, v, rotary, segments, backend=self.backend)
         else:
-            angle = rotary.angles().flatten(0, 1)
-            keys, values, bias = rope.rotate(k, angle), v, None
+            q, k, bias = rope.turn(q, rotary.turns[1]), rope.turn(k, rotary.turns[1]), None
             if past is not None:
-                bias = None if past.bias is None else functional.pad(past.bias, (0, keys.shape[1]))
-                keys, values = torch.cat([past.keys, keys], 1), torch.cat([past.values, values], 1)
-            out = dot_product(rope.rotate(q, angle), keys, values, bias)
-        return self.to_out(rearrange(out, "b n k d -> b n (k d)")), KeyValue(k, v)
+                bias = None if past.bias is None else functional.pad(past.bias, (0, k.shape[1]))
+                k, v = torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1)
+            out = dot_product(q, k, v, bias, backend=self.backend)
+        return self.to_out(rearrange(out, "b (f s) k d -> b f s (k d)", f=x.shape[1])), own
 
 
 class CrossAttention(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, backend: str):
         super().__init__()
-        self.heads = heads
+        self.heads, self.backend = heads, backend
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.Linear(width, width)
         self.norm_q, self.norm_k = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x [B, N, D] reads text [B, L, D]."""
+        """x [B, F, S, D] reads text [B, L, D]."""
         q, k, v = self.norm_q(self.to_q(x).float()), self.norm_k(self.to_k(text).float()), self.to_v(text)
-        q, k, v = (rearrange(y, "b n (k d) -> b n k d", k=self.heads).to(v.dtype) for y in (q, k, v))
-        return self.to_out(rearrange(dot_product(q, k, v), "b n k d -> b n (k d)"))
+        q = rearrange(q, "b f s (k d) -> b (f s) k d", k=self.heads).to(v.dtype)
+        k, v = (rearrange(y, "b n (k d) -> b n k d", k=self.heads).to(v.dtype) for y in (k, v))
+        out = dot_product(q, k, v, backend=self.backend)
+        return self.to_out(rearrange(out, "b (f s) k d -> b f s (k d)", f=x.shape[1]))

@@ -49,12 +49,15 @@ class Transformer:
     position_scale: float = 0.1  # positions in the pose encoder's input are multiplied by this: steps become order 1
     trained_frames: int = 8  # latents that plain RoPE was trained on (Wan: 21)
     frames: int = 8  # latents that this model is for; more than `trained_frames` extend RoPE by YaRN
+    attention: str = "sdpa"  # or "flash": flash-attn, which must be installed and needs a GPU and bfloat16
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of the {self.heads} heads")
         if self.patch[0] != 1:
             raise ValueError(f"patch is {self.patch}; a token covers one latent frame: (1, rows, columns)")
+        if self.attention not in ("sdpa", "flash"):
+            raise ValueError(f"attention is {self.attention!r}; allowed are 'sdpa' and 'flash'")
 
     @property
     def head_width(self) -> int:

@@ -45,9 +45,30 @@ def angles(positions: Tensor, table: Tensor) -> Tensor:
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
     """Rotates the channel pairs of x [B, N, K, head_width] by angles [N, head_width / 2]."""
-    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+    return turn(x, cos_sin(angle))
+
+
+def cos_sin(angle: Tensor) -> Tensor:
+    """Cosines and sines [N, 1, head_width / 2, 2], what `turn` takes, of angles [N, head_width / 2]."""
+    return torch.stack([angle.cos(), angle.sin()], -1)[:, None]
+
+
+def turn(x: Tensor, by: Tensor) -> Tensor:
+    """Rotates the channel pairs of x [B, N, K, head_width] by the cosines and sines of their angles.
+
+    As complex numbers in one pass over memory; a compiler fuses only real ones, so it is given those."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        turned = turned_pairs(pairs, by)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(by))
+    return turned.flatten(-2).to(x.dtype)
+
+
+def turned_pairs(pairs: Tensor, by: Tensor) -> Tensor:
+    """The same in real numbers."""
+    (even, odd), (cos, sin) = pairs.unbind(-1), by.unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
 
 
 def grid(frames: Tensor, rows: int, columns: int) -> Tensor:

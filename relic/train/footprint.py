@@ -7,7 +7,7 @@ Three kinds of bytes. The first two are exact; tests/test_planner.py holds the t
 - Activations. What autograd keeps of a pass. `block` counts it tensor by tensor through relic/model/block.py: `low` is
   the width of a number where autocast computes (2 bytes in bfloat16, 4 without it), FLOAT where the code asks for
   float32. A linear layer keeps its input, a norm its input and its normalised input, attention q, k, v and what it
-  gives. A pass also returns every block's keys and values, and they live until it ends.
+  gives. A pass that remembers also returns every block's keys and values, and they live until it ends.
 """
 
 from dataclasses import dataclass
@@ -135,17 +135,17 @@ def walking(cfg: Transformer, memory: Memory, chunk: Pass, work: float) -> float
 
 
 def attended(cfg: Transformer, given: Pass) -> float:
-    """Numbers of `width` a sample that self-attention keeps, and that live as this block's own keys and values."""
+    """Bytes for each channel of a sample that self-attention keeps."""
     tokens = given.tokens
     if given.segments:
         strides = [stride for segment in given.segments for _, stride in segment.seen]
         seen = sum(pooled_tokens(given.rows, given.columns, stride) for stride in strides)
-        # pooling keeps keys and values in float32, for every stride anew
-        in_float = 2 * len(set(strides) - {1}) * tokens * FLOAT if given.low < FLOAT else 0
-        # queries; every segment's output, and all of them joined; every segment's keys and values; the block's own
-        return given.low * (3 * tokens + 2 * seen + 2 * tokens) + in_float
-    copied = 1 if given.past else 0  # the values are joined to the past's, so the block's own are others
-    return given.low * (2 * tokens + 2 * (tokens + given.past) + (1 + copied) * tokens)
+        # pooling keeps keys and values in float32: the same for every stride, or copies of them for each
+        pooled = len(set(strides) - {1})
+        in_float = 2 * FLOAT * tokens * (pooled if given.low < FLOAT else min(1, pooled))
+        # queries; every segment's output, and all of them joined; every segment's keys and values
+        return given.low * (3 * tokens + 2 * seen) + in_float
+    return given.low * (2 * tokens + 2 * (tokens + given.past))  # queries, output; keys, values
 
 
 def block(cfg: Transformer, given: Pass) -> float:
@@ -155,17 +155,16 @@ def block(cfg: Transformer, given: Pass) -> float:
         2 * (2 * FLOAT + low) * width  # two modulated norms: input, normalised input; what they give
         + 2 * 2 * FLOAT * width  # norms of self-attention's queries and keys
         + (low + low + 2 * FLOAT + low + low) * width  # cross-attention: its norm's input and output, q's norm, q, out
-        + 2 * low * width  # what self-attention and the ffn give, before their gates
+        + 2 * FLOAT * width  # what self-attention and the ffn give, before their gates
         + 2 * low * cfg.ffn  # before and after the activation
         + 2 * FLOAT * cfg.heads  # attention's log-sum-exp, twice
         + 9 * FLOAT  # means and deviations of the norms
     )
-    angles = 2 * 2 * FLOAT * tokens * cfg.head_width / 2  # cosines and sines for queries and keys, of all samples
     a_latent = ((6 + 2) * FLOAT + 2 * low) * width  # modulation; the controls
     a_word = (2 * FLOAT + 2 * low) * width  # k's norm; k and v
     return given.batch * (
         tokens * a_token + attended(cfg, given) * width + given.latents * a_latent + cfg.text_tokens * a_word
-    ) + angles  # fmt: skip
+    )
 
 
 def around(cfg: Transformer, given: Pass) -> float:
@@ -175,22 +174,23 @@ def around(cfg: Transformer, given: Pass) -> float:
     a_token = (2 * FLOAT + low) * width + 2 * FLOAT * patch + low * patch
     a_latent = (6 + 2) * FLOAT * width + 4 * low * width + low * cfg.frequency_width
     a_word = low * (cfg.text_width + 3 * width)
-    return given.batch * (given.tokens * a_token + given.latents * a_latent + cfg.text_tokens * a_word)
+    turns = FLOAT * given.tokens * cfg.head_width  # cosines and sines, of all samples and blocks
+    return given.batch * (given.tokens * a_token + given.latents * a_latent + cfg.text_tokens * a_word) + turns
 
 
 def activations(cfg: Transformer, given: Pass, *, checkpointing: bool = False) -> float:
     """The most bytes that a pass with a graph holds, from its beginning to the end of its backward.
 
-    With checkpointing a block keeps its input only, and its graph is made again in the backward; the pass itself ends
-    with all blocks' inputs, keys and values."""
+    With checkpointing a block keeps its input only, and its graph is made again in the backward."""
     if not checkpointing:
         return around(cfg, given) + cfg.layers * block(cfg, given)
     one = given.low * given.batch * given.tokens * cfg.width
-    return around(cfg, given) + cfg.layers * one + max(2 * cfg.layers * one, block(cfg, given))
+    return around(cfg, given) + cfg.layers * one + block(cfg, given)
 
 
 def without_graph(cfg: Transformer, given: Pass) -> float:
-    """The most bytes that a pass without a graph holds: every block's keys and values, and one block at work."""
+    """The most bytes that a pass without a graph holds which remembers: every block's keys and values, and one block at
+    work."""
     working = given.tokens * ((4 * FLOAT + 3 * given.low) * cfg.width + 2 * given.low * cfg.ffn)
     joined = 2 * given.low * (given.past + given.tokens) * cfg.width
     own = 2 * given.low * cfg.layers * given.tokens * cfg.width
