@@ -19,7 +19,7 @@ from relic.options import about, parse, uris, value_of
 
 OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
-    "weights": "Wan-2.1's weights in and out: relic weights import DIR --out DIR, relic weights export DIR --out DIR",
+    "weights": "Wan-2.1\'s weights in and out, an adapter merged: relic weights import | export | merge DIR --out DIR",
     "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
     "serve": "open the page where people walk through the world of a run, or of an export",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
@@ -106,25 +106,30 @@ def serve(args: list[str]) -> None:
 
 
 def pretrained_weights(args: list[str]) -> None:
-    """`relic weights import DIR_OR_FILES --out DIR` and `relic weights export DIR --out DIR`."""
+    """`relic weights import DIR_OR_FILES --out DIR`, `export DIR --out DIR`, `merge DIR --adapter DIR --out DIR`."""
     from relic.model.config import ExportWeights, ImportWeights
+    from relic.train.config import MergeAdapter
 
-    kinds = {"import": ImportWeights, "export": ExportWeights}
+    kinds = {"import": ImportWeights, "export": ExportWeights, "merge": MergeAdapter}
     if not args or args[0] not in kinds:
-        raise UserError(f"'weights' is followed by {args[0] if args else 'nothing'!r}; allowed are import and export")
+        given_first = args[0] if args else "nothing"
+        raise UserError(f"'weights' is followed by {given_first!r}; allowed are {', '.join(kinds)}")
     action, rest = args[0], args[1:]
     given = list(itertools.takewhile(lambda arg: not arg.startswith("-"), rest))
     source = ["--source", *given] if given else []
     options = parse(kinds[action], source + rest[len(given) :], f"relic weights {action}", OTHERS["weights"])
     from relic.model import wan
+    from relic.train import lora
 
     files = [Path(name) for name in options.source]
     if action == "import":
         wan.import_weights(
             files, Path(options.out), heads=options.heads, position_scale=options.position_scale, pickle=options.pickle
         )
-    else:
+    elif action == "export":
         wan.export_weights(files[0], Path(options.out), shard_bytes=round(options.shard_gb * 1e9))
+    else:
+        lora.merge(files[0], Path(options.adapter), Path(options.out))
     print(options.out, flush=True)
 
 

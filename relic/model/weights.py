@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import relic
 from relic.model import config, tensors
@@ -58,7 +58,7 @@ def load_taehv(file: Path, device: torch.device | str = "cpu") -> nn.Sequential:
     layers = decoder(TAEHV)
     prefix = "decoder."
     found = {k.removeprefix(prefix): v for k, v in tensors.places([file]).items() if k.startswith(prefix)}
-    load_state(layers, found, file)
+    load_state(layers.state_dict(), found, file)
     return layers.to(device).eval()
 
 
@@ -76,13 +76,13 @@ def start_folder(name: str) -> Path:
 
 def load_into(module: nn.Module, folder: Path) -> None:
     """Start weights into a module built already; a tensor that is missing, extra or of another shape is named."""
-    load_state(module, tensors.places([folder / "model.safetensors"]), folder)
+    load_state(module.state_dict(), tensors.places([folder / "model.safetensors"]), folder)
 
 
 @torch.no_grad()
-def load_state(module: nn.Module, found: Mapping[str, tensors.Place], source: Path) -> None:
-    """The tensors of `source` into a module, one by one; one that is missing, extra or of another shape is named."""
-    own = module.state_dict()
+def load_state(own: Mapping[str, Tensor], found: Mapping[str, tensors.Place], source: Path) -> None:
+    """The tensors of `source` into a module's own, one by one; one that is missing, extra or of another shape is
+    named."""
     for name in sorted(found.keys() ^ own.keys()):
         raise ValueError(f"{source}: tensor {name} is {'missing' if name in own else 'not one of this model'}")
     for name, place in found.items():

@@ -118,6 +118,6 @@ def load(folder: Path, device: torch.device | str = "cpu") -> WanCodec:
     if vae.config["patch_size"] is not None or vae.config["is_residual"]:
         raise ValueError(f"{folder} holds Wan-2.2's VAE, 16x16 pixels a latent; Wan-2.1's, 8x8 pixels, is allowed")
     vae.to_empty(device=device)
-    weights.load_state(vae, tensors.places([folder / VAE_FILE]), folder / VAE_FILE)
+    weights.load_state(vae.state_dict(), tensors.places([folder / VAE_FILE]), folder / VAE_FILE)
     taehv = weights.load_taehv(folder / TAEHV_FILE, device) if (folder / TAEHV_FILE).is_file() else None
     return WanCodec(vae, taehv)

@@ -79,13 +79,30 @@ class Lora:
     rank: int = 0  # 0: all weights are trained
     alpha: int = 16  # what an adapter adds is multiplied by alpha / rank
     dropout: float = 0.0  # of an adapter's input
+    targets: tuple[str, ...] = ("attention", "cross_attention", "ffn")  # the parts of a block that are adapted
 
     def __post_init__(self) -> None:
+        parts = ("attention", "cross_attention", "ffn")
+        if not self.targets or not set(self.targets) <= set(parts):
+            raise ValueError(f"targets are {self.targets}; allowed are one or more of {', '.join(parts)}")
         if self.rank < 0 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise ValueError(
                 f"rank is {self.rank}, alpha {self.alpha}, dropout {self.dropout}; "
                 "allowed are a rank from 0 on, a positive alpha and a dropout in [0, 1)"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeAdapter:
+    """Start weights and an adapter trained on them as one plain model (train/lora.py)."""
+
+    source: tuple[str, ...]  # the start weights' folder
+    adapter: str  # a folder with adapter.safetensors, such as the artifact of a teacher trained with LoRA
+    out: str
+
+    def __post_init__(self) -> None:
+        if len(self.source) != 1:
+            raise ValueError(f"{len(self.source)} folders are given; allowed is one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +117,12 @@ class Teacher:
     optimizer: Optimizer = field(default_factory=Optimizer)
     checkpoint_every_s: float = 15.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lora.rank and not self.start:
+            raise ValueError(f"lora.rank is {self.lora.rank} and start is empty; adapters need start weights")
+        if self.lora.rank > self.model.width:
+            raise ValueError(f"lora.rank is {self.lora.rank}; allowed is at most the model's width, {self.model.width}")
 
 
 @dataclass(frozen=True, kw_only=True)

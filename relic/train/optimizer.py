@@ -82,6 +82,7 @@ class Trained:
         return trained(self.module)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        assert state.keys() == trained(self.module).keys(), "a checkpoint of other tensors"
         self.module.load_state_dict(state, strict=False)
 
 
@@ -107,4 +108,5 @@ class Ema:
         return {name: own[name] for name in self.names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        assert list(state) == self.names, "a checkpoint of other tensors"
         self.module.load_state_dict(state, strict=False)

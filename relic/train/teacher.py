@@ -50,6 +50,7 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
     for step in range(checkpoint.load(), total):
         stage, is_last = stage_at(cfg.stages, step)
         generator = np.random.default_rng((cfg.seed, step))
+        torch.manual_seed(cfg.seed + step)  # for the adapters' dropout
         # 1. a batch of this stage's length; now and then without its caption, for guidance
         model.cfg = dataclasses.replace(model.cfg, frames=stage.latents)
         batch = dataset.batch(dataset.indices(cfg.seed, step, stage.batch), num_latents=stage.latents, device=device)
@@ -71,10 +72,11 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
         checkpoint.save_if_due(step + 1)
 
     ema.module.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
-    weights.save(lora.merged(ema.module), out)
+    teacher = lora.merged(ema.module)
+    weights.save(teacher, out)
     if cfg.lora.rank:
-        lora.save(ema.module, out, ema.names)
-    return {"loss_before": before, "loss": validation_loss(ema.module, dataset, cfg, device)}
+        lora.save(ema.module, cfg.lora, out, ema.names)
+    return {"loss_before": before, "loss": validation_loss(teacher, dataset, cfg, device)}
 
 
 def flow_loss(
