@@ -145,6 +145,9 @@ def test_an_adapter_that_does_not_fit_is_named(start: Path, tmp_path: Path) -> N
         lora.load(start, tmp_path)
     model = adapted()
     names = list(optimizer.trained(model))
+    lora.save(model, LORA, tmp_path, names)
+    with pytest.raises(ValueError, match="no start weights"):
+        lora.load(tmp_path / "nowhere", tmp_path)
     lora.save(model, LORA, tmp_path, names[1:])
     with pytest.raises(ValueError, match=f"tensor {names[0]} is missing"):
         lora.load(start, tmp_path)

@@ -79,7 +79,7 @@ def load(start: Path, folder: Path) -> Transformer:
     if not {"lora", "model"} <= written.keys():
         raise ValueError(f"{file} does not say what it adapts; allowed is one that a teacher of relic wrote")
     model = Transformer(config.Transformer(**_dials(written["model"])))
-    weights.load_into(model, start)
+    weights.load_into(model, weights.start_folder(str(start)))
     adapt(model, Lora(**_dials(written["lora"])))
     weights.load_state(optimizer.trained(model), found, file)
     return model.eval()
