@@ -153,7 +153,7 @@ class Held(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         given = {id(storage) for storage in storages_of((args, kwargs))}
         for storage in storages_of(out):
-            if id(storage) not in given | self.storages:  # not a view
+            if id(storage) not in given and id(storage) not in self.storages:  # not a view
                 self.storages.add(id(storage))
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self.freed, id(storage), storage.nbytes())
@@ -217,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--compile", action="store_true", help="both by torch.compile")
-    parser.add_argument("--pairs", type=int, default=5, help="at least 5")
+    parser.add_argument("--pairs", type=int, default=9, help="at least 5")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", nargs="?", type=Path, const=Path("/dev/stdout"), help="a file, or printed last")
     given = parser.parse_args()
