@@ -80,7 +80,9 @@ def tiny() -> Recipe:
 
 
 def tiny_scratch() -> Recipe:
-    """The demo from nothing, without the start weights. `make demo FROM_SCRATCH=1`. Not run to its end."""
+    """The demo from nothing, without the start weights, half an hour on 2 shared cores. `make demo FROM_SCRATCH=1`.
+
+    Distilled student on held-out walks: -1.11 dB against the still frame, win rate 0.833 (docs/results.md)."""
     base = tiny()
     return replace(
         base,

@@ -15,12 +15,14 @@ from relic.recipe import Recipe
 from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
 
 VIDEO = 80  # latents of 20 s: 317 frames
+START, UMT5 = "wan/transformer", "wan/text"  # folders, see docs/weights.md
 TAEHV = Codec(decoder_widths=(256, 128, 64, 64))  # its published decoder
 
 
 def wan_1b() -> Recipe:
     """RELIC on Wan-2.1's 1.3B: walks of 832x480 pixels and 20 s at 16 frames a second.
-    `relic pipeline run --recipe wan_1b`; your walks lie in walks/ (docs/data.md).
+    `relic pipeline run --recipe wan_1b`; your walks lie in walks/ (docs/data.md), Wan's weights and umT5 in wan/
+    (docs/weights.md).
 
     Meant for 32 GPUs of 80 GB; `relic plan --recipe wan_1b --gpus 32` says what they hold. Training on several GPUs is
     not built yet. Not run."""
@@ -54,9 +56,10 @@ def wan_1b() -> Recipe:
             checkpoint_every_s=600.0,
         ),
         pose_net=PoseNetTraining(model=PoseNet(height=128, width=224), steps=20000, batch=24, checkpoint_every_s=600.0),
-        shard=Shard(batch=1, shard_bytes=2**30),
+        shard=Shard(batch=1, shard_bytes=2**30, text_encoder=UMT5),
         teacher=Teacher(
             model=model,
+            start=START,
             stages=(
                 Stage(latents=21, steps=5000, batch=64),
                 Stage(latents=40, steps=1000, batch=64),
@@ -94,6 +97,7 @@ def wan_1b() -> Recipe:
         evaluate=Evaluate(
             known=220,
             unseen=0,
+            text_encoder=UMT5,
             num_latents=VIDEO,
             batch=1,
             sampler=Sampler(steps=48, shift=5.0, guidance=3.0),
@@ -106,7 +110,8 @@ def wan_1b() -> Recipe:
 
 def relic_14b() -> Recipe:
     """RELIC as the paper builds it, on Wan-2.1's 14B: walks of 832x480 pixels and 20 s at 16 frames a second.
-    `relic pipeline run --recipe relic_14b`; your walks lie in walks/ (docs/data.md).
+    `relic pipeline run --recipe relic_14b`; your walks lie in walks/ (docs/data.md), Wan's weights and umT5 in wan/
+    (docs/weights.md).
 
     Meant for the paper's 32 H100 of 80 GB, and 4 of them to serve; `relic plan --recipe relic_14b --gpus 32` says what
     they hold. Training and serving on several GPUs are not built yet. Not run."""

@@ -49,7 +49,7 @@ TABLE = (
     Step(name="distill", function="relic.train.distill:main", config="distill",
          inputs=("teacher", "student", "samples"), about="distil the student on its own videos, by replayed DMD"),
     Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate", version=3,
-         inputs=("clips", "codec", "estimator", "teacher", "student", "distilled"), files=("base",),
+         inputs=("clips", "codec", "estimator", "teacher", "student", "distilled"), files=("base", "text_encoder"),
          about="measure the models and write the report"),
     Step(name="export", function="relic.serve.export:main", config="export", inputs=("student", "codec", "evaluation"),
          about="put the student, in FP8, into a folder that a server needs nothing beside"),

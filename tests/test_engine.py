@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from exports import IMAGE, codec
-from tiny_models import transformer
+from tiny_models import CFG, transformer
 
 from relic.generate.config import Rollout
 from relic.geometry.actions import ACTIONS, integrate
 from relic.geometry.config import Actions
 from relic.memory.config import Memory
+from relic.pretrained import words
 from relic.serve import engine
 
 ROLLOUT = Rollout(timesteps=(1000.0, 625.0), memory=Memory(window=2, capacity=6, dtype="fp8"))
@@ -19,7 +20,8 @@ WORLD = engine.World("test", 16, 32, 16.0, {"dolly_in": 1.0}, (engine.Example("a
 
 @pytest.fixture(scope="module")
 def student() -> engine.Student:
-    return engine.Student(transformer(), codec(), ROLLOUT, unit=UNIT, world=WORLD, device=torch.device("cpu"))
+    said, device = words.of(CFG, "", "cpu"), torch.device("cpu")
+    return engine.Student(transformer(), codec(), ROLLOUT, words=said, unit=UNIT, world=WORLD, device=device)
 
 
 def forward(count: int) -> np.ndarray:

@@ -70,7 +70,13 @@ def test_an_export_is_served_with_the_rollout_that_was_measured(made: str) -> No
 def test_what_an_export_shows_is_near_what_the_student_shows(made: str) -> None:
     loaded = load(export=made)
     plain = engine.Student(
-        transformer(), codec(), loaded.cfg, unit=loaded.unit, world=loaded.world, device=loaded.device
+        transformer(),
+        codec(),
+        loaded.cfg,
+        words=loaded.words,
+        unit=loaded.unit,
+        world=loaded.world,
+        device=loaded.device,
     )
     actions = np.eye(13)[[0] * 4]
     shown, wanted = (one.open(IMAGE, "a hall", 0).step(actions)[0].astype(float) for one in (loaded, plain))
@@ -117,7 +123,7 @@ def test_a_student_without_words_of_its_own_is_not_served(tmp_path: Path, monkey
     monkeypatch.setenv(tracking.PARENT, tracking.RUNNER)
     cfg = type(transformer().cfg)(**{**vars(transformer().cfg), "text_vocabulary": 0})
     uri = export(tmp_path, inputs(tmp_path, transformer(cfg)))
-    with pytest.raises(ValueError, match="takes umT5 embeddings; relic serve takes models with their own words"):
+    with pytest.raises(ValueError, match="takes umT5's embeddings; give umT5's folder as text_encoder"):
         load(export=uri)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import exports
 import numpy as np
 import pytest
+import tiny_umt5
 from PIL import Image
-from tiny_models import transformer
+from tiny_models import CFG, transformer
 
 from relic import __main__ as command
 from relic import tracking
@@ -85,6 +86,18 @@ def test_the_video_is_the_one_that_evaluation_makes(place: Path, tmp_path: Path,
     assert (made := film.main(cfg, None)).shape == expected.shape
     assert np.abs(made - expected).max() <= 1  # decoded in one piece there
     assert np.abs(film.main(replace(cfg, seed=4), None) - expected).max() > 10
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_a_model_that_takes_embeddings_hears_the_caption_by_umt5(place: Path, tmp_path: Path, kind: str) -> None:
+    model = transformer(replace(CFG, text_vocabulary=0, text_width=tiny_umt5.WIDTH, text_tokens=16))
+    weights.save(model, tmp_path / "model")
+    cfg = options(place, kind=kind, sampler=exports.SAMPLER, weights=str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="give umT5's folder as text_encoder"):
+        film.main(cfg, None)
+    cfg = replace(cfg, text_encoder=str(tiny_umt5.write(tmp_path / "umt5")))
+    room, walk = (film.main(replace(cfg, caption=caption), None) for caption in ("a room", "walk 9"))
+    assert not np.array_equal(room, walk)
 
 
 @pytest.mark.parametrize("kind", ["student", "teacher"])

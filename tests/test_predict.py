@@ -17,6 +17,7 @@ from relic.generate import sampler
 from relic.generate.config import Rollout, Sampler
 from relic.memory.config import Memory
 from relic.model.conditions import Conditions
+from relic.pretrained import words
 
 CFG = Evaluate(known=5, num_latents=6, batch=2, rollout=Rollout(memory=Memory(window=2, capacity=8)))
 
@@ -51,7 +52,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Walks:
 
 
 def generated(generate: predict.Generate, known: Walks, folder: Path, order: list[int] | None = None) -> np.ndarray:
-    given, codec = known.conditions(4, order), Plain()
+    given, codec = known.conditions(words.of(tiny_models.CFG, "", "cpu"), order), Plain()
     return predict.videos(generate, codec, known.frames[:, 0], given, CFG, folder)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from relic.geometry.actions import ACTIONS
 from relic.memory.config import Memory
 from relic.model.codec import Codec
 from relic.model.config import Codec as CodecConfig
+from relic.pretrained import words
 
 CFG = Evaluate(known=4, num_latents=6, script_latents=4, rollout=Rollout(memory=Memory(window=2, capacity=6)))
 NET = torch.nn.Linear(1, 1)  # stands for the estimator's weights
@@ -139,6 +140,6 @@ def test_a_memory_is_behind_by_the_mean_over_walks_with_its_standard_error() -> 
 
 def test_a_latency_is_measured_for_every_chunk_but_the_first(four: Walks) -> None:
     codec = Codec(CodecConfig(latent_channels=4, decoder_widths=(4, 4, 4, 4)))
-    found = probes.chunk_latency_ms(tiny_models.transformer(), codec, four, CFG)
+    found = probes.chunk_latency_ms(tiny_models.transformer(), codec, four, words.of(tiny_models.CFG, "", "cpu"), CFG)
     assert len(found) == 2
     assert min(found) > 0

@@ -17,6 +17,7 @@ from relic.evaluate import predict, probes
 from relic.evaluate.walks import read
 from relic.model import weights
 from relic.model.transformer import Transformer
+from relic.pretrained import words
 from relic.tracking import Run
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Behind:
     walks = read([folder], "known", 24, 61, CFG.actions)
     assert walks is not None
     back, codec = walks.returning(CFG.actions), weights.load_codec(weights.start_folder("tiny/codec"))
-    given = back.conditions(RECIPE.teacher.model.text_tokens)
+    given = back.conditions(words.of(RECIPE.teacher.model, "", "cpu"))
 
     def returned(generate: predict.Generate, folder: Path) -> dict:
         return probes.returned(back, predict.videos(generate, codec, back.frames[:, 0], given, CFG, folder), CFG)

@@ -1,12 +1,14 @@
 """The evaluation step as a whole, on small networks that know nothing."""
 
 import re
+import shutil
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
 import tiny_models
+import tiny_umt5
 import torch
 from held_out import write_clips
 from PIL import Image
@@ -187,11 +189,19 @@ def test_without_unseen_maps_the_known_ones_are_reported(networks: dict[str, lis
     assert "Held-out walks, unseen maps" not in html
 
 
-def test_a_model_that_takes_embeddings_is_refused(networks: dict[str, list[Path]], tmp_path: Path) -> None:
-    weights.save(transformer(replace(tiny_models.CFG, text_vocabulary=0)), tmp_path / "teacher")
+def test_models_that_take_embeddings_are_measured_with_umt5(networks: dict[str, list[Path]], tmp_path: Path) -> None:
+    model = replace(tiny_models.CFG, text_vocabulary=0, text_width=tiny_umt5.WIDTH, text_tokens=16)
+    for name in ("teacher", "student", "distilled"):
+        folder = tmp_path / "store" / networks[name][0].relative_to(networks[name][0].parents[1])
+        weights.save(transformer(model), folder)
+        shutil.copy(networks[name][0] / "manifest.json", folder)
+        networks = {**networks, name: [folder]}
     clips = write_clips(tmp_path / "clips", known=2)
-    with pytest.raises(ValueError, match="teacher takes umT5 embeddings; relic evaluate takes models with their own"):
-        evaluated(clips, {**networks, "teacher": [tmp_path / "teacher"]}, tmp_path / "out")
+    with pytest.raises(ValueError, match="takes umT5's embeddings; give umT5's folder as text_encoder"):
+        evaluated(clips, networks, tmp_path / "refused")
+    cfg = replace(CFG, text_encoder=str(tiny_umt5.write(tmp_path / "umt5")), unseen=0)
+    figures, _ = evaluated(clips, networks, tmp_path / "out", cfg)
+    assert isinstance(figures["models"]["distilled"]["psnr_gain_over_still_db"], float)
 
 
 def test_without_known_walks_the_step_says_what_is_missing(networks: dict[str, list[Path]], tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from relic.data import clip
 from relic.evaluate.walks import Walks, as_frames, read
 from relic.geometry.actions import ACTIONS, annotate, integrate
 from relic.geometry.config import Actions
+from relic.model.config import Transformer
+from relic.pretrained import words
 
+SAID = words.of(Transformer(), "", "cpu")
 PAN_RIGHT = ACTIONS.index("pan_right")
 
 
@@ -28,7 +31,7 @@ def test_a_walk_is_never_paired_with_itself_and_every_walk_is_somebodys_other(fi
 
 
 def test_another_walks_actions_come_with_its_poses_and_the_own_caption(five: Walks) -> None:
-    own, swapped, others = five.conditions(16), five.conditions(16, five.others()), five.others()
+    own, swapped, others = five.conditions(SAID), five.conditions(SAID, five.others()), five.others()
     torch.testing.assert_close(swapped.actions, own.actions[others])
     torch.testing.assert_close(swapped.poses, own.poses[others])
     assert torch.equal(swapped.text, own.text)

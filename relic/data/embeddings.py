@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from relic.pretrained import words
+
 FILE = "captions.safetensors"
 
 
@@ -23,11 +25,7 @@ def embed(captions: Iterable[str], encoder: Path, out: Path, device: str) -> Non
     """Write the embeddings of captions, each once, and of the empty prompt, unless a killed call has done so."""
     if (out / FILE).is_file():
         return
-    try:
-        from relic.pretrained import text
-    except ModuleNotFoundError as error:
-        raise ValueError(f"text_encoder needs {error.name}; install the extra: pip install 'relic[wan]'") from error
-    network = text.load(encoder, device)
+    network = words.load(encoder, device)
     write(out, {key(caption): network.tokens_of(caption) for caption in dict.fromkeys(["", *captions])})
 
 

@@ -55,6 +55,7 @@ class Evaluate:
     base: str = ""  # the start weights that the teacher came from ("tiny/base"), measured beside it; empty: none
     known: int = 24  # test walks in known maps
     unseen: int = 12  # test walks in maps held out
+    text_encoder: str = ""  # umT5's folder, for models that take its embeddings
     num_latents: int = 16  # length of the generated videos
     batch: int = 8
     sampler: Sampler = field(default_factory=Sampler)

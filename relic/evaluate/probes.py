@@ -24,6 +24,7 @@ from relic.model.conditions import Conditions
 from relic.model.pose_net import PoseNet
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.pretrained.words import Words
 
 Make = Callable[[str, Walks, predict.Generate], np.ndarray]  # a name, walks -> videos uint8 [n, F_px, H, W, 3]
 
@@ -189,10 +190,10 @@ def behind(found: dict[str, np.ndarray], relic: dict[str, np.ndarray]) -> dict[s
 
 
 @torch.inference_mode()
-def chunk_latency_ms(model: Transformer, codec: VideoCodec, walks: Walks, cfg: Evaluate) -> list[float]:
+def chunk_latency_ms(model: Transformer, codec: VideoCodec, walks: Walks, words: Words, cfg: Evaluate) -> list[float]:
     """Milliseconds that each chunk of one walk takes, its decoding included; the first is left out as warming up."""
     device, one = codec.mean.device, walks.first(1)
-    given = one.conditions(model.cfg.text_tokens).to(device)
+    given = one.conditions(words).to(device)
     first = as_frames(one.frames[:, :1]).to(device)
     walk = predict.started(model, cfg, codec.encode(first)[:, 0], given)
     stream, at = codec.decoder_stream(), [time.perf_counter()]

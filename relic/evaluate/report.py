@@ -16,7 +16,7 @@ from relic.evaluate.config import SERVED, Evaluate
 from relic.evaluate.walks import Walks, read
 from relic.geometry.actions import ACTIONS, STATIC
 from relic.model import fp8, weights
-from relic.pretrained import codecs
+from relic.pretrained import codecs, words
 from relic.tracking import Run
 
 MIN_SHARE = 0.01  # of the frames: an action that is rarer was not learned
@@ -55,9 +55,7 @@ def main(
         "student": student[0],
         SERVED: distilled[0],
     }
-    for judged in filter(None, folders.values()):
-        if not weights.read_config(judged, "transformer").text_vocabulary:
-            raise ValueError(f"{judged} takes umT5 embeddings; relic evaluate takes models with their own words")
+    said = words.of(weights.read_config(distilled[0], "transformer"), cfg.text_encoder, device)
     sizes = usual_sizes(regions)
     done, total = 0, 2 * sum(folder is not None for folder in folders.values()) * sum(map(len, regions))
     total += 5 * len(known) + len(probes.scripts(sizes, 1)) * min(cfg.script_starts, len(known))
@@ -77,14 +75,14 @@ def main(
 
         def make(
             kind: str, walks: Walks, generate: predict.Generate, order: list[int] | None = None,
-            *, folder: Path = out / ".generated" / name, text_tokens: int = model.cfg.text_tokens,
+            *, folder: Path = out / ".generated" / name,
         ) -> np.ndarray:  # fmt: skip
             def advance(count: int) -> None:
                 nonlocal done
                 done += count
                 run.progress(done, total, f"{folder.name}, {kind}")
 
-            given = walks.conditions(text_tokens, order)
+            given = walks.conditions(said, order)
             return predict.videos(generate, decoder, walks.frames[:, 0], given, cfg, folder / kind, advance)
 
         found = {}
@@ -106,7 +104,7 @@ def main(
     cameras, unit = probes.cameras(reader, known, floors, generated["known"], cfg)
     scripts = probes.on_scripts(model, reader, known, sizes, unit, make, cfg)
     returns, there_and_back = probes.on_returns(model, known, make, cfg)
-    latency = probes.chunk_latency_ms(model, decoder, known, cfg)
+    latency = probes.chunk_latency_ms(model, decoder, known, said, cfg)
 
     entries = [entry for folder in clips for entry in clip.read_index(folder)]
     report = {

@@ -10,8 +10,8 @@ from torch import Tensor
 from relic.data import clip, palindrome
 from relic.geometry import actions
 from relic.geometry.config import Actions
-from relic.model import text
 from relic.model.conditions import Conditions
+from relic.pretrained.words import Words
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,10 @@ class Walks:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def conditions(self, text_tokens: int, order: list[int] | None = None) -> Conditions:
+    def conditions(self, words: Words, order: list[int] | None = None) -> Conditions:
         """Conditions of the walks; with `order`, walk i gets the actions of walk order[i] and keeps its own caption."""
         rows = order if order is not None else list(range(len(self)))
-        return Conditions(
-            self.actions[rows].float(), self.poses[rows].float(), text.tokenize(list(self.captions), text_tokens)
-        )
+        return Conditions(self.actions[rows].float(), self.poses[rows].float(), words(list(self.captions)), words([""]))
 
     def first(self, count: int) -> "Walks":
         """At most so many of the walks."""

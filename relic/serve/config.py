@@ -27,6 +27,7 @@ class Serve:
     device: str = "auto"  # auto (the GPU where there is one), cpu, cuda or cuda:N
     threads: int = 0  # of torch on the CPU; 0 leaves torch's own choice
     memory_dtype: str = "fp8"  # of the attention memory: fp8, bf16 or fp32
+    text_encoder: str = ""  # umT5's folder, for a model that takes its embeddings
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes a free one
@@ -96,6 +97,7 @@ class Film:
     export: str = ""  # an export: its URI, or a folder; or both of:
     weights: str = ""  # a transformer's folder
     codec: str = ""  # its codec's folder
+    text_encoder: str = ""  # umT5's folder, for a model that takes its embeddings
     kind: str = "student"  # student (chunk by chunk, as it is served) or teacher (many steps, all latents at once)
 
     caption: str = ""

@@ -28,9 +28,9 @@ from relic.memory.config import Memory
 from relic.model import fp8
 from relic.model.codec import Stream, VideoCodec
 from relic.model.precision import autocast
-from relic.model.text import tokenize
 from relic.model.transformer import Transformer
-from relic.pretrained import codecs
+from relic.pretrained import codecs, words
+from relic.pretrained.words import Words
 from relic.serve import export
 from relic.serve.config import Serve
 
@@ -87,14 +87,15 @@ class Engine(Protocol):
 class Student:
     """The trained student: a `Rollout` and a decoder stream for every walk, the weights shared."""
 
-    def __init__(self, model: Transformer, codec: VideoCodec, cfg: RolloutConfig, *, unit: Actions, world: World,
-                 device: torch.device):  # fmt: skip
-        self.model, self.codec, self.cfg, self.unit, self.world, self.device = model, codec, cfg, unit, world, device
+    def __init__(self, model: Transformer, codec: VideoCodec, cfg: RolloutConfig, *, words: Words, unit: Actions,
+                 world: World, device: torch.device):  # fmt: skip
+        self.model, self.codec, self.cfg, self.words = model, codec, cfg, words
+        self.unit, self.world, self.device = unit, world, device
 
     @torch.inference_mode()
     def open(self, image: np.ndarray, caption: str, seed: int) -> "StudentWalk":
         latent = encoded(self.codec, image, self.device)
-        text = tokenize([caption], self.model.cfg.text_tokens).to(self.device)
+        text = self.words([caption]).to(self.device)
         rollout = Rollout(self.model, self.cfg, image_latent=latent, text=text, seed=seed, unit=self.unit)
         return StudentWalk(self, rollout, latent)
 
@@ -150,13 +151,14 @@ def load(cfg: Serve) -> Student:
     device = choose_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    return read(export.find(cfg.export or export_of(Path(cfg.run))), device, cfg.memory_dtype)
+    folder = export.find(cfg.export or export_of(Path(cfg.run)))
+    return read(folder, device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder)
 
 
-def read(folder: Path, device: torch.device, memory_dtype: str) -> Student:
+def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder: str) -> Student:
     """The student and codec in the folder of an export, with its start images."""
     model, codec = export.load_student(folder, device), codecs.load(folder / "codec", device)
-    check_words(model, folder, "relic serve")
+    said = words.of(model.cfg, text_encoder, device)
     num_parameters = sum(p.numel() for p in model.parameters())
     linears = fp8.make_ready(model, device)
     settings = artifacts.read_json(folder / export.SETTINGS)
@@ -168,12 +170,8 @@ def read(folder: Path, device: torch.device, memory_dtype: str) -> Student:
     }  # fmt: skip
     logger.info("the blocks' linears: %s", linears)
     world = read_world(folder / "examples", recipe=settings["name"], about=about)
-    return Student(model, codec, rollout, unit=Actions(**settings["actions"]), world=world, device=device)
-
-
-def check_words(model: Transformer, folder: Path, command: str) -> None:
-    if not model.cfg.text_vocabulary:
-        raise ValueError(f"the model of {folder} takes umT5 embeddings; {command} takes models with their own words")
+    unit = Actions(**settings["actions"])
+    return Student(model, codec, rollout, words=said, unit=unit, world=world, device=device)
 
 
 def export_of(path: Path) -> str:

@@ -17,10 +17,9 @@ from relic.geometry.actions import ACTIONS, STATIC, integrate, magnitudes, signe
 from relic.geometry.config import Actions
 from relic.model.codec import PATCH, VideoCodec
 from relic.model.conditions import Conditions
-from relic.model.text import tokenize
 from relic.model.transformer import Transformer
 from relic.model.weights import load_transformer
-from relic.pretrained import codecs
+from relic.pretrained import codecs, words
 from relic.serve import engine, export, wire
 from relic.serve.config import Film
 
@@ -70,19 +69,21 @@ def main(cfg: Film, source: Source | None) -> np.ndarray:
     actions = rows(script.parse(cfg.actions, cfg.fps), sizes, speed=cfg.speed, chunk=chunk)
     image = picture(Path(cfg.image), height=cfg.height, width=cfg.width)
     if source and cfg.kind == "student":
-        student = engine.read(source.folder, device, cfg.rollout.memory.dtype)
-        model, codec = student.model, student.codec
+        memory_dtype = cfg.rollout.memory.dtype
+        student = engine.read(source.folder, device, memory_dtype=memory_dtype, text_encoder=cfg.text_encoder)
+        model, codec, said = student.model, student.codec, student.words
     else:
         model, codec = networks(cfg, source, device)
+        said = words.of(model.cfg, cfg.text_encoder, device)
     sides = [side * cells for side, cells in zip(PATCH[1:], model.cfg.patch[1:], strict=True)]
     if cfg.height % sides[0] or cfg.width % sides[1]:
         raise ValueError(
             f"the video is {cfg.width}x{cfg.height} pixels; allowed are multiples of {sides[1]} and of {sides[0]}"
         )
     if cfg.kind == "teacher":
-        return by_teacher(model, codec, cfg, image=image, actions=actions, device=device)
+        return by_teacher(model, codec, said, cfg, image=image, actions=actions, device=device)
     world = engine.World(cfg.weights, cfg.height, cfg.width, cfg.fps, sizes, (), {})
-    student = engine.Student(model, codec, cfg.rollout, unit=cfg.unit, world=world, device=device)
+    student = engine.Student(model, codec, cfg.rollout, words=said, unit=cfg.unit, world=world, device=device)
     return by_student(student, cfg, image=image, actions=actions)
 
 
@@ -90,9 +91,7 @@ def networks(cfg: Film, source: Source | None, device: torch.device) -> tuple[Tr
     """The teacher of a run, or the model that the options name, and its codec."""
     places = (source.nodes["teacher"], source.nodes["codec"]) if source else (cfg.weights, cfg.codec)
     weights, codec = (artifacts.fetch(place) if source or "://" in place else Path(place) for place in places)
-    model = load_transformer(weights, device)
-    engine.check_words(model, weights, "relic generate")
-    return model, codecs.load(codec, device)
+    return load_transformer(weights, device), codecs.load(codec, device)
 
 
 def picture(path: Path, *, height: int, width: int) -> np.ndarray:
@@ -127,13 +126,21 @@ def by_student(student: engine.Student, cfg: Film, *, image: np.ndarray, actions
 
 @torch.inference_mode()
 def by_teacher(
-    model: Transformer, codec: VideoCodec, cfg: Film, *, image: np.ndarray, actions: Tensor, device: torch.device
+    model: Transformer,
+    codec: VideoCodec,
+    said: words.Words,
+    cfg: Film,
+    *,
+    image: np.ndarray,
+    actions: Tensor,
+    device: torch.device,
 ) -> np.ndarray:
     batch = rearrange(actions, "t a -> 1 t a")
-    text = tokenize([cfg.caption], model.cfg.text_tokens)
     latents = sampler.sample(
         model, cfg.sampler, image_latent=engine.encoded(codec, image, device),
-        conditions=Conditions(batch.float(), integrate(batch, cfg.unit).float(), text).to(device),
+        conditions=Conditions(
+            batch.float(), integrate(batch, cfg.unit).float(), said([cfg.caption]), said([""])
+        ).to(device),
         num_latents=(len(actions) + 3) // 4, seed=cfg.seed,
     )  # fmt: skip
     stream = codec.decoder_stream()  # latent by latent: a long video's activations at once would fill the memory
