@@ -50,7 +50,7 @@ class Size:
 SIZES = (
     Size(name="narrow", width=256, ffn=1024, heads=4, layers=4, latents=(5, 32, 48)),
     Size(name="middle", width=512, ffn=2048, heads=8, layers=4, latents=(5, 24, 40)),
-    Size(name="two layers of 1.3B", width=1536, ffn=8960, heads=12, layers=2, latents=(3, 20, 32)),
+    Size(name="two layers of 1.3B", width=1536, ffn=8960, heads=12, layers=2, latents=(5, 16, 24)),
 )
 
 
