@@ -124,7 +124,7 @@ def pretrained_weights(args: list[str]) -> None:
     files = [Path(name) for name in options.source]
     if action == "import":
         wan.import_weights(
-            files, Path(options.out), heads=options.heads, position_scale=options.position_scale, pickle=options.pickle
+            files, Path(options.out), heads=options.heads, control_width=options.control_width, pickle=options.pickle
         )
     elif action == "export":
         wan.export_weights(files[0], Path(options.out), shard_bytes=round(options.shard_gb * 1e9))

@@ -15,7 +15,7 @@ from relic.recipe import Recipe
 from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
 
 VIDEO = 80  # latents of 20 s: 317 frames
-START, UMT5 = "wan/transformer", "wan/text"  # folders, see docs/weights.md
+UMT5 = "wan/text"  # its folder, see docs/weights.md
 TAEHV = Codec(decoder_widths=(256, 128, 64, 64))  # its published decoder
 
 
@@ -24,8 +24,8 @@ def wan_1b() -> Recipe:
     `relic pipeline run --recipe wan_1b`; your walks lie in walks/ (docs/data.md), Wan's weights and umT5 in wan/
     (docs/weights.md).
 
-    Meant for 32 GPUs of 80 GB; `relic plan --recipe wan_1b --gpus 32` says what they hold. Training on several GPUs is
-    not built yet. Not run."""
+    Meant for 32 GPUs of 80 GB; `relic plan --recipe wan_1b --gpus 32` says what they hold. Not run, and it cannot be
+    yet: docs/weights.md says what is missing."""
     rollout = Rollout(chunk=4, memory=Memory(window=8, capacity=VIDEO))
     model = Transformer(
         width=1536, ffn=8960, layers=30, heads=12, control_width=256,
@@ -59,7 +59,7 @@ def wan_1b() -> Recipe:
         shard=Shard(batch=1, shard_bytes=2**30, text_encoder=UMT5),
         teacher=Teacher(
             model=model,
-            start=START,
+            start="wan/1b",
             stages=(
                 Stage(latents=21, steps=5000, batch=64),
                 Stage(latents=40, steps=1000, batch=64),
@@ -99,7 +99,7 @@ def wan_1b() -> Recipe:
             unseen=0,
             text_encoder=UMT5,
             num_latents=VIDEO,
-            batch=1,
+            batch=2,  # walks exchange what they have pooled
             sampler=Sampler(steps=48, shift=5.0, guidance=3.0),
             rollout=rollout,
             script_latents=20,
@@ -114,7 +114,7 @@ def relic_14b() -> Recipe:
     (docs/weights.md).
 
     Meant for the paper's 32 H100 of 80 GB, and 4 of them to serve; `relic plan --recipe relic_14b --gpus 32` says what
-    they hold. Training and serving on several GPUs are not built yet. Not run."""
+    they hold. Not run, and it cannot be yet: docs/weights.md says what is missing."""
     base = wan_1b()
     model = replace(base.teacher.model, width=5120, ffn=13824, layers=40, heads=40)
-    return replace(base, name="relic_14b", teacher=replace(base.teacher, model=model))
+    return replace(base, name="relic_14b", teacher=replace(base.teacher, model=model, start="wan/14b"))

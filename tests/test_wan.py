@@ -9,12 +9,15 @@ import wan_models
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from relic import recipes
 from relic.__main__ import main
 from relic.model import config, wan, weights
+from relic.model.config import ImportWeights
+from relic.model.tensors import Place
 
 CFG = config.Transformer(
     width=48, ffn=80, layers=2, heads=2, latent_channels=4, text_width=12, text_tokens=512, text_vocabulary=0,
-    frequency_width=32, trained_frames=21, frames=21,
+    frequency_width=32, control_width=256, trained_frames=21, frames=21,
 )  # fmt: skip
 
 
@@ -132,6 +135,26 @@ def test_the_heads_must_be_known(theirs: WanTransformer3DModel, tmp_path: Path) 
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"how many heads there are; give --heads \(Wan 1.3B: 12, 14B: 40\)"):
         wan.import_weights([tmp_path / "model.safetensors"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["wan_1b", "relic_14b"])
+def test_imported_weights_fit_the_recipe_that_starts_from_them(name: str) -> None:
+    model = recipes.named(name).teacher.model
+    found = {
+        wan.name_in("diffusers", ours): Place(Path(), "", torch.bfloat16, wan.shape_there(ours, shape, model))
+        for ours, shape in wan.expected(model).items()
+        if not ours.startswith(wan.CONTROL)
+    }
+    imported = wan.config_of(None, found, "diffusers", "", model.heads, ImportWeights(source=(), out="").control_width)
+    assert imported == model
+
+
+def test_an_export_into_a_used_folder_is_refused(imported: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.safetensors").touch()
+    with pytest.raises(ValueError, match="which is not empty; give a new folder"):
+        wan.export_weights(imported, tmp_path)
+    with pytest.raises(ValueError, match="where the weights to import lie; give another folder"):
+        wan.import_weights([imported], imported)
 
 
 def test_a_damaged_export_is_refused(imported: Path, tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """Networks on disk, and the start weights that ship."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import transformer
+from tiny_models import CFG, transformer
 
 from relic import artifacts, recipes
 from relic.model import weights
@@ -38,6 +39,13 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
     weights.save(transformer(), tmp_path)
     with pytest.raises(ValueError, match="holds no codec"):
         weights.load_codec(tmp_path)
+
+
+def test_start_weights_that_compute_something_else_are_refused(tmp_path):
+    weights.save(transformer(), tmp_path)
+    weights.check_start(replace(CFG, frames=16), tmp_path)
+    with pytest.raises(ValueError, match="has heads 2; the model to train has 4"):
+        weights.check_start(replace(CFG, heads=4), tmp_path)
 
 
 def test_unknown_start_weights_are_said_with_what_there_is():

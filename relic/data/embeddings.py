@@ -26,7 +26,7 @@ def embed(captions: Iterable[str], encoder: Path, out: Path, device: str) -> Non
     if (out / FILE).is_file():
         return
     network = words.load(encoder, device)
-    write(out, {key(caption): network.tokens_of(caption) for caption in dict.fromkeys(["", *captions])})
+    write(out, {key(caption): network.tokens_of(caption).cpu() for caption in dict.fromkeys(["", *captions])})
 
 
 def write(out: Path, embedded: Mapping[str, Tensor]) -> None:

@@ -71,7 +71,7 @@ class ImportWeights:
     source: tuple[str, ...]  # a folder in diffusers' layout or of Wan's own release, or all of its files
     out: str  # the folder that gets model.safetensors and config.json
     heads: int = 0  # needed where no config.json says it
-    position_scale: float = 0.1  # of the new pose encoder, see Transformer
+    control_width: int = 256  # of the new control paths; the recipes wan_1b and relic_14b have 256
     pickle: bool = False  # read .pth files too, with weights_only
 
 

@@ -18,6 +18,7 @@ from relic.memory.masks import Segment
 from relic.memory.pooling import log_cells
 
 BLOCK = 128  # FlexAttention's own
+VARIANTS = 128  # of the compiled kernel: twice the lengths of a training in chunks
 
 
 class Plan(NamedTuple):
@@ -30,7 +31,12 @@ class Plan(NamedTuple):
 
 @functools.cache
 def kernel() -> Callable[..., Tensor]:
-    """FlexAttention, compiled: else it would hold tokens x tokens. Loading the compiler takes seconds, so late."""
+    """FlexAttention, compiled: else it would hold tokens x tokens. Loading the compiler takes seconds, so late.
+
+    A training has a variant of it for every length, with and without a graph; past its limit torch would go on without
+    compiling, so the limit is above that, and hitting it stops the run."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -54,7 +60,7 @@ def weighing(plan: Plan) -> Callable[..., Tensor] | None:
     return weighed
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=VARIANTS)
 def plan(segments: tuple[Segment, ...], rows: int, columns: int, device: torch.device) -> Plan:
     """Queries are the segments' tokens in order; keys all latents' at the smallest stride, then at the next ..."""
     whole, num_latents = rows * columns, max(segment.stop for segment in segments)
@@ -70,33 +76,35 @@ def plan(segments: tuple[Segment, ...], rows: int, columns: int, device: torch.d
     part_of = torch.arange(len(tokens)).repeat_interleave(tokens)
     weighs = torch.tensor([segment.weigh_pooled for segment in segments])[segment_of]
     return Plan(
-        block_mask(segment_of.to(device), part_of.to(device), visible.to(device)),
+        block_mask(segment_of, part_of, visible, device),
         torch.cat([c.repeat(num_latents) for c in cells]).to(device),
         weighs.to(device) if weighs.any() else None,
     )
 
 
-def block_mask(segment_of: Tensor, part_of: Tensor, visible: Tensor) -> BlockMask:
-    """segment_of [N] of the queries and part_of [M] of the keys say where to look in visible [segments, parts]."""
+def block_mask(segment_of: Tensor, part_of: Tensor, visible: Tensor, device: torch.device) -> BlockMask:
+    """segment_of [N] of the queries and part_of [M] of the keys say where to look in visible [segments, parts]; all
+    three are on the CPU, where whole numbers are multiplied whatever autocast is on."""
+    there = visible.to(device), segment_of.to(device), part_of.to(device)
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return visible[segment_of[query], part_of[key]]
+        whether, segment, part = there
+        return whether[segment[query], part[key]]
 
     def counts(of: Tensor, kinds: int) -> Tensor:
         """How many tokens of each kind a block has [blocks, kinds]."""
-        block = torch.arange(len(of), device=of.device) // BLOCK
+        block = torch.arange(len(of)) // BLOCK
         blocks = -(-len(of) // BLOCK)
-        return torch.bincount(block * kinds + of, minlength=blocks * kinds).view(blocks, kinds).float()
+        return torch.bincount(block * kinds + of, minlength=blocks * kinds).view(blocks, kinds)
 
-    pairs = counts(segment_of, len(visible)) @ visible.float() @ counts(part_of, visible.shape[1]).mT
+    pairs = counts(segment_of, len(visible)) @ visible.long() @ counts(part_of, visible.shape[1]).mT
     whole = pairs == BLOCK**2
+    some_counts, some = (x.to(device) for x in listed((pairs > 0) & ~whole))
+    whole_counts, whole_blocks = (x.to(device) for x in listed(whole))
     return BlockMask.from_kv_blocks(
-        *listed((pairs > 0) & ~whole),
-        *listed(whole),
-        BLOCK_SIZE=BLOCK,
-        mask_mod=seen,
+        some_counts, some, whole_counts, whole_blocks, BLOCK_SIZE=BLOCK, mask_mod=seen,
         seq_lengths=(len(segment_of), len(part_of)),
-    )
+    )  # fmt: skip
 
 
 def listed(some: Tensor) -> tuple[Tensor, Tensor]:

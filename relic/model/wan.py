@@ -99,31 +99,32 @@ def expected(cfg: config.Transformer) -> dict[str, tuple[int, ...]]:
 
 
 def import_weights(
-    source: Sequence[Path], out: Path, *, heads: int = 0, position_scale: float = 0.1, pickle: bool = False
+    source: Sequence[Path], out: Path, *, heads: int = 0, control_width: int = 256, pickle: bool = False
 ) -> config.Transformer:
     """Writes model.safetensors and config.json to `out` from a folder, or from its files.
 
     The dtype stays. Control paths are taken from a folder that `export_weights` has written; else they are new, their
-    last layers zero, so that the model is Wan. `heads` is needed where no config.json says how many there are; `pickle`
-    allows .pth files, read with weights_only."""
+    last layers zero, so that the model is Wan, and `control_width` wide. `heads` is needed where no config.json says
+    how many there are; `pickle` allows .pth files, read with weights_only."""
     folder = source[0] if len(source) == 1 and source[0].is_dir() else None
     if folder and (folder / HASHES_FILE).exists():
         verify(folder)
     files = files_of(source, pickle)
+    if out.resolve() in {file.resolve().parent for file in files}:
+        raise ValueError(f"out is {out}, where the weights to import lie; give another folder")
     found, read = opened(files)
     layout, prefix = layout_of(found, files)
-    cfg = config_of(folder, found, layout, prefix, heads, position_scale)
+    cfg = config_of(folder, found, layout, prefix, heads, control_width)
     shapes = expected(cfg)
     wanted = {name: prefix + name_in(layout, name) for name in shapes if not name.startswith(CONTROL)}
     check(found, {there: shape_there(name, shapes[name], cfg) for name, there in wanted.items()}, files)
-    control = control_paths(folder, cfg, found[wanted["head.weight"]].dtype)
+    own = control_paths(folder, cfg, found[wanted["head.weight"]].dtype)
     kinds = {
-        name: (control[name].dtype if name in control else found[wanted[name]].dtype, shape)
-        for name, shape in shapes.items()
+        name: (own[name].dtype if name in own else found[wanted[name]].dtype, shape) for name, shape in shapes.items()
     }
 
     def make(name: str) -> Tensor:
-        return control[name] if name in control else ours(name, read(found[wanted[name]]), cfg)
+        return own[name] if name in own else ours(name, read(found[wanted[name]]), cfg)
 
     out.mkdir(parents=True, exist_ok=True)
     tensors.write(out / "model.safetensors", kinds, make)
@@ -171,7 +172,10 @@ def opened(files: Sequence[Path]) -> tuple[dict[str, tensors.Place], Callable[[t
     found: dict[str, tensors.Place] = {}
     states = {file: torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in files}
     for file, state in states.items():
-        found |= {name: tensors.Place(file, name, x.dtype, tuple(x.shape)) for name, x in state.items()}
+        for name, x in state.items():
+            if not isinstance(x, Tensor):
+                raise ValueError(f"{file}: {name} is a {type(x).__name__}; only tensors by name are allowed")
+            found[name] = tensors.Place(file, name, x.dtype, tuple(x.shape))
     return found, lambda place: states[place.file][place.name]
 
 
@@ -190,7 +194,7 @@ def layout_of(found: Mapping[str, object], files: Sequence[Path]) -> tuple[Layou
 
 def config_of(
     folder: Path | None, found: Mapping[str, tensors.Place], layout: Layout, prefix: str, heads: int,
-    position_scale: float,
+    control_width: int,
 ) -> config.Transformer:  # fmt: skip
     """Our configuration, from `relic.json` or from the tensors' shapes; the heads from config.json."""
     if folder and (folder / CONFIG_FILE).exists():
@@ -221,7 +225,7 @@ def config_of(
         text_tokens=TEXT_TOKENS,
         text_vocabulary=0,
         frequency_width=shape("time_embedding.0.weight")[1],
-        position_scale=position_scale,
+        control_width=control_width,
         trained_frames=TRAINED_FRAMES,
         frames=TRAINED_FRAMES,
     )
@@ -266,6 +270,10 @@ def export_weights(folder: Path, out: Path, *, shard_bytes: int = 5 * 10**9) -> 
         raise ValueError(f"{folder} has a text table of its own; only models with umT5's embeddings are Wan's")
     places = tensors.places([folder / "model.safetensors"])
     check(places, expected(cfg), [folder / "model.safetensors"])
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(
+            f"out is {out}, which is not empty; give a new folder, for older files could be read with these"
+        )
     out.mkdir(parents=True, exist_ok=True)
     mine = {name: place for name, place in places.items() if not name.startswith(CONTROL)}
     shards: list[dict[str, str]] = [{}]  # names there -> names here

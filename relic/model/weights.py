@@ -92,14 +92,22 @@ def load_state(own: Mapping[str, Tensor], found: Mapping[str, tensors.Place], so
         own[name].copy_(tensors.read(place))
 
 
+def check_start(cfg: config.Transformer, folder: Path) -> None:
+    """Refuses start weights whose configuration computes something else, though all shapes may fit."""
+    saved = dataclasses.asdict(read_config(folder, "transformer"))
+    for name, value in dataclasses.asdict(cfg).items():
+        if name not in ("frames", "attention") and saved[name] != value:
+            raise ValueError(f"{folder} has {name} {saved[name]}; the model to train has {value}")
+
+
 def read_config(folder: Path, kind: str, file: str = "config.json") -> Any:
     """The configuration of the network in a folder, which must be of this kind."""
     path = folder / file
     if not path.exists():
         raise ValueError(f"{folder} holds no config.json; a {kind}'s folder has model.safetensors and config.json")
     fields = json.loads(path.read_text())
-    if fields.pop("kind") != kind:
-        raise ValueError(f"{folder} holds no {kind}, see its config.json")
+    if fields.pop("kind", None) != kind:
+        raise ValueError(f"{folder} holds no {kind} of relic's, see its {file}")
     return KINDS[kind][0](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 

@@ -27,7 +27,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> VideoCodec:
     try:
         from relic.pretrained import vae
     except ModuleNotFoundError as error:
-        raise ImportError(f"{folder} holds Wan's VAE, which needs diffusers: pip install 'relic[wan]'") from error
+        raise ValueError(f"{folder} holds Wan's VAE, which needs diffusers: pip install 'relic[wan]'") from error
     return vae.load(folder, device)
 
 

@@ -28,7 +28,7 @@ class TextEncoder:
             return_attention_mask=True, return_tensors="pt",
         ).to(self.model.device)  # fmt: skip
         states = self.model(given.input_ids, given.attention_mask).last_hidden_state
-        return states[0, : int(given.attention_mask.sum())]
+        return states[0, : int(given.attention_mask.sum())].clone()  # a view would keep the padding
 
     def embed(self, captions: list[str], length: int = LENGTH) -> Tensor:
         """Embeddings [B, length, width] of captions, zero behind their tokens."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from relic.model import config
 from relic.model.text import tokenize
@@ -13,6 +14,7 @@ from relic.model.text import tokenize
 if TYPE_CHECKING:
     from relic.pretrained.text import TextEncoder
 
+KEPT = 512  # captions whose embeddings stay in memory
 Words = Callable[[list[str]], Tensor]  # captions -> [B, L] int64, or [B, L, width] float32
 
 
@@ -27,8 +29,12 @@ def of(model: config.Transformer, text_encoder: str, device: torch.device | str)
     def embedded(captions: list[str]) -> Tensor:
         for caption in dict.fromkeys(captions):
             if caption not in known:
-                known[caption] = encoder.embed([caption], model.text_tokens)[0].float().cpu()
-        return torch.stack([known[caption] for caption in captions])
+                known[caption] = encoder.tokens_of(caption, model.text_tokens).cpu()
+        found = [known[caption] for caption in captions]
+        rows = [functional.pad(x.float(), (0, 0, 0, model.text_tokens - len(x))) for x in found]
+        while len(known) > KEPT:
+            del known[next(iter(known))]
+        return torch.stack(rows)
 
     return embedded
 

@@ -42,18 +42,19 @@ def adapt(model: Transformer, cfg: Lora) -> None:
 
 @torch.no_grad()
 def merged(model: Transformer) -> Transformer:
-    """A plain model whose weights are the adapted ones; what was not adapted is shared with `model`, not copied. A
-    model without adapters is given back as it is."""
+    """A plain model whose weights are the adapted ones, on the CPU, for a second whole one has no room on a GPU; what
+    was not adapted is shared with a `model` that is there too. A model without adapters is given back as it is."""
     if not any(".lora_" in name for name, _ in model.named_parameters()):
         return model
     from peft.tuners.lora import Linear
 
-    state = {name: x for name, x in model.state_dict().items() if ".lora_" not in name and ".base_layer." not in name}
+    whole = model.state_dict().items()
+    state = {name: x.cpu() for name, x in whole if ".lora_" not in name and ".base_layer." not in name}
     for name, layer in model.named_modules():
         if isinstance(layer, Linear):
             linear = layer.get_base_layer()
-            state[f"{name}.weight"] = layer.get_delta_weight(ADAPTER) + linear.get_parameter("weight")
-            state[f"{name}.bias"] = linear.bias
+            state[f"{name}.weight"] = (layer.get_delta_weight(ADAPTER) + linear.get_parameter("weight")).cpu()
+            state[f"{name}.bias"] = linear.get_parameter("bias").cpu()
     with torch.device("meta"):
         plain = Transformer(model.cfg)
     plain.load_state_dict(state, assign=True)

@@ -32,7 +32,9 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
     torch.manual_seed(cfg.seed)
     model = Transformer(cfg.model).to(device)
     if cfg.start:
-        weights.load_into(model, weights.start_folder(cfg.start))
+        start = weights.start_folder(cfg.start)
+        weights.check_start(cfg.model, start)
+        weights.load_into(model, start)
     if cfg.lora.rank:
         lora.adapt(model, cfg.lora)
     dataset = loader.load(samples, model.cfg)
@@ -72,11 +74,10 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
         checkpoint.save_if_due(step + 1)
 
     ema.module.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
-    teacher = lora.merged(ema.module)
-    weights.save(teacher, out)
+    weights.save(lora.merged(ema.module), out)
     if cfg.lora.rank:
         lora.save(ema.module, cfg.lora, out, ema.names)
-    return {"loss_before": before, "loss": validation_loss(teacher, dataset, cfg, device)}
+    return {"loss_before": before, "loss": validation_loss(ema.module.eval(), dataset, cfg, device)}
 
 
 def flow_loss(
