@@ -111,12 +111,18 @@ def pretrained_weights(args: list[str]) -> None:
     from relic.train.config import MergeAdapter
 
     kinds = {"import": ImportWeights, "export": ExportWeights, "merge": MergeAdapter}
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: relic weights {'|'.join(kinds)} [OPTIONS]   (relic weights import --help lists the options)")
+        print(f"\n{OTHERS['weights']}")
+        return
     if not args or args[0] not in kinds:
         given_first = args[0] if args else "nothing"
         raise UserError(f"'weights' is followed by {given_first!r}; allowed are {', '.join(kinds)}")
     action, rest = args[0], args[1:]
     given = list(itertools.takewhile(lambda arg: not arg.startswith("-"), rest))
     source = ["--source", *given] if given else []
+    if not {"-h", "--help"} & set(rest) and not (source or "--source" in rest):
+        raise UserError(f"relic weights {action} needs weights: relic weights {action} DIR --out DIR")
     options = parse(kinds[action], source + rest[len(given) :], f"relic weights {action}", OTHERS["weights"])
     from relic.model import wan
     from relic.train import lora

@@ -103,7 +103,7 @@ def tiny_base() -> Recipe:
     """How the start weights that ship with relic are trained: two and a half hours on 2 shared cores, of which one core
     for the last 80 minutes (weights/tiny/weights.json).
 
-    Base on held-out walks: +0.48 dB over the still frame, win rate 0.958 (docs/results.md)."""
+    Base on held-out walks: +0.47 dB over the still frame, win rate 0.958 (docs/results.md)."""
     scratch = tiny_scratch()
     return replace(
         scratch,

@@ -146,6 +146,13 @@ def test_a_clip_without_poses_is_refused(tmp_path):
         windows(tmp_path)
 
 
+def test_a_video_without_an_npz_is_refused_beside_others_that_have_one(tmp_path):
+    write_take(tmp_path)
+    (tmp_path / "other.mp4").write_bytes((tmp_path / "take.mp4").read_bytes())
+    with pytest.raises(ValueError, match=r"other\.mp4 has no npz; every video needs its poses"):
+        windows(tmp_path)
+
+
 def test_an_npz_without_a_video_is_refused(tmp_path):
     np.savez(tmp_path / "take.npz", c2w=POSES, intrinsics=INTRINSICS)
     with pytest.raises(ValueError, match="neither a video nor an image folder"):

@@ -199,3 +199,10 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(steps, "perform", interrupt)
     assert command.main(["curate"]) == 130
     assert sentence(capsys) == "relic: stopped; run the same command again to go on"
+
+
+def test_weights_has_help_and_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["weights", "--help"]) == 0
+    assert "usage: relic weights import|export|merge" in capsys.readouterr().out
+    assert command.main(["weights", "import"]) == 2
+    assert sentence(capsys) == "relic: relic weights import needs weights: relic weights import DIR --out DIR"

@@ -67,7 +67,8 @@ def write(
         "<p class=soft>Cameras are read from the videos by a small network trained on the recorded walks. Its own "
         "error on the true videos, and on what the codec keeps of them, is the floor; a frozen video and another "
         "walk's actions are what a model must beat. Relative pose errors over 1 and 16 frames: translation in mean "
-        "steps, rotation in degrees, failed estimates counted as a camera at rest.</p>",
+        "steps, rotation in degrees, failed estimates counted as a camera at rest; estimates: how many did not fail, "
+        "of the walks whose camera moves.</p>",
         cameras("video", report["cameras"]),
         "<h3>One action at a time, and walking while turning</h3>",
         cameras("script", report["scripts"]),
@@ -166,7 +167,7 @@ def cameras(what: str, found: dict[str, dict]) -> str:
     for name, figures in found.items():
         errors = [figures[key] for key in ("rpe_t_1", "rpe_t_16", "rpe_r_1", "rpe_r_16")]
         row: list[object] = [name, *(shown(error["mean"], ".2f") for error in errors)]
-        row += [f"{errors[2]['n_ok']} / {errors[2]['n']}", shown(figures["following"]["balanced_accuracy"], ".0%")]
+        row += [f"{errors[0]['n_ok']} / {errors[0]['n']}", shown(figures["following"]["balanced_accuracy"], ".0%")]
         axes = {name: axis for name, axis in figures["following"]["axes"].items() if axis}
         if what == "script":  # of one motion, without end: any guess of it is always right
             row.append(", ".join(f"{name} {shown(axis['slope'], '.2f')}" for name, axis in axes.items()))

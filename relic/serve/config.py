@@ -56,6 +56,8 @@ class Serve:
         if bool(self.run) == bool(self.export):
             given = "both are" if self.run else "neither is"
             raise ValueError(f"give --run (run.json of a finished pipeline) or --export (URI or folder); {given} given")
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; it must be at least 0, where 0 leaves torch's own choice")
         if self.memory_dtype not in ("fp8", "bf16", "fp32"):
             raise ValueError(f"memory_dtype is {self.memory_dtype!r}; allowed are fp8, bf16 and fp32")
         if not 0 <= self.port <= 65535:
@@ -107,6 +109,7 @@ class Film:
     width: int = 0
     fps: float = 16.0
     device: str = "auto"  # auto (the GPU where there is one), cpu, cuda or cuda:N
+    threads: int = 0  # of torch on the CPU; 0 leaves torch's own choice
     sampler: Sampler = field(default_factory=Sampler)  # of the teacher
     rollout: Rollout = field(default_factory=Rollout)  # of the student
     unit: Actions = field(default_factory=Actions)
@@ -128,3 +131,5 @@ class Film:
             raise ValueError(f"the video is {self.width}x{self.height} pixels; give --width and --height")
         if self.speed <= 0 or self.fps <= 0:
             raise ValueError(f"speed is {self.speed} and fps {self.fps}; both must be above 0")
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; it must be at least 0, where 0 leaves torch's own choice")

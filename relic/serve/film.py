@@ -64,6 +64,8 @@ def main(cfg: Film, source: Source | None) -> np.ndarray:
 
     Without a source every action's usual size is 1: a mean step, or a rotation's unit."""
     device = engine.choose_device(cfg.device)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
     sizes = source.world.actions if source else dict.fromkeys(ACTIONS[:-1], 1.0)
     chunk = cfg.rollout.chunk if cfg.kind == "student" else 1
     actions = rows(script.parse(cfg.actions, cfg.fps), sizes, speed=cfg.speed, chunk=chunk)

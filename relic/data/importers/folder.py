@@ -38,6 +38,9 @@ def windows(folder: Path, *, num_frames: int, fps: float) -> list[Window]:
     paths = sorted(folder.glob("*.npz"))
     if not paths:
         raise ValueError(f"{folder} has no npz; every video needs its poses in an npz of the same name")
+    for path in sorted(path for path in folder.iterdir() if path.suffix in VIDEOS):
+        if not path.with_suffix(".npz").is_file():
+            raise ValueError(f"{path} has no npz; every video needs its poses in an npz of the same name")
     found = [window for path in paths for window in cut(read_track(path), num_frames, fps)]
     if not found:
         raise ValueError(f"{folder} has no {num_frames} frames in a row at {fps:g} fps with poses; give longer videos")
