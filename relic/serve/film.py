@@ -55,8 +55,9 @@ def options(source: Source) -> type[Film]:
         measured = artifacts.read_manifest(source.nodes["evaluate"])["parameters"]
         dials["sampler"] = (Sampler, Sampler(**measured["sampler"]))
     changed = [(name, kind, field(default=value)) for name, (kind, value) in dials.items()]
-    same = {"__module__": Film.__module__}  # where --help finds what Film's comments say of the fields
-    return make_dataclass("Film", changed, bases=(Film,), namespace=same, frozen=True, kw_only=True)
+    made = make_dataclass("Film", changed, bases=(Film,), frozen=True, kw_only=True)
+    made.__module__ = Film.__module__  # where --help finds what Film's comments say of the fields
+    return made
 
 
 def main(cfg: Film, source: Source | None) -> np.ndarray:
