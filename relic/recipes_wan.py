@@ -9,9 +9,10 @@ from dataclasses import replace
 from relic.data.config import Curate, Shard
 from relic.evaluate.config import Evaluate, Revisit
 from relic.generate.config import Rollout, Sampler
+from relic.launch.config import Deploy
 from relic.memory.config import Memory
 from relic.model.config import Codec, PoseNet, Transformer
-from relic.recipe import Recipe
+from relic.recipe import Recipe, gate
 from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
 
 VIDEO = 80  # latents of 20 s: 317 frames
@@ -46,15 +47,7 @@ def wan_1b() -> Recipe:
             known=220,
             unseen=0,
         ),
-        codec=CodecTraining(
-            model=TAEHV,
-            steps=20000,
-            batch=8,
-            piece_frames=17,
-            piece_size=256,
-            optimizer=Optimizer(learning_rate=5e-4, warmup=500, final_share=0.02),
-            checkpoint_every_s=600.0,
-        ),
+        codec=CodecTraining(pretrained="wan/vae", model=TAEHV),  # `model`: the decoder that serves, for `relic plan`
         pose_net=PoseNetTraining(model=PoseNet(height=128, width=224), steps=20000, batch=24, checkpoint_every_s=600.0),
         shard=Shard(batch=1, shard_bytes=2**30, text_encoder=UMT5),
         teacher=Teacher(
@@ -105,6 +98,7 @@ def wan_1b() -> Recipe:
             script_latents=20,
             revisit=Revisit(min_away=48),  # no return is within the window and the chunk
         ),
+        deploy=Deploy(gate=gate(gain_db=0.01, win_rate=0.8), text_encoder=UMT5),
     )
 
 

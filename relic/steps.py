@@ -36,8 +36,8 @@ TABLE = (
          about="record or import clips, filter, caption and annotate them"),
     Step(name="join", function="relic.data.join:main", inputs=("parts",),
          about="one index over the parts of a fan-out"),
-    Step(name="codec", function="relic.train.codec:main", config="codec", inputs=("clips",), files=("start",),
-         about="train the small video codec"),
+    Step(name="codec", function="relic.train.codec:main", config="codec", inputs=("clips",),
+         files=("start", "pretrained"), about="train the small video codec"),
     Step(name="pose-net", function="relic.train.pose_net:main", config="pose_net", inputs=("clips",),
          about="train the estimator of the camera's motion"),
     Step(name="shard", function="relic.data.shard:main", config="shard", inputs=("clips", "codec"), fan_out=True,
@@ -54,6 +54,7 @@ TABLE = (
     Step(name="export", function="relic.serve.export:main", config="export", inputs=("student", "codec", "evaluation"),
          about="put the student, in FP8, into a folder that a server needs nothing beside"),
     Step(name="deploy", function="relic.launch.promote:main", config="deploy", inputs=("export", "evaluation"),
+         files=("text_encoder",),
          about="pass the gate, register the export, play a session against it and give it the alias"),
 )  # fmt: skip
 STEPS: dict[str, Step] = {step.name: step for step in TABLE}

@@ -41,7 +41,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "options": {"mistakes"},
     "steps": {"artifacts", "mistakes", "tracking"},
     "recipe": {"launch.config", *CONFIGS},
-    "recipes_wan": {"recipe", *CONFIGS},
+    "recipes_wan": {"recipe", "launch.config", *CONFIGS},
     "recipes": {"mistakes", "launch.config", "recipe", "recipes_wan", *CONFIGS},
     "pipeline": {*HELPERS, "steps", "recipes", "pipeline", *CONFIGS},
     "launch": {*HELPERS, "steps", "recipes", "launch", *CONFIGS},

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import synthetic
 import torch
+import vaes
 from tiny_models import whole_and_resumed
 
 from relic.data import clip
 from relic.geometry.config import Actions
 from relic.model import config, weights
 from relic.model.codec import Codec, patches
+from relic.pretrained import codecs
 from relic.tracking import Run
 from relic.train import codec
 from relic.train.config import CodecTraining
@@ -97,3 +99,16 @@ def test_pieces_are_cut_within_the_clips():
 def test_a_region_without_clips_is_said(clips):
     with pytest.raises(ValueError, match="no kept clip of region 'unseen'"):
         codec.frames_of(clips, "unseen")
+
+
+def test_wans_vae_is_taken_as_it_is_and_measured(clips, tmp_path):
+    vaes.wan_vae().save_pretrained(tmp_path / "vae")
+    (tmp_path / "out").mkdir()
+    found = codec.main(
+        CodecTraining(pretrained=str(tmp_path / "vae")), clips=clips, out=tmp_path / "out", run=Run.silent()
+    )
+    made, known = codecs.load(tmp_path / "out"), codec.frames_of(clips, "known")
+    assert found["codec_psnr_db"] == codec.psnr(made, known)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == codecs.files(tmp_path / "vae")
+    latents = made.encode(codec.as_batch(known[0], "cpu"))
+    assert latents.shape == (1, (len(known[0]) + 3) // 4, 16, 8, 12)

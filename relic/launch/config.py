@@ -30,6 +30,7 @@ class Deploy:
     pictures: int = 48  # of the session
     picture_s: float = 30.0  # the longest wait for a picture, and for a key press to show in one
     start_s: float = 300.0  # for the server to load and to get warm
+    text_encoder: str = ""  # umT5's folder, for a model that takes its embeddings
 
     def __post_init__(self) -> None:
         if not self.gate:

@@ -44,7 +44,8 @@ def main(cfg: Deploy, *, export: list[Path], evaluation: list[Path], out: Path, 
     version = register(registry, cfg.model, uri, tags)
     run.progress(2, 4, f"version {version} of {cfg.model}")
     # 3. a server and a session
-    with serving(uri, log=out / "server.log", start_s=cfg.start_s) as place:
+    options = ("--text-encoder", cfg.text_encoder) if cfg.text_encoder else ()
+    with serving(uri, *options, log=out / "server.log", start_s=cfg.start_s) as place:
         session = client.play(place, pictures=cfg.pictures, picture_s=cfg.picture_s)
     for name, value in session.items():
         registry.set_model_version_tag(cfg.model, version, f"session.{name}", f"{value:g}")
@@ -130,9 +131,9 @@ def alias_on(registry: Any, cfg: Deploy, version: str) -> Iterator[None]:
 
 
 @contextmanager
-def serving(export: str, *, log: Path, start_s: float) -> Iterator[str]:
+def serving(export: str, *options: str, log: Path, start_s: float) -> Iterator[str]:
     """The address of a warm `relic serve` of an export, on a free port of this machine."""
-    command = [sys.executable, "-m", "relic", "serve", "--export", export, "--port", "0", "--drain-s", "0"]
+    command = [sys.executable, "-m", "relic", "serve", "--export", export, "--port", "0", "--drain-s", "0", *options]
     environment = {**os.environ, steps.PARENT_PROCESS: str(os.getpid())}
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)

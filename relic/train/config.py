@@ -22,6 +22,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTraining:
+    pretrained: str = ""  # a folder with Wan's VAE (docs/weights.md), taken as it is and measured; empty: train `model`
     model: Codec = field(default_factory=Codec)
     start: str = ""  # a folder of start weights in relic/weights ("tiny/codec"); empty: from nothing
     steps: int = 200
