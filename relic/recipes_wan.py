@@ -11,13 +11,12 @@ from relic.evaluate.config import Evaluate, Revisit
 from relic.generate.config import Rollout, Sampler
 from relic.launch.config import Deploy
 from relic.memory.config import Memory
-from relic.model.config import Codec, PoseNet, Transformer
+from relic.model.config import TAEHV, PoseNet, Transformer
 from relic.recipe import Recipe, gate
 from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
 
 VIDEO = 80  # latents of 20 s: 317 frames
 UMT5 = "wan/text"  # its folder, see docs/weights.md
-TAEHV = Codec(decoder_widths=(256, 128, 64, 64))  # its published decoder
 
 
 def wan_1b() -> Recipe:

@@ -13,6 +13,7 @@ from relic.geometry.actions import annotate, integrate
 from relic.geometry.config import Actions
 from relic.model import config, weights
 from relic.model.codec import Codec
+from relic.model.text import padded
 from relic.pretrained import text
 from relic.tracking import Run
 
@@ -195,8 +196,8 @@ def test_captions_and_the_empty_prompt_are_embedded_by_their_keys(clips, codec, 
     assert len(found) == 8
     for key, caption in captions.items():
         assert torch.equal(found[key], encoder.tokens_of(caption))
-    padded = embeddings.padded([found[key] for key in captions], 512)
-    assert torch.equal(padded, encoder.embed(list(captions.values())).float())
+    made = padded([found[key] for key in captions], 512).float()
+    assert torch.equal(made, encoder.embed(list(captions.values())).float())
 
 
 def test_a_caption_is_embedded_once(clips, codec, umt5, tmp_path, monkeypatch):

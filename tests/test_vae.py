@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor
 from vaes import wan_vae
 
-from relic.model import weights
 from relic.model.codec import DecoderStream, decoder
+from relic.model.config import TAEHV
 from relic.pretrained import vae
 from relic.pretrained.vae import WanCodec
 
@@ -88,7 +88,7 @@ def test_a_stream_keeps_as_much_after_many_calls_as_after_few_and_no_graph(codec
 
 def test_the_published_size_makes_317_frames_of_480x832_80_latents_and_keeps_what_is_documented():
     with torch.device("meta"):
-        codec, taehv = WanCodec(AutoencoderKLWan()), DecoderStream(decoder(weights.TAEHV))
+        codec, taehv = WanCodec(AutoencoderKLWan()), DecoderStream(decoder(TAEHV))
         coding, decoding = codec.encoder_stream(), codec.decoder_stream()
         encoded = coding.encode(torch.empty(1, 317, 3, 480, 832))
         assert encoded.shape == (1, 80, 16, 60, 104)

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional
 
 from relic.pretrained import words
 
@@ -50,11 +49,3 @@ def read(folders: list[Path]) -> dict[str, Tensor]:
     if len(widths) > 1:
         raise ValueError(f"captions have embeddings of widths {sorted(widths)}; all must come from one text encoder")
     return found
-
-
-def padded(rows: list[Tensor], length: int) -> Tensor:
-    """Embeddings [B, length, width] float32 of captions' [n, width], zero behind their tokens."""
-    longest = max(map(len, rows))
-    if longest > length:
-        raise ValueError(f"a caption has {longest} tokens; the model's text_tokens is {length}")
-    return torch.stack([functional.pad(row.float(), (0, 0, 0, length - len(row))) for row in rows])

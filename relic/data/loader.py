@@ -118,4 +118,4 @@ class Dataset:
         if self.embedded is None:
             return text.tokenize(["", *(entry["caption"] for entry in entries)], self.text_tokens)
         keys = [embeddings.key(""), *(entry["text"] for entry in entries)]
-        return embeddings.padded([self.embedded[key] for key in keys], self.text_tokens)
+        return text.padded([self.embedded[key] for key in keys], self.text_tokens).float()

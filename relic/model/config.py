@@ -8,7 +8,10 @@ class Codec:
     """The small causal video codec: 8x in space, 4x in time."""
 
     latent_channels: int = 16
-    decoder_widths: tuple[int, int, int, int] = (64, 48, 32, 32)  # TAEHV's published decoder is (256, 128, 64, 64)
+    decoder_widths: tuple[int, int, int, int] = (64, 48, 32, 32)  # TAEHV's published decoder is wider, see below
+
+
+TAEHV = Codec(decoder_widths=(256, 128, 64, 64))  # github.com/madebyollin/taehv, its file taew2_1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,6 @@ KINDS = {
     "pose_net": (config.PoseNet, PoseNet),
     "transformer": (config.Transformer, Transformer),
 }
-TAEHV = config.Codec(decoder_widths=(256, 128, 64, 64))  # github.com/madebyollin/taehv, its file taew2_1
 
 
 def save(module: Codec | PoseNet | Transformer, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -55,7 +54,7 @@ def load_taehv(file: Path, device: torch.device | str = "cpu") -> nn.Sequential:
 
     Its encoder is left behind: it pads a video at the end and pools frames 0-3, where Wan's first latent is frame 0
     alone."""
-    layers = decoder(TAEHV)
+    layers = decoder(config.TAEHV)
     prefix = "decoder."
     found = {k.removeprefix(prefix): v for k, v in tensors.places([file]).items() if k.startswith(prefix)}
     load_state(layers.state_dict(), found, file)
@@ -108,7 +107,12 @@ def read_config(folder: Path, kind: str, file: str = "config.json") -> Any:
     fields = json.loads(path.read_text())
     if fields.pop("kind", None) != kind:
         raise ValueError(f"{folder} holds no {kind} of relic's, see its {file}")
-    return KINDS[kind][0](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return KINDS[kind][0](**dials(fields))
+
+
+def dials(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's fields as JSON has them, its lists tuples again."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _load(folder: Path, kind: str, device: torch.device | str):

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, UMT5EncoderModel
+
+from relic.model.text import padded
 
 LENGTH = 512  # tokens that Wan was trained with
 
@@ -32,8 +33,7 @@ class TextEncoder:
 
     def embed(self, captions: list[str], length: int = LENGTH) -> Tensor:
         """Embeddings [B, length, width] of captions, zero behind their tokens."""
-        rows = [self.tokens_of(caption, length) for caption in captions]
-        return torch.stack([functional.pad(row, (0, 0, 0, length - len(row))) for row in rows])
+        return padded([self.tokens_of(caption, length) for caption in captions], length)
 
 
 def load(folder: Path, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> TextEncoder:

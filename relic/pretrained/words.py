@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from relic.model import config
-from relic.model.text import tokenize
+from relic.model.text import padded, tokenize
 
 if TYPE_CHECKING:
     from relic.pretrained.text import TextEncoder
@@ -30,11 +29,10 @@ def of(model: config.Transformer, text_encoder: str, device: torch.device | str)
         for caption in dict.fromkeys(captions):
             if caption not in known:
                 known[caption] = encoder.tokens_of(caption, model.text_tokens).cpu()
-        found = [known[caption] for caption in captions]
-        rows = [functional.pad(x.float(), (0, 0, 0, model.text_tokens - len(x))) for x in found]
+        rows = [known[caption] for caption in captions]
         while len(known) > KEPT:
             del known[next(iter(known))]
-        return torch.stack(rows)
+        return padded(rows, model.text_tokens).float()
 
     return embedded
 

@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from relic.model import fp8
 from relic.model.codec import Stream, VideoCodec
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.model.weights import dials
 from relic.pretrained import codecs, words
 from relic.pretrained.words import Words
 from relic.serve import export
@@ -196,12 +197,8 @@ def nodes_of(path: Path, *needed: str) -> dict[str, str]:
 
 def rollout_of(rollout: dict, memory_dtype: str) -> RolloutConfig:
     """The rollout of an export, its memory in another precision."""
-
-    def fields(said: dict) -> dict[str, Any]:
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
-
-    memory = Memory(**fields({**rollout["memory"], "dtype": memory_dtype}))
-    return RolloutConfig(**{**fields(rollout), "memory": memory})
+    memory = Memory(**dials({**rollout["memory"], "dtype": memory_dtype}))
+    return RolloutConfig(**{**dials(rollout), "memory": memory})
 
 
 def read_world(folder: Path, *, recipe: str, about: dict[str, object]) -> World:

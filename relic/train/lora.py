@@ -9,7 +9,6 @@ it gives the same model again (`load`).
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -79,9 +78,9 @@ def load(start: Path, folder: Path) -> Transformer:
         written = opened.metadata() or {}
     if not {"lora", "model"} <= written.keys():
         raise ValueError(f"{file} does not say what it adapts; allowed is one that a teacher of relic wrote")
-    model = Transformer(config.Transformer(**_dials(written["model"])))
+    model = Transformer(config.Transformer(**weights.dials(json.loads(written["model"]))))
     weights.load_into(model, weights.start_folder(str(start)))
-    adapt(model, Lora(**_dials(written["lora"])))
+    adapt(model, Lora(**weights.dials(json.loads(written["lora"]))))
     weights.load_state(optimizer.trained(model), found, file)
     return model.eval()
 
@@ -89,7 +88,3 @@ def load(start: Path, folder: Path) -> Transformer:
 def merge(start: Path, folder: Path, out: Path) -> None:
     """Writes the plain model of start weights and a folder's adapter.safetensors."""
     weights.save(merged(load(start, folder)), out)
-
-
-def _dials(text: str) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
