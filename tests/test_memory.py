@@ -97,5 +97,5 @@ def test_rotating_before_pooling_would_cancel_fast_frequencies():
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="'int4'; allowed are 'fp8'"):
+    with pytest.raises(ValueError, match="dtype is 'int4'; allowed are fp8"):
         Config(dtype="int4")

@@ -1,8 +1,18 @@
-"""Dials of the attention memory."""
+"""Dials of the attention memory, and its policies: which latents a chunk is shown, at which pooling."""
 
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 SCHEDULE = (1, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4)  # section 5.1 of RELIC: pooling factor a side
+POLICIES = ("full", "window", "relic", "relic_landmarks")
+
+
+class Slot(NamedTuple):
+    """A latent that is shown: its absolute index and its pooling factor a side (1: whole)."""
+
+    latent: int
+    stride: int
 
 
 def pooled_tokens(rows: int, columns: int, stride: int) -> int:
@@ -12,35 +22,66 @@ def pooled_tokens(rows: int, columns: int, stride: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """RELIC's memory: the last `window` latents whole, older ones pooled by `schedule`, at most `capacity` latents."""
+    """What is remembered of the latents, of which the last `window` are whole and the first, the image, always stays.
 
+    "relic": older ones pooled by `schedule`. "full": older ones whole too. "window": older ones forgotten.
+    "relic_landmarks": as "relic", and of `landmarks` older ones that are kept whole, chosen for showing different
+    views, the `retrieved` that lie nearest to where the camera will be."""
+
+    policy: str = "relic"
     window: int = 8  # latents kept whole
     schedule: tuple[int, ...] = SCHEDULE  # pooling factor a side of latent i: schedule[i % len]
-    capacity: int = 80  # latents; the oldest but the first (the sink) leave beyond it
+    capacity: int = 80  # latents, the chunk to come included; the oldest but the first (the sink) leave beyond it
+    landmarks: int = 16  # latents kept whole beside the window
+    retrieved: int = 4  # of them, shown to a chunk
+    degrees_per_step: float = 5.0  # a turn that takes a view as far away as one mean step does
+    pooled: str = "keys"  # what is pooled: "keys" and values, before RoPE | "latents", which are then encoded again
     weigh_pooled: bool = False  # a pooled token weighs as much as the cells it stands for: log s^2 on its logits
     dtype: str = "fp8"  # "fp8" (E4M3 with scales) | "bf16" | "fp32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("fp8", "bf16", "fp32"):
-            raise ValueError(f"memory dtype is {self.dtype!r}; allowed are 'fp8', 'bf16' and 'fp32'")
+        choices = {"policy": POLICIES, "pooled": ("keys", "latents"), "dtype": ("fp8", "bf16", "fp32")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"memory {name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
         if not self.schedule or min(self.schedule) < 1:
             raise ValueError(f"schedule is {self.schedule}; it needs pooling factors of at least 1")
         if not 0 < self.window < self.capacity:
             raise ValueError(f"window {self.window} must be above 0 and below the capacity {self.capacity}")
+        if not 0 < self.retrieved <= self.landmarks or self.degrees_per_step <= 0:
+            raise ValueError(
+                f"retrieved is {self.retrieved} of {self.landmarks} landmarks and degrees_per_step "
+                f"{self.degrees_per_step}; allowed are 0 < retrieved <= landmarks and a positive number of degrees"
+            )
 
     def stride(self, latent: int) -> int:
-        """Pooling factor a side of the latent with this absolute index, once it has left the window."""
+        """Pooling factor a side of the latent with this absolute index once it has left the window; 0: forgotten."""
+        if self.policy == "full" or (self.policy == "window" and latent):
+            return int(self.policy == "full")
         return self.schedule[latent % len(self.schedule)]
 
-    def room(self, rows: int, columns: int) -> int:
-        """Tokens that storage is allocated for, of latents of rows x columns: the sink, the old, the window."""
-        whole = rows * columns
-        schedule = [pooled_tokens(rows, columns, s) for s in self.schedule]
-        old = sum(sorted(schedule, reverse=True)[: self.capacity % len(schedule)])
-        old += self.capacity // len(schedule) * sum(schedule)
-        return whole + old + self.window * whole
+    def first(self, latents: int, coming: int = 0) -> int:
+        """The oldest latent but the image that is shown when `latents` are remembered and `coming` more come."""
+        oldest = max(1, latents + coming - self.capacity + 1)
+        return max(oldest, latents - self.window) if self.policy == "window" else oldest
 
-    def tokens(self, rows: int, columns: int, latents: int) -> int:
-        """Tokens remembered of the first `latents` latents, of rows x columns, within the capacity."""
-        old = [pooled_tokens(rows, columns, self.stride(i)) for i in range(latents - self.window)]
-        return sum(old) + min(latents, self.window) * rows * columns
+    def slots(self, latents: int, coming: int = 0) -> list[Slot]:
+        """What is shown, oldest first, of `latents` latents to the chunk of the next `coming`, landmarks aside."""
+        shown = [0, *range(self.first(latents, coming), latents)] if latents else []
+        return [Slot(i, self.stride(i) if i < latents - self.window else 1) for i in shown]
+
+    def num_retrieved(self, latents: int) -> int:
+        """How many landmarks are shown beside the slots."""
+        return min(self.retrieved, max(0, latents - self.window - 1)) if self.policy == "relic_landmarks" else 0
+
+    def tokens(self, rows: int, columns: int, latents: int, coming: int = 0) -> int:
+        """Tokens shown of `latents` latents of rows x columns to the chunk of the next `coming`."""
+        count = sum(pooled_tokens(rows, columns, slot.stride) for slot in self.slots(latents, coming))
+        return count + self.num_retrieved(latents) * rows * columns
+
+    @functools.cache  # noqa: B019, of a frozen value
+    def room(self, rows: int, columns: int, coming: int = 0) -> int:
+        """The most tokens that are ever shown, however long the walk."""
+        return max(
+            self.tokens(rows, columns, n, coming) for n in range(1, self.capacity + self.window + len(self.schedule))
+        )

@@ -1,10 +1,11 @@
 """Who sees whom while the student is trained: section 4.4.1 and figure 5 of RELIC (hybrid forcing).
 
 A video of B chunks: the first B - K clean (teacher forcing), the last K noisy (diffusion forcing). Everything is causal
-by chunk. A clean chunk sees what serving would show it: the window whole, older latents pooled. A noisy chunk sees
-every clean latent pooled by its schedule and the earlier noisy ones whole.
+by chunk. A clean chunk sees what serving would show it: the window whole, older latents by the memory's policy. A noisy
+chunk sees every clean latent as an old one, pooled by its schedule, and the earlier noisy ones whole.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relic.memory.config import Memory
@@ -20,18 +21,26 @@ class Segment:
     weigh_pooled: bool = False  # pooled tokens weigh as much as the cells they stand for
 
 
-def hybrid(num_latents: int, chunk: int, noisy_chunks: int, memory: Memory) -> tuple[Segment, ...]:
-    """The segments of a video of `num_latents`, whose last `noisy_chunks` chunks are noisy."""
+def hybrid(
+    num_latents: int, chunk: int, noisy_chunks: int, memory: Memory, *, landmarks: Sequence[int] = ()
+) -> tuple[Segment, ...]:
+    """The segments of a video of `num_latents`, whose last `noisy_chunks` chunks are noisy.
+
+    `landmarks` are the latents that "relic_landmarks" shows whole besides; on a walk it finds them by their poses."""
     starts = range(0, num_latents, chunk)
     first_noisy = starts[max(0, len(starts) - noisy_chunks)] if noisy_chunks else num_latents
 
-    def stride(query: int, latent: int) -> int:
-        pooled_if = latent < first_noisy if query >= first_noisy else latent < query - memory.window
-        return memory.stride(latent) if pooled_if else 1
+    def seen(query: int, latent: int) -> list[tuple[int, int]]:
+        pooled = query >= first_noisy and memory.policy != "window"
+        if not (latent < first_noisy if pooled else latent < query - memory.window):
+            return [(latent, 1)]
+        strides = {memory.stride(latent)} | ({1} if latent in landmarks else set())
+        return [(latent, stride) for stride in sorted(strides - {0}, reverse=True)]
 
     segments = []
     for start in starts:
         stop = min(start + chunk, num_latents)
-        seen = [(i, stride(start, i)) for i in range(start)] + [(i, 1) for i in range(start, stop)]
-        segments.append(Segment(start, stop, tuple(seen), memory.weigh_pooled))
+        shown = [pair for latent in range(start) for pair in seen(start, latent)]
+        shown += [(latent, 1) for latent in range(start, stop)]
+        segments.append(Segment(start, stop, tuple(shown), memory.weigh_pooled))
     return tuple(segments)
