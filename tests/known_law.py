@@ -33,13 +33,14 @@ def conditions(batch: int) -> Conditions:
 class Law(nn.Module):
     """The law; called as a `Transformer` is, the exact teacher.
 
-    side: distance of a side from the middle; following: the share of a latent that the next one keeps."""
+    side: distance of a side from the middle, at which all numbers are `centre`; following: the share of a latent that
+    the next one keeps."""
 
-    def __init__(self, *, side: float = 0.7, following: float = 0.6) -> None:
+    def __init__(self, *, side: float = 0.7, centre: float = 0.0, following: float = 0.6) -> None:
         super().__init__()
         later = LENGTH - 1
         direction = torch.tensor([[1.0, 1], [1, -1], [1, 1]]) / 2**0.5
-        self.sides = side * torch.stack([direction, -direction])  # [side, later latent, number]
+        self.sides = centre + side * torch.stack([direction, -direction])  # [side, later latent, number]
         # x_i - side_i = following step (x_{i-1} - side_{i-1}) + noise, step an exchange of the numbers
         step = following * torch.eye(NUMBERS).roll(1, 0)
         powers = [torch.linalg.matrix_power(step, i) for i in range(LENGTH)]

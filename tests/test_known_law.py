@@ -15,19 +15,22 @@ import pytest
 import torch
 from known_law import LENGTH, MODEL, Law, Samples, conditions, distances
 from torch import Tensor
+from torch.nn import functional
 
 from relic.data.loader import Dataset
 from relic.generate import sampler
 from relic.generate.config import Rollout, Sampler
+from relic.memory import masks
 from relic.memory.config import Memory
+from relic.model import flow
 from relic.model.transformer import Transformer
 from relic.tracking import Run
-from relic.train import causal, distill, optimizer, teacher
+from relic.train import distill, optimizer, teacher
 from relic.train.config import Distill, Optimizer, Stage
 
-COUNT, CHUNK = 2048, 2
+COUNT, CHUNK = 1024, 2
 CFG = Distill(
-    stages=(Stage(latents=LENGTH, steps=240, batch=256),), guidance=1.0, critic_steps=3, shift=1.0, ema=0.95,
+    stages=(Stage(latents=LENGTH, steps=200, batch=256),), guidance=1.0, critic_steps=3, shift=1.0, ema=0.95,
     rollout=Rollout(chunk=CHUNK, timesteps=(1000.0, 500.0), memory=Memory(window=2, capacity=8, dtype="fp32")),
     optimizer=Optimizer(learning_rate=1.5e-3, betas=(0.0, 0.99), warmup=10, final_share=0.05, weight_decay=0),
     critic_optimizer=Optimizer(learning_rate=7e-3, betas=(0.9, 0.99), warmup=0, final_share=0.05, weight_decay=0),
@@ -59,41 +62,59 @@ def floors(videos: Tensor) -> dict[str, float]:
     return {name: value / floor()[name] for name, value in distances(videos, true(), CHUNK).items()}
 
 
+def mixed(made: Tensor) -> Tensor:
+    """Every first chunk with the second one of another video."""
+    return torch.cat([made[:, :CHUNK], made[:, CHUNK:].roll(1, 0)], 1)
+
+
 def videos(student: Transformer, seed: int, *, count: int = COUNT, exit_step: int = -1) -> Tensor:
     """What a student makes of the law's images."""
     images = Samples(LAW.sample(count, seed=1000 + seed)).batch(list(range(count)), num_latents=LENGTH)
     return distill.roll_out(student, CFG, images, exit_step, np.random.default_rng(seed)).latents
 
 
-def fitted(seed: int, steps: int, loss_of: Callable[[Transformer, np.random.Generator, int], Tensor]) -> Transformer:
-    """A new model, trained for a while."""
-    torch.manual_seed(seed)
-    model = Transformer(MODEL)
+def fit(model: Transformer, seed: int, loss_of: Callable[[np.random.Generator, int], Tensor], steps: int = 200) -> None:
+    """Trains a model for a while."""
     optimizers = optimizer.Optimizers(model, FITTING)
     for step in range(steps):
-        loss = loss_of(model, np.random.default_rng((seed, step)), step)
+        loss = loss_of(np.random.default_rng((seed, step)), step)
         loss.backward()
         optimizer.update(model, optimizers, loss, FITTING, optimizer.rate(FITTING, step, steps))
-    return model
+
+
+def jump_loss(student: Transformer, states: Tensor, random: np.random.Generator) -> Tensor:
+    """Of the jumps from states [level, video, F, C, H, W], a level for every chunk, to the last ones."""
+    rows = torch.from_numpy(random.integers(states.shape[1], size=(256, 1)))
+    picked = torch.from_numpy(random.integers(len(states) - 1, size=(256, LENGTH // CHUNK))).repeat_interleave(CHUNK, 1)
+    noisy, clean = states[picked, rows, torch.arange(LENGTH)], states[-1, rows[:, 0]]
+    timesteps = torch.tensor(CFG.rollout.timesteps)[picked]
+    timesteps[:, 0] = 0
+    segments = masks.hybrid(LENGTH, CHUNK, LENGTH // CHUNK, CFG.rollout.memory)
+    velocity, _ = student(noisy, timesteps, conditions(256), segments=segments)
+    return functional.mse_loss(flow.clean_of(noisy, velocity, timesteps)[:, 1:], clean[:, 1:])
 
 
 @functools.cache
 def begun(seed: int) -> tuple[Transformer, Transformer]:
-    """A student of another law, whose sides are nearer and lie elsewhere and whose latents follow less; and a critic
-    that knows its videos."""
-    other, given = Law(side=0.4, following=0.4), conditions(256)
+    """A student of another law, by ODE initialisation; and a critic that knows its videos. The other law's sides are
+    nearer to each other and lie elsewhere, and its latents follow less."""
+    other = cast(Transformer, Law(side=0.4, centre=0.4, following=0.4))
+    path = sampler.trajectory(
+        other, Sampler(steps=24, shift=1.0), image_latent=LAW.sample(4096, seed=3000 + seed)[:, 0],
+        conditions=conditions(4096), num_latents=LENGTH, seed=(seed,),
+    )  # fmt: skip
+    kept = {round(time, 1): state for time, state in path}
+    states = torch.stack([kept[time] for time in (*CFG.rollout.timesteps, 0.0)])
+    torch.manual_seed(seed)
+    student, critic = Transformer(MODEL), Transformer(MODEL)
+    fit(student, seed, lambda random, _: jump_loss(student, states, random))
 
-    def of_other(model: Transformer, random: np.random.Generator, step: int) -> Tensor:
-        shifted = other.sample(256, seed=1000 * seed + step)
-        shifted[:, 1:] += 0.4
-        return causal.flow_loss(model, shifted, given, CFG.rollout, noisy_chunks=2, shift=1.0, generator=random)
-
-    def of_student(model: Transformer, random: np.random.Generator, step: int) -> Tensor:
+    def of_student(random: np.random.Generator, step: int) -> Tensor:
         made = videos(student, 1000 * seed + step, count=256, exit_step=step % 2)
-        return teacher.flow_loss(model, made, given, CFG.shift, random)
+        return teacher.flow_loss(critic, made, conditions(256), CFG.shift, random)
 
-    student = fitted(seed, 150, of_other)
-    return student, fitted(seed + 100, 150, of_student)
+    fit(critic, seed, of_student)
+    return student, critic
 
 
 def distilled(cfg: Distill, seed: int, out: Path) -> Transformer:
@@ -114,10 +135,8 @@ def test_what_the_teachers_flow_leads_to_is_of_the_law():
 
 
 def test_chunks_of_different_videos_are_far_as_a_whole_and_at_the_floor_each():
-    mixed = LAW.sample(COUNT, seed=2)
-    mixed[:, CHUNK:] = mixed[:, CHUNK:].roll(1, 0)
-    found = floors(mixed)
-    assert found["joint"] > 3
+    found = floors(mixed(LAW.sample(COUNT, seed=2)))
+    assert found["joint"] > 2
     assert max(found["chunk 0"], found["chunk 1"]) < 1.3
 
 
@@ -125,18 +144,20 @@ def test_chunks_of_different_videos_are_far_as_a_whole_and_at_the_floor_each():
 @pytest.mark.parametrize("seed", range(3))
 def test_a_student_far_from_the_law_reaches_it(seed: int, tmp_path: Path):
     before = floors(videos(begun(seed)[0], 0))
-    after = floors(videos(distilled(CFG, seed, tmp_path), 0))
+    made = videos(distilled(CFG, seed, tmp_path), 0)
+    after = floors(made)
     assert min(before.values()) > 5
-    assert max(after.values()) < 2.5, after
+    assert max(after.values()) < 3
+    assert floors(mixed(made))["joint"] > after["joint"] + 0.4  # its chunks belong together
 
 
 @pytest.mark.slow
 def test_with_a_critic_that_stands_still_it_does_not(tmp_path: Path):
-    assert floors(videos(distilled(replace(CFG, critic_steps=0), 0, tmp_path), 0))["joint"] > 5
+    assert floors(videos(distilled(replace(CFG, critic_steps=0), 0, tmp_path), 0))["joint"] > 4
 
 
 @pytest.mark.slow
 def test_with_the_score_differences_of_other_videos_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     own = distill.score_difference
     monkeypatch.setattr(distill, "score_difference", lambda *given: own(*given).roll(1, 0))
-    assert floors(videos(distilled(CFG, 0, tmp_path), 0))["joint"] > 5
+    assert floors(videos(distilled(CFG, 0, tmp_path), 0))["joint"] > 4
