@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
@@ -26,7 +26,7 @@ POLICIES = {  # colour, marker, line
     "relic_landmarks": ("#009e73", "D", "--"),
 }
 METRICS = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "place": "places recognised, share"}
-STYLE = {
+STYLE: Any = {
     "font.size": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,9 +54,9 @@ def replay_memory(result: dict[str, Any]) -> Figure:
         line(memory, chunks, [row[num_bytes] / MIB for row in rows], name, look)
         if seconds:
             line(time, chunks, [row[seconds] for row in rows], name, look)
-    doubling(memory, chunks, "chunks in the video", "peak, MiB", "kept by autograd; all of an update")
+    doubling(memory, chunks, "chunks in the video", "peak, MiB", "kept by autograd, and all of an update")
     doubling(time, chunks, "chunks in the video", "time, s", "rollout and its gradient")
-    return figure
+    return named(figure)
 
 
 def rollout(result: dict[str, Any]) -> Figure:
@@ -70,7 +70,7 @@ def rollout(result: dict[str, Any]) -> Figure:
     horizons = sorted({row["latents"] for row in result["rows"]})
     doubling(time, horizons, "length of the walk, latents", "time, ms", "one chunk")
     doubling(memory, horizons, "length of the walk, latents", "storage, MiB", "memory")
-    return figure
+    return named(figure)
 
 
 def memory(result: dict[str, Any]) -> Figure:
@@ -96,13 +96,19 @@ def memory(result: dict[str, Any]) -> Figure:
         axes[place].set_title(world if place < len(worlds) else "")
         axes[place].set_ylabel(METRICS[metric] if place % len(worlds) == 0 else "")
         axes[place].set_xlabel("time away, frames" if place >= len(axes) - len(worlds) else "")
-    axes[0].legend()
-    return figure
+    return named(figure)
 
 
 def panels(rows: int, columns: int, *, height: float = 2.6) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(3.6 * columns, height * rows), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def named(figure: Figure) -> Figure:
+    """With the names of the first panel's lines above all panels."""
+    found = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*found, loc="outside upper center", ncols=len(found[1]))
+    return figure
 
 
 def line(axes: Axes, x: list[int], y: list[float], name: str, look: tuple[str, str, str]) -> None:
@@ -125,10 +131,10 @@ def doubling(axes: Axes, ticks: list[int], x: str, y: str, title: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.legend()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 DRAWN = {"replay_memory": replay_memory, "rollout": rollout, "memory": memory}

@@ -5,8 +5,9 @@
 
 Both ways make the same video and the same gradients (tests/test_benchmarks.py). `replay_s` is the rollout without a
 graph and the replay; `full_graph_s` the rollout, of every chunk the last pass with its graph, and one backward through
-all of them, the context detached in both. They go in turns, a figure is the median. Their peaks are of the bytes that
-autograd keeps, the weights aside; on CUDA also of what the allocator hands out.
+all of them, the context detached in both. They go in turns, a figure is the median. A video's last pass is the fourth;
+`exit_steps` has the seconds when it is an earlier one, as in training: the fewer passes, the more the replay weighs.
+Their peaks are of the bytes that autograd keeps, the weights aside; on CUDA also of what the allocator hands out.
 
 `update_peak_bytes` is of a whole update of distillation, critic and optimisers included, and `phase_peak_bytes` of its
 parts: every tensor on a CPU, the allocator's peak on CUDA, above weights, moments and averages.
@@ -15,9 +16,10 @@ Random weights, one video at a time; float32 or bfloat16 autocast, as relic/mode
 """
 
 import argparse
+import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,10 @@ from torch import Tensor
 
 from relic.data.loader import Batch
 from relic.generate.config import Rollout as Walking
-from relic.generate.rollout import Pass, Rollout, play
+from relic.generate.rollout import Rollout, play
 from relic.memory.config import Memory
 from relic.model import config
+from relic.model.attention import KeyValue
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.train import distill, optimizer, replay
@@ -98,13 +101,13 @@ class Graphed(Rollout):
     exit_time: float
     made: list[Tensor]
 
-    def _clean(self, last: Pass) -> Tensor:
-        is_last = last.timesteps[0, -1].item() == self.exit_time
+    def _clean(self, noisy: Tensor, timesteps: Tensor, *, remember: bool = False) -> tuple[Tensor, list[KeyValue]]:
+        is_last = math.isclose(timesteps[0, -1].item(), self.exit_time, rel_tol=1e-6)  # float32 of it
         with torch.set_grad_enabled(is_last):
-            clean = super()._clean(last)
+            clean, own = super()._clean(noisy, timesteps, remember=remember)
         if is_last:
             self.made.append(clean)
-        return clean
+        return clean, own
 
 
 def ways(model: Transformer, size: Size, batch: Batch, exit_step: int) -> dict[str, Callable[[], None]]:
@@ -171,9 +174,30 @@ class Updates:
         return peaks
 
 
-def measure(size: Size, device: torch.device, *, chunks: int, pairs: int, exit_step: int, updates: Updates) -> Row:
+def timed(both: dict[str, Callable[[], None]], pairs: int, device: torch.device) -> dict[str, float]:
+    """Medians of the seconds of both ways, and of their ratio, which have been called before."""
+    taken: dict[str, list[float]] = {way: [] for way in both}
+    for number in range(pairs):
+        for way in WAYS if number % 2 else WAYS[::-1]:
+            taken[way].append(seconds(both[way], device))
+    ratios = [taken["replay"][pair] / taken["full_graph"][pair] for pair in range(pairs)]
+    medians = {f"{way}_s": statistics.median(taken[way]) for way in WAYS}
+    return {**medians, "time_ratio": statistics.median(ratios)}
+
+
+def by_exit_step(size: Size, device: torch.device, *, chunks: int, pairs: int) -> Iterator[dict[str, float]]:
+    """Seconds where the student's passes end early, as they do in training, which draws the exit step evenly."""
     model, batch = random_transformer(size.model, device), batch_of(size, chunks * size.walking.chunk, device)
-    both = ways(model, size, batch, exit_step)
+    for exit_step in range(len(size.walking.timesteps)):
+        both = ways(model, size, batch, exit_step)
+        for run in both.values():
+            run()
+        yield {"exit_step": exit_step, "chunks": chunks, **timed(both, pairs, device)}
+
+
+def measure(size: Size, device: torch.device, *, chunks: int, pairs: int, updates: Updates) -> Row:
+    model, batch = random_transformer(size.model, device), batch_of(size, chunks * size.walking.chunk, device)
+    both = ways(model, size, batch, -1)
     kept, allocated = {}, {}
     for way, run in both.items():
         graph = Graph(model)
@@ -182,18 +206,12 @@ def measure(size: Size, device: torch.device, *, chunks: int, pairs: int, exit_s
         kept[way] = graph.most
         if device.type == "cuda":
             allocated[way] = peak_bytes(run, device)
-    taken: dict[str, list[float]] = {way: [] for way in both}
-    for number in range(pairs):
-        for way in WAYS if number % 2 else WAYS[::-1]:
-            taken[way].append(seconds(both[way], device))
     phases = updates.peaks(batch)
     return Row(
         chunks=chunks,
         replay_peak_bytes=kept["replay"],
         full_graph_peak_bytes=kept["full_graph"],
-        replay_s=statistics.median(taken["replay"]),
-        full_graph_s=statistics.median(taken["full_graph"]),
-        time_ratio=statistics.median(a / b for a, b in zip(*(taken[way] for way in WAYS), strict=True)),
+        **timed(both, pairs, device),
         update_peak_bytes=max(phases.values()),
         phase_peak_bytes=phases,
         allocated_peak_bytes=allocated,
@@ -204,8 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=tuple(SIZES))
     parser.add_argument("--chunks", type=int, nargs="+", default=CHUNKS)
-    parser.add_argument("--pairs", type=int, default=7, help="at least 5")
-    parser.add_argument("--exit-step", type=int, default=-1, help="the last of the student's passes, as an index")
+    parser.add_argument("--pairs", type=int, default=5, help="at least 5")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", nargs="?", type=Path, const=Path("/dev/stdout"), help="a file, or printed last")
     given = parser.parse_args(arguments)
@@ -218,7 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("| chunks | kept MiB, replay / full graph | s | ratio | update MiB, and its phases |\n|---|---|---|---|---|")
     rows = []
     for chunks in given.chunks:
-        row = measure(size, device, chunks=chunks, pairs=given.pairs, exit_step=given.exit_step, updates=updates)
+        row = measure(size, device, chunks=chunks, pairs=given.pairs, updates=updates)
         rows.append(row)
         phases = ", ".join(f"{name} {peak / 2**20:.1f}" for name, peak in row.phase_peak_bytes.items())
         print(
@@ -228,7 +245,11 @@ def main(arguments: list[str] | None = None) -> None:
             flush=True,
         )
     if given.json:
-        write(given.json, {**facts(device), "pairs": given.pairs, "exit_step": given.exit_step}, rows)
+        write(
+            given.json,
+            {**facts(device), "size": asdict(size), "pairs": given.pairs, "exit_step": given.exit_step},
+            rows,
+        )
 
 
 if __name__ == "__main__":

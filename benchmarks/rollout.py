@@ -4,9 +4,9 @@
     python benchmarks/rollout.py --device cuda --json figures.json
 
 A row is the chunk that ends at a horizon, made again and again from a copy of the walk before it, all walks in turns;
-`chunk_ms` is the median. `tokens` are those of the past that it sees, `memory_bytes` what the memory allocates. The
-full cache's capacity is the horizon, the other policies' always 80 latents. Up to there a walk remembers random latents,
-which takes one pass a chunk instead of five.
+`chunk_ms` is the median. `tokens` are those of the past that it sees, `memory_bytes` what the memory allocates and
+`context_bytes` what a chunk's passes read, a copy that walks may share. The full cache's capacity is the horizon, the
+others' always 80 latents. Up to there a walk remembers random latents, which takes one pass a chunk instead of five.
 
 FLOPs are of one pass over a chunk, as torch's FlopCounterMode counts them on tensors without storage, attention as
 matrix products: of small models and of both of Wan's sizes. Beside them the closed form, relic/train/flops.py.
@@ -33,7 +33,7 @@ from relic.generate.config import Rollout as Walking
 from relic.generate.rollout import Rollout
 from relic.memory.config import POLICIES, Memory
 from relic.model import config
-from relic.model.attention import KeyValue
+from relic.model.attention import Past
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.train import flops, footprint
@@ -41,6 +41,7 @@ from relic.train import flops, footprint
 HORIZONS = (20, 40, 80, 160, 320)  # latents
 CHUNK = 4
 CAPACITY = 80  # latents, of all policies but full
+LEAST = Memory().window + 2 * CHUNK  # latents that a full cache needs room for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,9 @@ SIZES = {
         rows=6,
         columns=10,
     ),
-    "cuda": Size(  # five layers of 1.3B at 480x832, so that full caches of all horizons fit a GPU
+    "cuda": Size(  # three layers of 1.3B at 480x832, so that full caches of all horizons fit a GPU
         model=config.Transformer(
-            width=1536, ffn=8960, layers=5, heads=12, control_width=256, text_width=4096, text_tokens=512,
+            width=1536, ffn=8960, layers=3, heads=12, control_width=256, text_width=4096, text_tokens=512,
             text_vocabulary=0, trained_frames=21, frames=CAPACITY,
         ),
         rows=30,
@@ -77,6 +78,7 @@ class Row:
     tokens: int
     chunk_ms: float
     memory_bytes: int
+    context_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +122,22 @@ def measure(
         for horizon in horizons:
             walk = walk_of(model, size, memory_of(policy, horizon), device)
             while walk.num_latents < horizon - CHUNK:
-                count = CHUNK - (walk.num_latents == 0)
-                walk.see(actions_for(walk), torch.randn(1, count, *walk.image.shape[1:], device=device))
+                walk.see(actions_for(walk), torch.randn(1, CHUNK, *walk.image.shape[1:], device=device))
             walks[policy, horizon] = walk
     taken: dict[tuple[str, int], list[float]] = {name: [] for name in walks}
     for number in range(rounds):
         for name in list(walks) if number % 2 else reversed(walks):
-            again = copy.deepcopy(walks[name], {id(model): model})
+            walk = walks[name]
+            again = copy.deepcopy(walk, {id(kept): kept for kept in (model, walk.context)})
             taken[name].append(seconds(functools.partial(again.step, actions_for(again)), device))
     for (policy, horizon), walk in walks.items():
         yield Row(
             policy=policy,
             latents=horizon,
-            tokens=memory_of(policy, horizon).tokens(size.rows, size.columns, horizon - CHUNK, CHUNK),
+            tokens=walk.context.used,
             chunk_ms=1000 * statistics.median(taken[policy, horizon]),
             memory_bytes=walk.memory.num_bytes,
+            context_bytes=sum(x.nbytes for x in (walk.context.keys, walk.context.values)),
         )
 
 
@@ -171,8 +174,8 @@ def counted_by_torch(cfg: config.Transformer, given: footprint.Pass) -> int:
     frames = 4 * given.latents
     with torch.device("meta"):
         model = Transformer(cfg)
-        shape = (1, given.past, cfg.heads, cfg.head_width)
-        past = [KeyValue(torch.empty(shape), torch.empty(shape)) for _ in model.blocks]
+        shape = (1, given.past + given.tokens, cfg.heads, cfg.head_width)
+        past = [Past(torch.empty(shape), torch.empty(shape)) for _ in model.blocks]
         latents = torch.empty(
             1, given.latents, cfg.latent_channels, given.rows * cfg.patch[1], given.columns * cfg.patch[2]
         )
@@ -194,11 +197,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", nargs="?", type=Path, const=Path("/dev/stdout"), help="a file, or printed last")
     given = parser.parse_args(arguments)
-    wrong = [horizon for horizon in given.horizons if horizon % CHUNK or horizon < 2 * CHUNK]
+    wrong = [horizon for horizon in given.horizons if horizon % CHUNK or horizon < LEAST]
     if given.rounds < 3 or wrong:
         parser.error(
             f"--rounds is {given.rounds} and --horizons are {given.horizons}; allowed are at least 3 rounds and "
-            f"multiples of {CHUNK} latents from {2 * CHUNK} on"
+            f"multiples of {CHUNK} latents from {LEAST} on"
         )
     torch.set_num_threads(given.threads)
     device, size = torch.device(given.device), SIZES[given.device]
@@ -217,7 +220,11 @@ def main(arguments: list[str] | None = None) -> None:
             f"| {one.ratio:.4f} |"
         )
     if given.json:
-        write(given.json, {**facts(device), "rounds": given.rounds, "flops": list(map(asdict, found))}, rows)
+        write(
+            given.json,
+            {**facts(device), "size": asdict(size), "rounds": given.rounds, "flops": list(map(asdict, found))},
+            rows,
+        )
 
 
 if __name__ == "__main__":
