@@ -244,12 +244,13 @@ def main(arguments: list[str] | None = None) -> None:
             f"| {row.update_peak_bytes / 2**20:.1f}: {phases} |",
             flush=True,
         )
+    print("\n| last pass | s, replay / full graph | ratio |\n|---|---|---|")
+    exits, middle = [], sorted(given.chunks)[len(given.chunks) // 2]
+    for one in by_exit_step(size, device, chunks=middle, pairs=given.pairs):
+        exits.append(one)
+        print(f"| {one['exit_step']} | {one['replay_s']:.3f} / {one['full_graph_s']:.3f} | {one['time_ratio']:.2f} |")
     if given.json:
-        write(
-            given.json,
-            {**facts(device), "size": asdict(size), "pairs": given.pairs, "exit_step": given.exit_step},
-            rows,
-        )
+        write(given.json, {**facts(device), "size": asdict(size), "pairs": given.pairs, "exit_steps": exits}, rows)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def test_both_ways_give_the_same_gradients() -> None:
 def test_what_replay_keeps_does_not_grow_and_a_full_graph_does(replayed: dict[str, Any]) -> None:
     short, long = replayed["rows"]
     assert set(replay_memory.Row.__annotations__) == set(short)
+    assert [one["exit_step"] for one in replayed["exit_steps"]] == [0, 1]
     assert long["replay_peak_bytes"] <= 1.15 * short["replay_peak_bytes"]
     assert long["full_graph_peak_bytes"] == pytest.approx(2 * short["full_graph_peak_bytes"], rel=0.1)
     assert short["full_graph_peak_bytes"] > 4 * short["replay_peak_bytes"] > 0
@@ -140,6 +141,8 @@ def test_the_committed_results_keep_what_the_benchmarks_promise() -> None:
     assert long["replay_peak_bytes"] <= 1.15 * short["replay_peak_bytes"]
     assert long["full_graph_peak_bytes"] >= 5 * long["replay_peak_bytes"]
     assert max(row["time_ratio"] for row in found["rows"]) <= 1.6
+    replay_s, full_graph_s = (sum(one[name] for one in found["exit_steps"]) for name in ("replay_s", "full_graph_s"))
+    assert replay_s <= 1.6 * full_graph_s  # over a training's exit steps
     found = json.loads((RESULTS / "rollout.json").read_text())
     flat, full = (
         rows_of(found, policy=policy, latents=320)[0]["chunk_ms"]
