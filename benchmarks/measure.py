@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from relic.model import config
+from relic.model.precision import native_bfloat16
 from relic.model.transformer import Transformer
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +146,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
         "hardware": hardware(device),
+        "precision": "bfloat16 autocast" if native_bfloat16(device) else "float32",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
