@@ -55,6 +55,7 @@ def test_every_chunk_size_gives_the_latents_it_announced(chunk: int):
     assert made.shape == (1, 16, 4, 8, 12)
     assert made.isfinite().all()
     assert walk.num_frames == 61
+    assert walk.poses.shape == (1, 4 * chunk, 4, 4)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
@@ -129,6 +130,28 @@ def test_a_step_asks_the_device_nothing():
         walk.step(actions(8))
     waits = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal"}
     assert not waits & {name.split(".")[0] for name in asked}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_pass_is_replayed_as_a_cuda_graph():
+    walk = Rollout(
+        transformer().cuda(), Config(memory=Memory(window=2, capacity=8)), image_latent=latents(1)[:, 0].cuda(),
+        text=conditions(1).text.cuda(), seed=0,
+    )  # fmt: skip
+    for count in (4, 8, 8, 8):
+        walk.step(actions(count).cuda())
+    torch.cuda.set_sync_debug_mode("error")
+    walk.step(actions(8).cuda(non_blocking=True))
+    torch.cuda.set_sync_debug_mode("default")
+    noisy, timesteps = (x.clone() for x in walk.last[:2])
+    with torch.no_grad():
+        expected, _ = walk._forward(noisy, timesteps, remember=False)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured, _ = walk._forward(noisy, timesteps, remember=False)
+        graph.replay()
+    torch.testing.assert_close(captured, expected)
 
 
 def test_encoding_pooled_latents_keeps_what_pooling_keys_keeps_where_a_picture_is_even():
