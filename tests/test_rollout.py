@@ -8,7 +8,7 @@ from relic.generate.config import Rollout as Config
 from relic.generate.rollout import Rollout, play
 from relic.geometry import actions as algorithm1
 from relic.memory import masks
-from relic.memory.config import Memory
+from relic.memory.config import POLICIES, Memory
 from relic.model.attention import KeyValue
 from relic.model.conditions import Conditions
 
@@ -90,6 +90,18 @@ def test_walks_that_share_a_context_take_turns():
         for walk, found in zip((one, two), made, strict=True):
             found.append(walk.step(every[:, walk.num_frames : walk.num_frames + walk.num_actions]))
     assert all(torch.equal(torch.cat(found, 1), other) for found, other in zip(made, alone, strict=True))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_walk_goes_back_to_a_snapshot(policy: str):
+    walk, _ = walked(8, memory=Memory(policy=policy, window=2, capacity=8, landmarks=3, retrieved=2))
+    snapshot = walk.branch()
+    once = [walk.step(actions(8, seed)) for seed in (1, 2)]
+    elsewhere = [snapshot.branch().step(actions(8, seed)) for seed in (3, 4)]
+    back = snapshot.branch()
+    again = [back.step(actions(8, seed)) for seed in (1, 2)]
+    assert all(map(torch.equal, once, again))
+    assert not torch.equal(*elsewhere)
 
 
 def test_noisy_context_saves_the_pass_over_clean_latents(monkeypatch):

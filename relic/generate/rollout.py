@@ -9,6 +9,7 @@ Distillation replays a walk (section 4.4.2): of every chunk its last denoising p
 that is filled anew from the chunks' clean latents, for the walk's own has pooled and forgotten what the chunk saw.
 """
 
+import copy
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -120,6 +121,13 @@ class Rollout:
         if self.cfg.context == "noisy":
             _, own = self._clean(last.noisy, last.timesteps, remember=True)
         self._remember(clean, own)
+
+    def branch(self) -> "Rollout":
+        """A walk that goes on from here on its own; both share the context and so take turns. A snapshot is a branch
+        that is not walked on, and going back to it is another."""
+        made = copy.copy(self)
+        made.memory, made.whole = self.memory.branch(), self.whole.copy()
+        return made
 
     @property
     def last(self) -> Pass:
