@@ -1,6 +1,7 @@
 """Attention's backends give what a dense softmax gives."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def dense_segments(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tu
     return dense(*turned(q, k, v, rotary, strides), seen, bias)
 
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "plain": ({}, ()),
     "weighed": ({"weigh_pooled": True}, ()),
     "pooled and whole": ({"policy": "relic_landmarks", "landmarks": 2, "retrieved": 2, "weigh_pooled": True}, (1, 3)),

@@ -24,12 +24,12 @@ QUICK = StudentInit(
 )  # fmt: skip
 
 
-def solved(folder: Path, cfg: Trajectories = ODE) -> dict[str, list[Path]]:
+def solved(folder: Path) -> dict[str, list[Path]]:
     """The inputs of a student whose teacher lies in `folder`."""
-    given = {"teacher": [folder / "teacher"], "samples": write_samples(folder / "samples", num_latents=cfg.latents)}
-    (folder / "trajectories").mkdir()
-    trajectories.main(cfg, **given, out=folder / "trajectories", run=Run.silent())
-    return {**given, "trajectories": [folder / "trajectories"]}
+    teachers, samples, out = [folder / "teacher"], write_samples(folder / "samples"), folder / "trajectories"
+    out.mkdir()
+    trajectories.main(ODE, teacher=teachers, samples=samples, out=out, run=Run.silent())
+    return {"teacher": teachers, "samples": samples, "trajectories": [out]}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,8 @@ class Truth(torch.nn.Module):
     def __init__(self, found: trajectories.Solved):
         super().__init__()
         self.ends = torch.stack([found.state(n, len(found.timesteps)).float() for n in range(len(found))])
-        self.weight, self.asked = torch.nn.Parameter(torch.zeros(1)), []
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.asked: list[tuple] = []
 
     def forward(self, noisy, timesteps, conditions, *, segments):
         self.asked.append((noisy, timesteps, segments))
@@ -87,7 +88,8 @@ def test_who_knows_the_ends_has_no_loss_and_is_asked_of_stored_states(inputs, fo
         assert student_init.jump_loss(truth, (1, step), solved=found, cfg=cfg) < 1e-9
         noisy, timesteps, _ = truth.asked[-1]
         noisy_from = max(1, noisy.shape[1] - cfg.num_noisy)
-        assert (timesteps[:, :noisy_from] == 0).all() and (timesteps[:, noisy_from:] > 0).all()
+        assert (timesteps[:, :noisy_from] == 0).all()
+        assert (timesteps[:, noisy_from:] > 0).all()
         assert all(any(torch.equal(x[None], state) for state in states) for x in noisy.flatten(0, 1))
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -73,10 +74,10 @@ def test_what_is_there_is_not_solved_again(inputs: dict[str, list[Path]], one: P
     for name in list(found)[:2]:
         (tmp_path / "0-of-1" / name).write_bytes(found[name])
     with pytest.MonkeyPatch.context() as patch:
-        calls, solve = [], trajectories.solve
-        patch.setattr(trajectories, "solve", lambda *args: calls.append(args[3]) or solve(*args))
+        solve = Mock(side_effect=trajectories.solve)
+        patch.setattr(trajectories, "solve", solve)
         folders, _ = solved(inputs, tmp_path)
-    assert len(calls) == 1
+    assert solve.call_count == 1
     assert files_of(folders) == found
 
 
