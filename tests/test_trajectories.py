@@ -68,6 +68,12 @@ def test_no_sample_is_solved_again_before_the_others_had_their_turn(inputs: dict
     assert order[6:] == order[:3]
 
 
+def test_no_clips_are_no_work(inputs: dict[str, list[Path]], tmp_path: Path) -> None:
+    folders, (said,) = solved(inputs, tmp_path, cfg=replace(QUICK, clips=0))
+    assert said == {"trajectories": 0, "verified": 0, "largest_error": 0.0}
+    assert files_of(folders) == {}
+
+
 def test_what_is_there_is_not_solved_again(inputs: dict[str, list[Path]], one: Path, tmp_path: Path) -> None:
     found = files_of([one])
     (tmp_path / "0-of-1").mkdir()

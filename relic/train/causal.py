@@ -102,9 +102,10 @@ def train(cfg: StudentInit, model: Transformer, dataset: Dataset, out: Path, run
         ema.update(model, step)
         run.log({"causal_loss": loss.item(), "gradient_norm": norm, "learning_rate": rate}, step)
         run.progress(step + 1, cfg.causal_steps + cfg.steps, f"causal, loss {loss.item():.4f}")
+        if step + 1 == cfg.causal_steps:  # what the jumps' training goes on from
+            checkpoint.save(step + 1)
         checkpoint.save_if_due(step + 1)
 
-    checkpoint.save(cfg.causal_steps)
     return ema.module
 
 
@@ -173,6 +174,7 @@ def jump(model: Transformer, noisy: Tensor, timesteps: Tensor, videos: Videos, c
 
 
 def velocity(model: Transformer, noisy: Tensor, timesteps: Tensor, videos: Videos, cfg: StudentInit) -> Tensor:
+    """Of latents [B, F, C, H, W] at timesteps [B, F], under the videos' mask."""
     with autocast(noisy.device):
         found, _ = model(noisy, timesteps, videos.conditions, segments=videos.segments(cfg.rollout))
     return found.float()

@@ -121,8 +121,9 @@ def student_init(model: Transformer, cfg: StudentInit, rows: int, columns: int, 
     segments = masks.hybrid(cfg.latents, chunk, cfg.num_noisy, cfg.rollout.memory)
     graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=samples, segments=segments)
     states = trained(model, cfg.optimizer, machine)
+    models = 1 if cfg.initialisation == "ode" else 2  # the causal model of many steps
     return replace(states, stage=f"student-init, {cfg.latents} latents", samples=samples,
-                   activations=working(model, graph, machine))  # fmt: skip
+                   weights=models * states.weights, activations=working(model, graph, machine))  # fmt: skip
 
 
 def distill(
