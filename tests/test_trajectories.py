@@ -65,6 +65,8 @@ def test_no_sample_is_solved_again_before_the_others_had_their_turn(inputs: dict
     assert sorted(trajectories.chosen(replace(QUICK, clips=6), dataset)) == list(range(6))
     assert len(set(trajectories.chosen(QUICK, dataset))) == QUICK.clips
     order = trajectories.chosen(replace(QUICK, clips=9), dataset)
+    balanced = list(dict.fromkeys(dataset.indices(QUICK.seed + 1, 0, 6)))
+    assert order[: len(balanced)] == balanced
     assert order[6:] == order[:3]
 
 
