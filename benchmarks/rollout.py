@@ -3,10 +3,11 @@
     python benchmarks/rollout.py --json
     python benchmarks/rollout.py --device cuda --json figures.json
 
-A row is the chunk that ends at a horizon, made again and again from a copy of the walk before it, all walks in turns;
-`chunk_ms` is the median. `tokens` are those of the past that it sees, `memory_bytes` what the memory allocates and
-`context_bytes` what a chunk's passes read, a copy that walks may share. The full cache's capacity is the horizon, the
-others' always 80 latents. Up to there a walk remembers random latents, which takes one pass a chunk instead of five.
+A row is the chunk that ends at a horizon, made again and again from a copy of the walk before it, all walks in turns, in
+random order; `chunk_ms` is the median. `tokens` are those of the past that it sees, `memory_bytes` what the memory
+allocates and `context_bytes` what a chunk's passes read, a copy that walks may share. The full cache's capacity is the
+horizon, the others' always 80 latents. Up to there a walk remembers random latents, which takes one pass a chunk
+instead of five.
 
 FLOPs are of one pass over a chunk, as torch's FlopCounterMode counts them on tensors without storage, attention as
 matrix products: of small models and of both of Wan's sizes. Beside them the closed form, relic/train/flops.py.
@@ -17,6 +18,7 @@ Random weights; float32 or bfloat16 autocast, as relic/model/precision.py has it
 import argparse
 import copy
 import functools
+import random
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -125,8 +127,9 @@ def measure(
                 walk.see(actions_for(walk), torch.randn(1, CHUNK, *walk.image.shape[1:], device=device))
             walks[policy, horizon] = walk
     taken: dict[tuple[str, int], list[float]] = {name: [] for name in walks}
-    for number in range(rounds):
-        for name in list(walks) if number % 2 else reversed(walks):
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(walks), len(walks)):
             walk = walks[name]
             again = copy.deepcopy(walk, {id(kept): kept for kept in (model, walk.context)})
             taken[name].append(seconds(functools.partial(again.step, actions_for(again)), device))
@@ -193,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=tuple(SIZES))
     parser.add_argument("--policies", nargs="+", default=POLICIES, choices=POLICIES)
     parser.add_argument("--horizons", type=int, nargs="+", default=HORIZONS, help=f"latents, multiples of {CHUNK}")
-    parser.add_argument("--rounds", type=int, default=5, help="how often a chunk is made, at least 3")
+    parser.add_argument("--rounds", type=int, default=9, help="how often a chunk is made, at least 3")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", nargs="?", type=Path, const=Path("/dev/stdout"), help="a file, or printed last")
     given = parser.parse_args(arguments)
