@@ -3,8 +3,8 @@
     python benchmarks/rollout.py --json
     python benchmarks/rollout.py --device cuda --json figures.json
 
-A row is the chunk that ends at a horizon, made again and again from a copy of the walk before it, all walks in turns, in
-random order; `chunk_ms` is the median. `tokens` are those of the past that it sees, `memory_bytes` what the memory
+A row is the chunk that ends at a horizon, made again and again from a copy of the walk before it, all walks in a random
+order each time; `chunk_ms` is the median. `tokens` are those of the past that it sees, `memory_bytes` what the memory
 allocates and `context_bytes` what a chunk's passes read, a copy that walks may share. The full cache's capacity is the
 horizon, the others' always 80 latents. Up to there a walk remembers random latents, which takes one pass a chunk
 instead of five.
