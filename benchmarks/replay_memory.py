@@ -151,7 +151,7 @@ class Updates:
         yield "critic"
         difference = distill.score_difference(self.teacher, self.critic, video.latents, video.conditions, cfg, random)
         yield "scores"
-        again = distill.start(self.generator, cfg, video.latents[:, 0], video.conditions.text, video.walk.seed)
+        again = distill.start(self.generator, cfg, video.latents[:, 0], video.conditions.text, video.seed)
         gradient = difference / distill.elements(difference)
         replay.backward(again, video.conditions.actions, video.latents, video.passes, gradient)
         optimizer.update(self.generator, self.optimizers, gradient.sum(), cfg.optimizer, 1e-6)

@@ -140,18 +140,17 @@ def distill(
         samples=samples,
     )
     video = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples)
-    whole = footprint.memory_bytes(model, memory, rows=rows, columns=columns, batch=samples)
-    storage = whole / machine.sequence_parallel
-    yield replace(states, stage=f"distill, {stage.latents} latents, critic", memory=storage,
+    yield replace(states, stage=f"distill, {stage.latents} latents, critic",
                   activations=working(model, video, machine))  # fmt: skip
-    remembered = min(stage.latents, memory.capacity) - cfg.rollout.chunk
-    chunk = replace(video, latents=cfg.rollout.chunk, past=memory.tokens(rows, columns, remembered))
+    before = min(stage.latents, memory.capacity) - cfg.rollout.chunk
+    chunk = replace(video, latents=cfg.rollout.chunk, past=memory.tokens(rows, columns, before))
     graph = footprint.activations(model, chunk, checkpointing=machine.checkpointing)
-    context = footprint.context_bytes(model, memory, chunk) / machine.sequence_parallel
+    remembered = footprint.memory_bytes(model, memory, rows=rows, columns=columns, batch=samples)
+    remembered += footprint.context_bytes(model, memory, chunk)
     reading = footprint.walking(model, memory, chunk, graph)
     yield replace(
         states, stage=f"distill, {stage.latents} latents, replay",
-        memory=2 * (storage + context),  # the walk's, and that of the walk that is walked again
+        memory=remembered / machine.sequence_parallel,  # that of the walk that is walked again; the first one's is gone
         activations=reading / machine.sequence_parallel + copies(model, machine),
     )  # fmt: skip
 
