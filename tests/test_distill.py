@@ -110,7 +110,7 @@ def test_its_videos_are_those_of_the_served_rollout(inputs):
     batch = loader.load(inputs["samples"], CFG).batch([0, 1], num_latents=4)
     student = transformer(seed=1)
     video = distill.roll_out(student, QUICK, batch, -1, np.random.default_rng(0))
-    walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.walk.seed)
+    walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.seed)
     served = [walk.step(batch.conditions.actions[:, 1:5]), walk.step(batch.conditions.actions[:, 5:13])]
     assert torch.equal(torch.cat(served, 1), video.latents[:, 1:])
 

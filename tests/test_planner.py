@@ -17,13 +17,15 @@ from torch.utils.checkpoint import checkpoint
 
 from relic import __main__ as command
 from relic import recipes
+from relic.generate import sampler
 from relic.generate.config import Rollout as Walking
+from relic.generate.config import Sampler
 from relic.generate.rollout import Rollout, play
 from relic.memory import masks
 from relic.memory.cache import Memory
 from relic.memory.config import Memory as MemoryConfig
 from relic.model import config, fp8
-from relic.model.attention import KeyValue
+from relic.model.attention import KeyValue, Past
 from relic.model.codec import Codec
 from relic.model.transformer import Transformer
 from relic.train import footprint, planner, replay
@@ -110,10 +112,12 @@ def test_distillations_states_are_what_the_paper_page_derives(name: str, gigabyt
 
 
 @pytest.mark.parametrize("name", ["wan_1b", "relic_14b"])
-@pytest.mark.parametrize("dtype", ["fp8", "bf16", "fp32"])
-def test_the_memory_takes_what_it_allocates_at_the_real_sizes(name: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "policy"), [("fp8", "relic"), ("bf16", "full"), ("fp32", "window"), ("fp8", "relic_landmarks")]
+)
+def test_the_memory_takes_what_it_allocates_at_the_real_sizes(name: str, dtype: str, policy: str) -> None:
     cfg = recipes.named(name).teacher.model
-    memory = MemoryConfig(dtype=dtype)
+    memory = MemoryConfig(dtype=dtype, policy=policy)
     sizes = {"layers": cfg.layers, "heads": cfg.heads, "head_width": cfg.head_width}
     made = Memory(memory, batch=2, rows=30, columns=52, device="meta", **sizes)
     assert footprint.memory_bytes(cfg, memory, rows=30, columns=52, batch=2) == made.num_bytes
@@ -143,9 +147,9 @@ def step(model: Transformer, given: Pass) -> tuple[Tensor, list[KeyValue]]:
     """A pass over random inputs: a loss with its graph, and what the blocks gave."""
     past = None
     if given.past:
-        shape = (given.batch, given.past, model.cfg.heads, model.cfg.head_width)
+        shape = (given.batch, given.past + given.tokens, model.cfg.heads, model.cfg.head_width)
         dtype = torch.bfloat16 if given.low == 2 else torch.float32
-        past = [KeyValue(torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)) for _ in model.blocks]
+        past = [Past(torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)) for _ in model.blocks]
     latents = torch.randn(given.batch, given.latents, 4, 2 * given.rows, 2 * given.columns)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=given.low == 2):
         velocity, own = model(
@@ -247,9 +251,20 @@ def test_a_walks_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch) -
     with Peak(model) as measured:
         play(walk(model), conditions(16, batch=2).actions, num_latents=16)
     storage = footprint.memory_bytes(WIDE, LONG_MEMORY, rows=8, columns=10, batch=2)
+    storage += footprint.context_bytes(WIDE, LONG_MEMORY, chunk)
     assert storage + footprint.walking(WIDE, LONG_MEMORY, chunk, footprint.without_graph(WIDE, chunk)) == (
         pytest.approx(measured.peak, rel=0.15)
     )
+
+
+@pytest.mark.parametrize("low", [2, 4])
+def test_a_solutions_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relic.model.precision.native_bfloat16", lambda device: low == 2)
+    model, given = transformer(WIDE), Pass(latents=16, rows=8, columns=10, batch=2, low=low)
+    image, ode = torch.randn(2, 4, 16, 20), Sampler(steps=2)
+    with Peak(model) as measured:
+        sampler.sample(model, ode, image_latent=image, conditions=conditions(16, batch=2), num_latents=16, seed=0)
+    assert footprint.without_graph(WIDE, given, remember=False) == pytest.approx(measured.peak, rel=0.15)
 
 
 @pytest.mark.parametrize("low", [2, 4])
@@ -262,6 +277,7 @@ def test_a_replays_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch)
         made, passes = play(first, actions, num_latents=16)
         replay.backward(again, actions, made, passes, made)
     storage = footprint.memory_bytes(WIDE, LONG_MEMORY, rows=8, columns=10, batch=2)
+    storage += footprint.context_bytes(WIDE, LONG_MEMORY, chunk)
     gradients = 4 * footprint.parameters(WIDE)  # of the earlier chunks
     held = footprint.walking(WIDE, LONG_MEMORY, chunk, expected(WIDE, chunk))
     assert 2 * storage + gradients + held == pytest.approx(measured.peak, rel=0.15)
@@ -274,7 +290,7 @@ def test_a_replays_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch)
 def test_a_recipe_has_a_line_for_every_length_of_every_stage(name: str) -> None:
     recipe = recipes.named(name)
     lines = [need.stage for need in planner.needs(recipe, Machine())]
-    assert len(lines) == len(set(lines)) == len(recipe.teacher.stages) + 2 * len(recipe.distill.stages) + 2
+    assert len(lines) == len(set(lines)) == len(recipe.teacher.stages) + 2 * len(recipe.distill.stages) + 3
 
 
 def test_shared_over_twice_the_gpus_states_and_activations_halve() -> None:
@@ -317,7 +333,7 @@ def test_the_command_answers_without_torch() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--stage", "serv"], "--stage is 'serv'; did you mean 'serve'? allowed are teacher, student-init"),
+        (["--stage", "serv"], "--stage is 'serv'; did you mean 'serve'? allowed are teacher, trajectories, s"),
         (["--gpu-memory", "80"], "--gpu-memory is '80'; it must be a number and GB or GiB, such as 80GB"),
         (["--gpus", "3", "--sequence-parallel", "2"], "sequence_parallel is 2 and gpus 3; both must be"),
         (["--gpus", "2", "--sequence-parallel", "2"], "sequence_parallel is 2; it must divide the 3 heads of tiny"),
