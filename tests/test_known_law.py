@@ -73,6 +73,13 @@ def videos(student: Transformer, seed: int, *, count: int = COUNT, exit_step: in
     return distill.roll_out(student, CFG, images, exit_step, np.random.default_rng(seed)).latents
 
 
+def of_all_exits(student: Transformer) -> Tensor:
+    """Videos that leave at either exit step, as the critic sees them: the law of these is what is matched. Those of the
+    last exit step, which are served, may lie to one side of it and the others to the other."""
+    half = COUNT // 2
+    return torch.cat([videos(student, 0, exit_step=0)[:half], videos(student, 0, exit_step=1)[half:]])
+
+
 def fit(model: Transformer, seed: int, loss_of: Callable[[np.random.Generator, int], Tensor], steps: int = 200) -> None:
     """Trains a model for a while."""
     optimizers = optimizer.Optimizers(model, FITTING)
@@ -143,21 +150,23 @@ def test_chunks_of_different_videos_are_far_as_a_whole_and_at_the_floor_each():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_student_far_from_the_law_reaches_it(seed: int, tmp_path: Path):
-    before = floors(videos(begun(seed)[0], 0))
-    made = videos(distilled(CFG, seed, tmp_path), 0)
+    before, student = floors(videos(begun(seed)[0], 0)), distilled(CFG, seed, tmp_path)
+    served, made = floors(videos(student, 0)), of_all_exits(student)
     after = floors(made)
     assert min(before.values()) > 5
-    assert max(after.values()) < 3
+    assert max(after.values()) < 2.5
+    assert served["joint"] < 3
+    assert max(served.values()) < 4
     assert floors(mixed(made))["joint"] > after["joint"] + 0.4  # its chunks belong together
 
 
 @pytest.mark.slow
 def test_with_a_critic_that_stands_still_it_does_not(tmp_path: Path):
-    assert floors(videos(distilled(replace(CFG, critic_steps=0), 0, tmp_path), 0))["joint"] > 4
+    assert floors(of_all_exits(distilled(replace(CFG, critic_steps=0), 0, tmp_path)))["joint"] > 3
 
 
 @pytest.mark.slow
 def test_with_the_score_differences_of_other_videos_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     own = distill.score_difference
     monkeypatch.setattr(distill, "score_difference", lambda *given: own(*given).roll(1, 0))
-    assert floors(videos(distilled(CFG, 0, tmp_path), 0))["joint"] > 4
+    assert floors(of_all_exits(distilled(CFG, 0, tmp_path)))["joint"] > 3
