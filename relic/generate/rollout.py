@@ -86,6 +86,13 @@ class Rollout:
         self.remember(clean)
         return clean[:, 1:] if first else clean
 
+    @torch.no_grad()
+    def see(self, actions: Tensor, latents: Tensor) -> None:
+        """Remembers given latents [B, chunk, C, H, W] of the next frames, in the first chunk the image's too, as if
+        they had been generated; `actions` are those that `step` would take."""
+        self._begin(actions)
+        self.remember(latents)
+
     def replay(self, actions: Tensor, last: Pass) -> Tensor:
         """The clean latents [B, chunk, C, H, W] of a step whose last pass is known, with autograd through that pass.
 
