@@ -9,7 +9,7 @@ from tiny_models import CFG, conditions, latents, transformer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from relic.memory.cache import FP8_LARGEST
+from relic.memory.store import FP8_LARGEST
 from relic.model import fp8, weights
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer

@@ -1,42 +1,56 @@
 """RELIC's compressed memory."""
 
+import itertools
+
 import pytest
 import torch
+from tiny_models import remembered
 
 from relic.memory.cache import Memory
-from relic.memory.config import SCHEDULE
+from relic.memory.config import POLICIES, SCHEDULE
 from relic.memory.config import Memory as Config
 from relic.memory.pooling import pool
 
 ROWS, COLUMNS, LAYERS, HEADS, WIDTH = 4, 6, 2, 2, 8
 WHOLE = ROWS * COLUMNS
+EVERY = slice(None)
 
 
-def memory(**dials) -> Memory:
-    cfg = Config(**{"window": 4, "capacity": 16, "dtype": "fp32", **dials})
-    return Memory(cfg, layers=LAYERS, batch=1, rows=ROWS, columns=COLUMNS, heads=HEADS, head_width=WIDTH)
+def memory(batch: int = 1, **dials) -> Memory:
+    cfg = Config(**{"window": 4, "capacity": 16, "dtype": "fp32", "landmarks": 4, "retrieved": 2, **dials})
+    return Memory(cfg, layers=LAYERS, batch=batch, rows=ROWS, columns=COLUMNS, heads=HEADS, head_width=WIDTH)
 
 
-def latents(n: int, seed: int = 0) -> torch.Tensor:
-    """Keys or values [layers, B, n * tokens, K, head_width]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(LAYERS, 1, n * WHOLE, HEADS, WIDTH, generator=generator)
+def latent(index: int, batch: int = 1) -> torch.Tensor:
+    """Keys of a latent [layers, B, tokens, K, head_width]; its values are their negative."""
+    return torch.randn(LAYERS, batch, WHOLE, HEADS, WIDTH, generator=torch.Generator().manual_seed(index))
 
 
-def filled(count: int, chunk: int = 2, **dials) -> Memory:
-    made, x = memory(**dials), latents(count)
-    for start in range(0, count, chunk):
+def cameras(latents: range, batch: int = 1) -> torch.Tensor:
+    poses = torch.eye(4).repeat(batch, len(latents), 1, 1)
+    poses[..., 0, 3] = torch.tensor([float(i) for i in latents])
+    return poses
+
+
+def walk(made: Memory, count: int, chunk: int = 2) -> Memory:
+    """The next `count` latents, chunk by chunk."""
+    for start in range(made.num_latents, made.num_latents + count, chunk):
         made.reserve(chunk)
-        part = x[:, :, start * WHOLE : (start + chunk) * WHOLE]
-        made.append(part, -part)
+        made.parts(cameras(range(start, start + chunk), made.batch))
+        keys = torch.cat([latent(i, made.batch) for i in range(start, start + chunk)], 2)
+        made.append(keys, -keys, poses=cameras(range(start, start + chunk), made.batch))
     return made
 
 
+def filled(count: int, chunk: int = 2, **dials) -> Memory:
+    return walk(memory(**dials), count, chunk)
+
+
 def test_without_compression_it_gives_back_what_was_appended():
-    made = filled(8, schedule=(1,))
-    keys, values = made.view()
-    assert torch.equal(keys, latents(8))
-    assert torch.equal(values, -latents(8))
+    for dials in ({"schedule": (1,)}, {"policy": "full"}):
+        keys, values, _ = remembered(filled(12, **dials))
+        assert torch.equal(keys, torch.cat([latent(i) for i in range(12)], 2))
+        assert torch.equal(values, -keys)
 
 
 def test_the_window_is_whole_and_older_latents_follow_the_schedule():
@@ -44,29 +58,64 @@ def test_the_window_is_whole_and_older_latents_follow_the_schedule():
     assert strides == [*SCHEDULE[:8], 1, 1, 1, 1]
 
 
+def test_what_is_shown_is_what_the_slots_say():
+    for policy, count in itertools.product(("full", "window", "relic"), (2, 6, 12, 40)):
+        made = filled(count, policy=policy)
+        times = remembered(made)[2][:, 0]
+        found = [(int(t), int((times == t).sum())) for t in times.unique()]
+        size = {1: WHOLE, 2: 6, 4: 2}
+        assert found == [(made.time(latent), size[stride]) for latent, stride in made.slots], (policy, count)
+
+
+def test_the_window_policy_forgets_all_but_the_image_and_the_window():
+    keys, _, positions = remembered(filled(12, policy="window"))
+    assert positions[:, 0].unique().tolist() == [0, 8, 9, 10, 11]
+    assert torch.equal(keys, torch.cat([latent(i) for i in (0, 8, 9, 10, 11)], 2))
+
+
 def test_what_leaves_the_window_is_its_mean_over_cells():
-    keys, _ = filled(6).view()
-    second = latents(6)[:, :, WHOLE : 2 * WHOLE].unflatten(2, (ROWS, COLUMNS))
-    pooled = pool(second.flatten(-2), 4).flatten(2, 3).unflatten(-1, (HEADS, WIDTH))
-    torch.testing.assert_close(keys[:, :, WHOLE : WHOLE + pooled.shape[2]], pooled)
+    for index in (1, 2, 18, 19):
+        made = filled(24, capacity=40)
+        keys, _, positions = remembered(made)
+        x = latent(index).unflatten(2, (ROWS, COLUMNS)).flatten(-2)
+        pooled = pool(x, made.cfg.stride(index)).flatten(2, 3).unflatten(-1, (HEADS, WIDTH))
+        torch.testing.assert_close(keys[:, :, positions[:, 0] == index], pooled)
 
 
-def test_chunks_of_any_size_leave_the_same_memory():
-    one, four = filled(12, chunk=1), filled(12, chunk=4)
-    torch.testing.assert_close(one.view()[0], four.view()[0])
-    torch.testing.assert_close(one.positions(), four.positions())
+@pytest.mark.parametrize("policy", POLICIES)
+def test_chunks_of_any_size_leave_the_same_memory(policy: str):
+    one, four = (filled(36, chunk=c, policy=policy, dtype="fp8", capacity=12) for c in (1, 4))
+    one.reserve(4)
+    four.reserve(4)
+    ahead = cameras(range(36, 40))
+    for a, b in zip(one.parts(ahead), four.parts(ahead), strict=True):
+        assert torch.equal(a.read(EVERY), b.read(EVERY))
+        assert torch.equal(a.positions, b.positions)
 
 
-def test_a_long_walk_stays_within_the_capacity_and_keeps_the_first_latent():
-    made = filled(60)
-    assert len(made.slots) == 16
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_walk_of_2000_latents_runs_in_the_same_bytes(policy: str):
+    made = filled(4, policy=policy)
+    before, stores = made.num_bytes, {id(store) for store in [*made.pages.values(), *made.free]}
+    walk(made, 1996)
+    assert made.num_bytes == before
+    assert {id(store) for store in [*made.pages.values(), *made.free]} == stores
     assert made.slots[0].latent == 0
-    assert made.positions()[:, 0].max() == 15
-    assert torch.equal(made.view()[0][:, :, :WHOLE], latents(60)[:, :, :WHOLE])
+    keys = made.parts(cameras(range(2000, 2002)))[0].read(EVERY)[0]
+    assert torch.equal(keys, latent(0))
+    assert max(part.positions[..., 0].max() for part in made.parts(cameras(range(2000, 2002)))) == 15
 
 
-def test_its_bytes_do_not_grow():
-    assert filled(60).num_bytes == filled(4).num_bytes
+def test_no_walk_shows_more_than_its_room():
+    cfg = Config(window=4, capacity=16)
+    shown = [cfg.tokens(ROWS, COLUMNS, n, 2) for n in range(2, 400, 2)]
+    assert max(shown) <= cfg.room(ROWS, COLUMNS, 2)
+    made, seen = memory(), []
+    for _ in range(60):
+        walk(made, 2)
+        made.reserve(2)
+        seen.append(sum(part.positions.shape[0] for part in made.parts()))
+    assert seen == shown[:60]
 
 
 def test_the_papers_walk_takes_31512_tokens():
@@ -74,14 +123,77 @@ def test_the_papers_walk_takes_31512_tokens():
     made = Memory(cfg, layers=1, batch=1, rows=30, columns=52, heads=1, head_width=2)
     for _ in range(20):
         made.append(torch.zeros(1, 1, 4 * 1560, 1, 2), torch.zeros(1, 1, 4 * 1560, 1, 2))
-    assert made.used == cfg.tokens(30, 52, 80) == 31512
+    shown = sum(part.positions.shape[0] for part in made.parts())
+    assert shown == cfg.tokens(30, 52, 80) == 31512
+    assert Config(policy="full").tokens(30, 52, 80) == 124800
 
 
-def test_fp8_keeps_each_head_within_its_rounding():
-    exact, rounded = filled(4).view()[0], filled(4, dtype="fp8").view()[0]
-    largest = exact.abs().amax(-1, keepdim=True)
-    assert ((exact - rounded).abs() <= largest * 2**-4).all()
-    assert not torch.equal(exact, rounded)
+def test_appending_touches_as_much_late_as_early():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor):
+                self.numbers += made.numel()
+            self.calls += 1
+            return made
+
+        numbers = calls = 0
+
+    found = []
+    for before in (20, 2000):
+        made = filled(before)
+        keys = torch.cat([latent(i) for i in (1, 2)], 2)
+        made.reserve(2)
+        with Counting() as counting:
+            made.append(keys, keys)
+        found.append((counting.calls, counting.numbers))
+    assert found[0] == found[1]
+
+
+def test_landmarks_come_whole_beside_the_pooled():
+    made = filled(20, policy="relic_landmarks", schedule=(4,), capacity=40)
+    back = cameras(range(5, 7))
+    part = made.parts(back)[-2]
+    assert sorted(part.positions[0, :, 0].unique().tolist())[0] <= 6
+    shown = [int(t) for t in part.positions[0, ::WHOLE, 0]]
+    assert torch.equal(part.read(EVERY)[0], torch.cat([latent(t) for t in shown], 2))
+    assert abs(shown[0] - 5.5) < 3
+
+
+def test_landmarks_outlive_the_capacity():
+    made = memory(policy="relic_landmarks", landmarks=2, retrieved=1)
+    apart = cameras(range(500, 501))  # one view unlike all others
+    for index in range(60):
+        made.reserve(1)
+        made.append(latent(index), -latent(index), poses=apart if index == 7 else cameras(range(1)))
+    part = made.parts(apart)[-2]
+    assert torch.equal(part.read(EVERY)[0], latent(7))
+    assert part.positions[..., 0].unique().tolist() == [0.0]
+
+
+def state(made: Memory) -> list[torch.Tensor]:
+    ahead = cameras(range(made.num_latents, made.num_latents + 2))
+    return [x for part in made.parts(ahead) for x in (part.read(EVERY), part.positions)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_branch_goes_on_as_if_it_were_alone(policy: str):
+    made = filled(30, policy=policy)
+    snapshot = made.branch()
+    walk(made, 30)
+    again = walk(snapshot.branch(), 30)
+    assert all(map(torch.equal, state(made), state(again)))
+    assert all(map(torch.equal, state(snapshot), state(filled(30, policy=policy))))
+
+
+def test_a_branch_copies_the_window_and_no_more():
+    made = filled(30)
+    branch = made.branch()
+    assert all(branch.pages[number] is page for number, page in made.pages.items())
+    assert branch.window is not made.window
+    assert branch.free == []
 
 
 def test_rotating_before_pooling_would_cancel_fast_frequencies():

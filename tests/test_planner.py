@@ -23,7 +23,7 @@ from relic.memory import masks
 from relic.memory.cache import Memory
 from relic.memory.config import Memory as MemoryConfig
 from relic.model import config, fp8
-from relic.model.attention import KeyValue
+from relic.model.attention import KeyValue, Past
 from relic.model.codec import Codec
 from relic.model.transformer import Transformer
 from relic.train import footprint, planner, replay
@@ -110,10 +110,12 @@ def test_distillations_states_are_what_the_paper_page_derives(name: str, gigabyt
 
 
 @pytest.mark.parametrize("name", ["wan_1b", "relic_14b"])
-@pytest.mark.parametrize("dtype", ["fp8", "bf16", "fp32"])
-def test_the_memory_takes_what_it_allocates_at_the_real_sizes(name: str, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "policy"), [("fp8", "relic"), ("bf16", "full"), ("fp32", "window"), ("fp8", "relic_landmarks")]
+)
+def test_the_memory_takes_what_it_allocates_at_the_real_sizes(name: str, dtype: str, policy: str) -> None:
     cfg = recipes.named(name).teacher.model
-    memory = MemoryConfig(dtype=dtype)
+    memory = MemoryConfig(dtype=dtype, policy=policy)
     sizes = {"layers": cfg.layers, "heads": cfg.heads, "head_width": cfg.head_width}
     made = Memory(memory, batch=2, rows=30, columns=52, device="meta", **sizes)
     assert footprint.memory_bytes(cfg, memory, rows=30, columns=52, batch=2) == made.num_bytes
@@ -143,9 +145,9 @@ def step(model: Transformer, given: Pass) -> tuple[Tensor, list[KeyValue]]:
     """A pass over random inputs: a loss with its graph, and what the blocks gave."""
     past = None
     if given.past:
-        shape = (given.batch, given.past, model.cfg.heads, model.cfg.head_width)
+        shape = (given.batch, given.past + given.tokens, model.cfg.heads, model.cfg.head_width)
         dtype = torch.bfloat16 if given.low == 2 else torch.float32
-        past = [KeyValue(torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)) for _ in model.blocks]
+        past = [Past(torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)) for _ in model.blocks]
     latents = torch.randn(given.batch, given.latents, 4, 2 * given.rows, 2 * given.columns)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=given.low == 2):
         velocity, own = model(
@@ -247,6 +249,7 @@ def test_a_walks_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch) -
     with Peak(model) as measured:
         play(walk(model), conditions(16, batch=2).actions, num_latents=16)
     storage = footprint.memory_bytes(WIDE, LONG_MEMORY, rows=8, columns=10, batch=2)
+    storage += footprint.context_bytes(WIDE, LONG_MEMORY, chunk)
     assert storage + footprint.walking(WIDE, LONG_MEMORY, chunk, footprint.without_graph(WIDE, chunk)) == (
         pytest.approx(measured.peak, rel=0.15)
     )
@@ -262,6 +265,7 @@ def test_a_replays_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch)
         made, passes = play(first, actions, num_latents=16)
         replay.backward(again, actions, made, passes, made)
     storage = footprint.memory_bytes(WIDE, LONG_MEMORY, rows=8, columns=10, batch=2)
+    storage += footprint.context_bytes(WIDE, LONG_MEMORY, chunk)
     gradients = 4 * footprint.parameters(WIDE)  # of the earlier chunks
     held = footprint.walking(WIDE, LONG_MEMORY, chunk, expected(WIDE, chunk))
     assert 2 * storage + gradients + held == pytest.approx(measured.peak, rel=0.15)

@@ -38,3 +38,10 @@ def test_nearest_rotation_of_a_reflection_is_a_rotation():
 def test_nearest_rotation_keeps_a_rotation():
     rotation = se3.exp(vectors(10, 1.0))
     torch.testing.assert_close(se3.nearest_rotation(rotation), rotation)
+
+
+def test_a_rotation_about_an_axis_is_the_exponential_of_its_vector():
+    angle = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    for axis in range(3):
+        vector = torch.eye(3, dtype=torch.float64)[axis] * angle[:, None]
+        torch.testing.assert_close(se3.axis_rotation(axis, angle), se3.exp(vector))

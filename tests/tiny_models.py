@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from relic.data import embeddings, shards
+from relic.memory.cache import Memory
 from relic.model import config
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
@@ -89,3 +90,12 @@ def write_samples(folder: Path, count: int = 4, num_latents: int = 4) -> list[Pa
     texts, generator = ["", *(f"room {number}" for number in range(count))], torch.Generator().manual_seed(0)
     embeddings.write(folder, {embeddings.key(text): torch.randn(3, 8, generator=generator) for text in texts})
     return [folder]
+
+
+def remembered(memory: Memory) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a memory shows, oldest first: keys (before RoPE), values [layers, B, N, K, head_width], positions [N, 3]."""
+    parts = memory.parts()
+    positions = torch.cat([part.positions for part in parts])
+    order = positions[:, 0].argsort(stable=True)
+    keys, values = torch.cat([part.read(slice(None)) for part in parts], 3)[:, :, :, order]
+    return keys, values, positions[order]

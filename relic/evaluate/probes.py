@@ -99,8 +99,7 @@ def on_scripts(
 def memories(cfg: Evaluate) -> dict[str, Memory]:
     """The memory that the model has, the same without its old latents, and one that forgets and pools nothing."""
     usual = cfg.rollout.memory
-    window = replace(usual, capacity=1 + usual.window + cfg.rollout.chunk)  # the image, the window, the new chunk
-    return {"relic": usual, "window only": window, "full": replace(usual, schedule=(1,))}
+    return {"relic": usual, "window only": replace(usual, policy="window"), "full": replace(usual, policy="full")}
 
 
 Permute = Callable[[Tensor, torch.Generator], Tensor]  # pooled [keys or values, layers, B, N, ...] -> as many, anew
@@ -129,14 +128,12 @@ def permuted(model: Transformer, cfg: Evaluate, permute: Permute) -> predict.Gen
         latents = [image_latent[:, None]]
         for made in chunks(walk, conditions.actions, num_latents=cfg.num_latents):
             latents.append(made)
-            slots = walk.memory.slots
-            first, last = (
-                sum(slot.tokens for slot in slots[:n]) for n in (1, max(1, len(slots) - cfg.rollout.memory.window))
-            )
-            for store in (walk.memory.storage, walk.memory.scales):
-                if store is not None:  # the same generator for both: a scale stays with its token
-                    random = torch.Generator().manual_seed(cfg.seed + walk.num_latents)
-                    store[:, :, :, first:last] = permute(store[:, :, :, first:last], random)
+            if pooled := walk.memory.parts(walk.cameras)[1:-1]:  # between the image and the window
+                before = [part.read(slice(None)) for part in pooled]
+                random = torch.Generator().manual_seed(cfg.seed + walk.num_latents)
+                after = permute(torch.cat(before, 3), random).split([x.shape[3] for x in before], 3)
+                for part, x in zip(pooled, after, strict=True):
+                    part.store.write((slice(None), slice(None), *part.at), x)
         return torch.cat(latents, 1)
 
     return generate

@@ -2,12 +2,14 @@
 
 Serving, evaluation and distillation call it. A chunk is denoised at a few timesteps; each pass sees the remembered
 latents and the chunk itself. Its clean latents then pass once more at timestep 0, and the keys and values of that pass
-are what the memory keeps. Latent 0 is the image: it stands in the first chunk at timestep 0.
+are what the memory keeps; with noisy context those of the last denoising pass are, and a pass is saved. Latent 0 is the
+image: it stands in the first chunk at timestep 0.
 
 Distillation replays a walk (section 4.4.2): of every chunk its last denoising pass again, with autograd, over a memory
 that is filled anew from the chunks' clean latents, for the walk's own has pooled and forgotten what the chunk saw.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,10 +17,12 @@ import torch
 from torch import Tensor
 
 from relic.generate.config import Rollout as Config
+from relic.generate.context import Context
 from relic.generate.noise import noise
 from relic.geometry import actions as algorithm1
 from relic.geometry.config import Actions
 from relic.memory.cache import Memory
+from relic.memory.pooling import pool_picture
 from relic.model import flow
 from relic.model.attention import KeyValue
 from relic.model.conditions import Conditions
@@ -31,6 +35,7 @@ class Pass(NamedTuple):
 
     noisy: Tensor  # [B, chunk, C, H, W]
     timesteps: Tensor  # [B, chunk]
+    saw: Tensor  # checksum of what the memory showed (generate/context.py)
 
 
 class Rollout:
@@ -45,11 +50,14 @@ class Rollout:
         text: Tensor,
         seed: int,
         unit: Actions | None = None,
+        context: Context | None = None,
     ):
-        """image_latent [B, C, H, W]; text [B, L] ids or [B, L, width]; `unit` says what a rotation of 1 is."""
+        """image_latent [B, C, H, W]; text [B, L] ids or [B, L, width]; `unit` says what a rotation of 1 is. Walks of
+        one size that take turns may share a `context`."""
         self.model, self.cfg, self.image, self.text, self.seed = model, cfg, image_latent, text, seed
         self.unit = unit or Actions()
         batch, _, height, width = image_latent.shape
+        device = image_latent.device
         self.memory = Memory(
             cfg.memory,
             layers=model.cfg.layers,
@@ -58,17 +66,21 @@ class Rollout:
             columns=width // model.cfg.patch[2],
             heads=model.cfg.heads,
             head_width=model.cfg.head_width,
-            device=image_latent.device,
+            device=device,
         )
+        low = torch.get_autocast_dtype(device.type) if autocast(device)._enabled else image_latent.dtype
+        self.context = context or Context(self.memory, cfg, low)
+        self.table = model.rope_table(device)
         self.num_latents = 0  # generated so far, the image included
-        self.past: list[KeyValue] | None = None
-        still = torch.zeros(batch, 1, algorithm1.NUM_ACTIONS, device=image_latent.device)
-        still[..., algorithm1.STATIC] = 1
-        self.actions = still
-        self.poses = algorithm1.integrate(still, self.unit)  # [B, F_px, 4, 4] float64
+        self.num_frames = 1
+        self.whole: deque[tuple[Tensor, Conditions]] = deque(maxlen=cfg.memory.window)  # latents of the window
+        # the frames of the latest step; at first the image's
+        self.actions = torch.zeros(batch, 1, algorithm1.NUM_ACTIONS, device=device)
+        self.actions[..., algorithm1.STATIC] = 1
+        self.poses = algorithm1.integrate(self.actions, self.unit)  # [B, F_px, 4, 4] float64
         if cfg.chunk == 1:
-            self._look(1)
-            self.remember(image_latent[:, None])
+            self._look()
+            self._remember(image_latent[:, None])
 
     @property
     def num_actions(self) -> int:
@@ -79,91 +91,125 @@ class Rollout:
     def step(self, actions: Tensor, *, exit_step: int = -1) -> Tensor:
         """New latents [B, F, C, H, W] of the next frames, whose actions are [B, num_actions, 13].
 
-        The pass at the timestep of index `exit_step` is the last; `self.last` is what it was given."""
+        The pass at the timestep of index `exit_step` is the last."""
         first = self.num_latents == 0
         self._begin(actions)
-        clean = self._denoise(range(len(self.cfg.timesteps))[exit_step] + 1)
-        self.remember(clean)
+        clean, own = self._denoise(range(len(self.cfg.timesteps))[exit_step] + 1)
+        self._remember(clean, own)
         return clean[:, 1:] if first else clean
 
     @torch.no_grad()
     def see(self, actions: Tensor, latents: Tensor) -> None:
-        """Remembers given latents [B, chunk, C, H, W] of the next frames, in the first chunk the image's too, as if
-        they had been generated; `actions` are those that `step` would take."""
+        """Remembers true latents [B, chunk, C, H, W], the image among the first, as if the next step had made them."""
         self._begin(actions)
-        self.remember(latents)
+        self._remember(latents)
 
     def replay(self, actions: Tensor, last: Pass) -> Tensor:
         """The clean latents [B, chunk, C, H, W] of a step whose last pass is known, with autograd through that pass.
 
-        Call `remember` with the chunk's latents afterwards: what the graph has read of the memory must stay till then.
-        """
+        Call `remember` with the chunk's latents afterwards."""
         with torch.no_grad():
             self._begin(actions)
-        return self._clean(last)
+        clean, _ = self._clean(last.noisy, last.timesteps)
+        return clean
 
     @torch.no_grad()
-    def remember(self, clean: Tensor) -> None:
-        """Remembers the chunk's clean latents [B, chunk, C, H, W] by one pass at timestep 0."""
-        _, own = self._forward(clean, torch.zeros(clean.shape[:2], device=clean.device), remember=True)
-        self.memory.append(torch.stack([kv.keys for kv in own]), torch.stack([kv.values for kv in own]))
-        self.num_latents += clean.shape[1]
-        self.past = None  # a copy of the memory in full precision: a walk that waits holds none
+    def remember(self, clean: Tensor, last: Pass) -> None:
+        """Remembers what the step did that made the clean latents [B, chunk, C, H, W] in this last pass."""
+        own = None
+        if self.cfg.context == "noisy":
+            _, own = self._clean(last.noisy, last.timesteps, remember=True)
+        self._remember(clean, own)
+
+    @property
+    def last(self) -> Pass:
+        """The last pass of the latest step; until the next walk that shares the context takes its turn."""
+        return Pass(*self._last, self.context.digest())
 
     def _begin(self, actions: Tensor) -> None:
         if actions.shape[1] != self.num_actions:
             raise ValueError(f"{actions.shape[1]} actions were given; the next chunk takes {self.num_actions}")
         self.memory.reserve(self.cfg.chunk)
-        self.actions = torch.cat([self.actions, actions.float()], 1)
-        followed = algorithm1.integrate(actions, self.unit, start=self.poses[:, -1])
-        self.poses = torch.cat([self.poses, followed], 1)
-        self._look(self.cfg.chunk)
+        poses = algorithm1.integrate(actions, self.unit, start=self.poses[:, -1])
+        if self.num_latents == 0:  # the chunk has the image's frame too
+            actions, poses = torch.cat([self.actions, actions], 1), torch.cat([self.poses, poses], 1)
+        self.num_frames += self.num_actions
+        self.actions, self.poses = actions.float(), poses
+        self._look()
 
-    def _look(self, count: int) -> None:
-        """The conditions of the next `count` latents and what they see of the memory."""
-        everything = Conditions(self.actions, self.poses.float(), self.text)
-        self.conditions = everything.latents(self.num_latents, self.num_latents + count)
-        self.past = self._past()
+    def _look(self) -> None:
+        """The conditions of the next latents, and what they see of the memory."""
+        self.conditions = Conditions(self.actions, self.poses.float(), self.text)
+        self.cameras = self.poses[:, (self.poses.shape[1] - 1) % 4 :: 4]  # the last frame of each latent
+        self.context.fill(self.memory, self.table, self.cameras)
 
-    def _denoise(self, num_passes: int) -> Tensor:
-        """The chunk's clean latents [B, chunk, C, H, W]; in the first chunk latent 0 is the image."""
-        first = self.num_latents == 0
+    def _denoise(self, num_passes: int) -> tuple[Tensor, list[KeyValue] | None]:
+        """The chunk's clean latents [B, chunk, C, H, W], in the first chunk latent 0 the image; and, for noisy context,
+        the keys and values of the last pass."""
+        first, noisy_context = self.num_latents == 0, self.cfg.context == "noisy"
         shape, device = self.image.shape, self.image.device
         clean = torch.zeros(shape[0], self.cfg.chunk, *shape[1:], device=device)
+        own: list[KeyValue] = []
         for index, time in enumerate(self.cfg.timesteps[:num_passes]):
             fresh = [noise((self.seed, self.num_latents + i, index), shape, device) for i in range(self.cfg.chunk)]
             timesteps = torch.full((shape[0], self.cfg.chunk), time, device=device)
             if first:
                 timesteps[:, 0] = 0
                 clean[:, 0] = self.image
-            self.last = Pass(flow.add_noise(clean, torch.stack(fresh, 1), timesteps), timesteps)
-            clean = self._clean(self.last)
-        return clean
+            noisy = flow.add_noise(clean, torch.stack(fresh, 1), timesteps)
+            self._last = noisy, timesteps
+            clean, own = self._clean(noisy, timesteps, remember=noisy_context and index == num_passes - 1)
+        return clean, own if noisy_context else None
 
-    def _clean(self, last: Pass) -> Tensor:
-        velocity, _ = self._forward(last.noisy, last.timesteps)
-        return flow.clean_of(last.noisy, velocity, last.timesteps)
+    def _clean(self, noisy: Tensor, timesteps: Tensor, *, remember: bool = False) -> tuple[Tensor, list[KeyValue]]:
+        velocity, own = self._forward(noisy, timesteps, remember=remember)
+        return flow.clean_of(noisy, velocity, timesteps), own
 
-    def _forward(self, latents: Tensor, timesteps: Tensor, *, remember: bool = False) -> tuple[Tensor, list[KeyValue]]:
-        times = torch.tensor([self.memory.time(self.num_latents + i) for i in range(latents.shape[1])])
+    def _forward(self, latents: Tensor, timesteps: Tensor, *, remember: bool) -> tuple[Tensor, list[KeyValue]]:
+        """One pass over the chunk: fixed addresses and, for a state of the memory, fixed shapes."""
+        count = latents.shape[1]
+        times = self.memory.time(self.num_latents) + torch.arange(count, device=latents.device)
+        past = self.context.past(count * self.memory.whole)
         with autocast(latents.device):
-            velocity, own = self.model(
-                latents, timesteps, self.conditions, times=times.to(latents.device), past=self.past, remember=remember
-            )
+            velocity, own = self.model(latents, timesteps, self.conditions, times=times, past=past, remember=remember)
         return velocity.float(), own
 
-    def _past(self) -> list[KeyValue] | None:
-        """Every block's remembered keys, rotated, and values, in the precision that attention computes in."""
-        if not self.memory.slots:
-            return None
-        keys, values = self.memory.view()
-        dtype = torch.get_autocast_dtype(keys.device.type) if autocast(keys.device)._enabled else self.image.dtype
-        positions = self.memory.positions()
-        bias = self.memory.log_cells() if self.cfg.memory.weigh_pooled else None
-        return [
-            KeyValue(self.model.rotate(k, positions).to(dtype), v.to(dtype), bias)
-            for k, v in zip(keys, values, strict=True)
-        ]
+    @torch.no_grad()
+    def _remember(self, clean: Tensor, own: list[KeyValue] | None = None) -> None:
+        """Remembers a chunk's own keys and values, by default those of one pass over it at timestep 0."""
+        if own is None:
+            _, own = self._forward(clean, torch.zeros(clean.shape[:2], device=clean.device), remember=True)
+        pooled = []
+        if self.cfg.memory.pooled == "latents":
+            pooled = self._encode_pooled(clean)
+        keys, values = zip(*own, strict=True)
+        self.memory.append(keys, values, poses=self.cameras, pooled=pooled)
+        self.num_latents += clean.shape[1]
+
+    def _encode_pooled(self, clean: Tensor) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """Keys and values of each latent that is about to leave the window, itself pooled, at timestep 0, over what the
+        chunk has seen; the option beside pooling its keys and values."""
+        encoded, patch = [], self.model.cfg.patch[1:]
+        for index in range(clean.shape[1]):
+            latent = self.num_latents + index
+            leaving = latent - self.cfg.memory.window
+            if leaving >= 0 and (stride := self.cfg.memory.stride(leaving)):
+                picture, conditions = self.whole[0]
+                small = pool_picture(picture, stride, patch)[:, None]
+                time = torch.full((1,), self.memory.time(leaving), device=clean.device)
+                tokens = small.shape[-2] * small.shape[-1] // (patch[0] * patch[1])
+                with autocast(clean.device):
+                    _, own = self.model(
+                        small, torch.zeros(len(clean), 1, device=clean.device), conditions, times=time,
+                        past=self.context.past(tokens), pooled=(stride, self.memory.rows, self.memory.columns),
+                        remember=True,
+                    )  # fmt: skip
+                keys, values = zip(*own, strict=True)
+                encoded.append((keys, values))
+            first = 0 if self.num_latents else 1  # of the first chunk, latent 0 is one frame
+            frames = slice(max(0, 4 * index - 3 * first), 4 * (index + 1) - 3 * first)
+            self.whole.append((clean[:, index], self.conditions.frames(frames.start, frames.stop)))
+        return encoded
 
 
 def play(walk: Rollout, actions: Tensor, *, num_latents: int, exit_step: int = -1) -> tuple[Tensor, list[Pass]]:
@@ -180,5 +226,5 @@ def play(walk: Rollout, actions: Tensor, *, num_latents: int, exit_step: int = -
 def chunks(walk: Rollout, actions: Tensor, *, num_latents: int, exit_step: int = -1) -> Iterator[Tensor]:
     """The new latents of each step to the end of a video, as `play` walks it."""
     while walk.num_latents < num_latents:
-        done = walk.actions.shape[1]
+        done = walk.num_frames
         yield walk.step(actions[:, done : done + walk.num_actions], exit_step=exit_step)

@@ -83,4 +83,7 @@ def nearest_rotation(matrix: Tensor) -> Tensor:
 
 def axis_rotation(axis: int, angle: Tensor) -> Tensor:
     """Rotation [..., 3, 3] about axis 0, 1 or 2 by an angle [...] in radians (right-hand rule)."""
-    return exp(torch.nn.functional.one_hot(torch.tensor(axis), 3).to(angle) * angle[..., None])
+    cosine, sine = angle.cos(), angle.sin()
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    about_x = torch.stack([one, zero, zero, zero, cosine, -sine, zero, sine, cosine], -1).unflatten(-1, (3, 3))
+    return about_x.roll((axis, axis), (-2, -1))

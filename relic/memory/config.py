@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 SCHEDULE = (1, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4, 4, 4, 2, 4, 4, 2, 4)  # section 5.1 of RELIC: pooling factor a side
 POLICIES = ("full", "window", "relic", "relic_landmarks")
+AT_ONCE = 2**28  # bytes of float32 that reading and appending work on: at 14B one block, of small models all
 
 
 class Slot(NamedTuple):
@@ -60,15 +61,17 @@ class Memory:
             return int(self.policy == "full")
         return self.schedule[latent % len(self.schedule)]
 
-    def first(self, latents: int, coming: int = 0) -> int:
-        """The oldest latent but the image that is shown when `latents` are remembered and `coming` more come."""
-        oldest = max(1, latents + coming - self.capacity + 1)
-        return max(oldest, latents - self.window) if self.policy == "window" else oldest
+    def forgotten(self, latents: int, coming: int = 0) -> int:
+        """How many latents have left beyond the capacity when `latents` were remembered and `coming` more come."""
+        return max(0, latents + coming - self.capacity)
 
-    def slots(self, latents: int, coming: int = 0) -> list[Slot]:
-        """What is shown, oldest first, of `latents` latents to the chunk of the next `coming`, landmarks aside."""
-        shown = [0, *range(self.first(latents, coming), latents)] if latents else []
-        return [Slot(i, self.stride(i) if i < latents - self.window else 1) for i in shown]
+    def slots(self, latents: int, forgotten: int = 0) -> list[Slot]:
+        """What is shown of `latents` latents, landmarks aside, oldest first: the image, then those that are left."""
+        if not latents:
+            return []
+        shown = (Slot(i, self.stride(i) if i < latents - self.window else 1) for i in range(1 + forgotten, latents))
+        image = Slot(0, self.stride(0) if latents > self.window else 1)
+        return [image, *(slot for slot in shown if slot.stride)]
 
     def num_retrieved(self, latents: int) -> int:
         """How many landmarks are shown beside the slots."""
@@ -76,8 +79,34 @@ class Memory:
 
     def tokens(self, rows: int, columns: int, latents: int, coming: int = 0) -> int:
         """Tokens shown of `latents` latents of rows x columns to the chunk of the next `coming`."""
-        count = sum(pooled_tokens(rows, columns, slot.stride) for slot in self.slots(latents, coming))
-        return count + self.num_retrieved(latents) * rows * columns
+        slots = self.slots(latents, self.forgotten(latents, coming))
+        whole = rows * columns * self.num_retrieved(latents)
+        return whole + sum(pooled_tokens(rows, columns, slot.stride) for slot in slots)
+
+    @property
+    def page_strides(self) -> list[int]:
+        """Strides of the places of a page: whole cycles of the schedule, as many as hold a window; [] of no pages."""
+        if self.policy == "window" or self.capacity == self.window + 1:
+            return []
+        cycle = (1,) if self.policy == "full" else self.schedule
+        return list(cycle * -(-self.window // len(cycle)))
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that hold all old latents but the image, wherever in a page the oldest lies."""
+        places = len(self.page_strides)
+        return -(-(self.capacity - self.window - 2 + places) // places) if places else 0
+
+    def stored(self, rows: int, columns: int) -> int:
+        """Tokens that storage is allocated for: the image, the pages, the window and the landmarks."""
+        page = sum(pooled_tokens(rows, columns, stride) for stride in self.page_strides)
+        whole = self.window + (self.landmarks + 1 if self.policy == "relic_landmarks" else 0)
+        return pooled_tokens(rows, columns, self.stride(0)) + self.num_pages * page + whole * rows * columns
+
+    def layers_at_once(self, rows: int, columns: int, width: int) -> int:
+        """Blocks of keys and values of `width` numbers a token (all samples') that are read or appended together."""
+        page = sum(pooled_tokens(rows, columns, stride) for stride in self.page_strides)
+        return max(1, AT_ONCE // (2 * 4 * width * max(page, self.window * rows * columns)))
 
     @functools.cache  # noqa: B019, of a frozen value
     def room(self, rows: int, columns: int, coming: int = 0) -> int:

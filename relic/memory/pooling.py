@@ -18,6 +18,15 @@ def pool(x: Tensor, stride: int) -> Tensor:
     return rearrange(pooled, "n c h w -> n h w c").reshape(*x.shape[:-3], *pooled.shape[-2:], x.shape[-1])
 
 
+def pool_picture(x: Tensor, stride: int, patch: tuple[int, int]) -> Tensor:
+    """Averages a latent [B, C, H, W] so that its patches are cells of stride x stride of the old ones.
+
+    The edges are repeated where the patches do not divide by the stride: [B, C, ceil(H / p / stride) p, ...]."""
+    sides = [-(-n // (p * stride)) * p * stride for n, p in zip(x.shape[-2:], patch, strict=True)]
+    padding = (0, sides[1] - x.shape[-1], 0, sides[0] - x.shape[-2])
+    return functional.avg_pool2d(functional.pad(x, padding, mode="replicate"), stride)
+
+
 def centres(rows: int, columns: int, stride: int) -> Tensor:
     """Row and column [rows', columns', 2] of the pooled cells' centres, in cells of the unpooled grid."""
     y, x = torch.meshgrid(torch.arange(rows).double(), torch.arange(columns).double(), indexing="ij")

@@ -5,6 +5,7 @@ chunks see pooled prefixes of one another (the student in training, `Segment`s).
 memory can pool them and rotate them at the pooled cells' centres.
 """
 
+import functools
 import importlib.util
 from collections.abc import Set
 from typing import NamedTuple
@@ -20,27 +21,58 @@ from relic.model import flex, rope
 
 
 class KeyValue(NamedTuple):
-    """Keys and values [B, N, K, head_width], and what is added to the logits of each key [N], if anything."""
+    """Keys and values [B, N, K, head_width]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Past(NamedTuple):
+    """Earlier keys, rotated, and values [B, N + M, K, head_width] in front of M free places for a call's own; and what
+    is added to the logits of each key [N + M], if anything."""
 
     keys: Tensor
     values: Tensor
     bias: Tensor | None = None
 
+    def joined(self, keys: Tensor, values: Tensor) -> "Past":
+        """The same with a call's own keys and values [B, M, K, head_width] in the free places.
+
+        Where a graph is made they are copies: it keeps what it read, and the next call would write there again."""
+        num_past = self.keys.shape[1] - keys.shape[1]
+        if torch.is_grad_enabled():
+            all_keys, all_values = (
+                torch.cat([past[:, :num_past], own], 1) for past, own in ((self.keys, keys), (self.values, values))
+            )
+            return Past(all_keys, all_values, self.bias.clone() if self.bias is not None else None)
+        self.keys[:, num_past:], self.values[:, num_past:] = keys, values
+        return self
+
 
 class Rotary:
     """What a forward pass knows about positions: the latents' times [F], the token grid, the frequency table, and for
-    each pooling stride that it needs how its tokens are turned, computed once for all blocks."""
+    each pooling stride that it needs how its tokens are turned, computed once for all blocks. `own` is the stride of
+    the tokens that come in: latents may have been pooled."""
 
-    def __init__(self, times: Tensor, rows: int, columns: int, table: Tensor, *, strides: Set[int] = frozenset({1})):
+    def __init__(
+        self, times: Tensor, rows: int, columns: int, table: Tensor, *, strides: Set[int] = frozenset(), own: int = 1
+    ):
         self.times, self.rows, self.columns, self.table = times, rows, columns, table
-        self.turns = {stride: rope.cos_sin(self.angles(stride)) for stride in strides}
+        self.turns = {stride: rope.cos_sin(self.angles(stride)) for stride in {own, *strides}}
+        self.own = self.turns[own]
 
     def angles(self, stride: int) -> Tensor:
         """Angles [tokens of all latents, head_width / 2], pooled by `stride`."""
-        yx = centres(self.rows, self.columns, stride).flatten(0, 1).to(self.times.device)
+        yx = cells(self.rows, self.columns, stride, self.times.device)
         t = self.times.double()[:, None, None].expand(-1, len(yx), 1)
         positions = torch.cat([t, yx.expand(len(self.times), -1, -1)], -1)
         return rope.angles(positions.flatten(0, 1), self.table)
+
+
+@functools.lru_cache(maxsize=64)
+def cells(rows: int, columns: int, stride: int, device: torch.device) -> Tensor:
+    """Rows and columns [n, 2] of the cells' centres; kept on the device, so that a pass copies nothing there."""
+    return centres(rows, columns, stride).flatten(0, 1).to(device)
 
 
 def dot_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, backend: str = "sdpa") -> Tensor:
@@ -74,7 +106,7 @@ def segmented(
 
     One kernel with a mask by blocks on CUDA; elsewhere, where FlexAttention has no backward, segment by segment."""
     strides = sorted({stride for segment in segments for _, stride in segment.seen})
-    queries = rope.turn(q, rotary.turns[1])
+    queries = rope.turn(q, rotary.own)
     keys = [rope.turn(pooled(k, rotary, stride), rotary.turns[stride]) for stride in strides]
     values = [pooled(v, rotary, stride) for stride in strides]
     if q.is_cuda and backend == "sdpa":
@@ -115,13 +147,13 @@ class SelfAttention(nn.Module):
         x: Tensor,
         pose: Tensor,
         rotary: Rotary,
-        past: KeyValue | None,
+        past: Past | None,
         segments: tuple[Segment, ...] | None,
         remember: bool,
     ) -> tuple[Tensor, KeyValue | None]:
         """x [B, F, S, D]; pose [B, F, D] is added to queries and keys, never to values, before their norm (figure 4).
 
-        `past` holds rotated keys. Returns the output [B, F, S, D] and, to `remember`, this call's keys (not rotated)
+        Returns the output [B, F, S, D] and, to `remember`, this call's keys (not rotated)
         and values [B, F S, K, head_width]."""
         v = self.to_v(x)
         q, k = (to(x).add_(pose[:, :, None]) for to in (self.to_q, self.to_k))  # in place: a linear layer's own result
@@ -131,10 +163,9 @@ class SelfAttention(nn.Module):
         if segments is not None:
             out = segmented(q, k, v, rotary, segments, backend=self.backend)
         else:
-            q, k, bias = rope.turn(q, rotary.turns[1]), rope.turn(k, rotary.turns[1]), None
+            q, k, bias = rope.turn(q, rotary.own), rope.turn(k, rotary.own), None
             if past is not None:
-                bias = None if past.bias is None else functional.pad(past.bias, (0, k.shape[1]))
-                k, v = torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1)
+                k, v, bias = past.joined(k, v)
             out = dot_product(q, k, v, bias, backend=self.backend)
         return self.to_out(rearrange(out, "b (f s) k d -> b f s (k d)", f=x.shape[1])), own
 

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from relic.memory.masks import Segment
 from relic.model import config
-from relic.model.attention import CrossAttention, KeyValue, Rotary, SelfAttention
+from relic.model.attention import CrossAttention, KeyValue, Past, Rotary, SelfAttention
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
@@ -39,7 +39,7 @@ class Block(nn.Module):
         action: Tensor,
         pose: Tensor,
         rotary: Rotary,
-        past: KeyValue | None,
+        past: Past | None,
         segments: tuple[Segment, ...] | None,
         remember: bool,
     ) -> tuple[Tensor, KeyValue | None]:

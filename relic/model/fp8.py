@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relic.memory.cache import fp8_scale
+from relic.memory.store import fp8_scale
 from relic.model.precision import native_bfloat16
 from relic.model.transformer import Transformer
 

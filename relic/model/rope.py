@@ -9,12 +9,14 @@ linear. A language model's ramp (1, 32) would slow nearly all of a video's few t
 temperature: it would act on rows and columns too.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
 BASE = 10000.0
+CPU = torch.device("cpu")
 RAMP = (0.25, 1.0)  # turns over the trained length
 
 
@@ -23,8 +25,11 @@ def axis_frequencies(width: int) -> Tensor:
     return BASE ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
 
 
-def frequencies(head_width: int, trained_frames: int, frames: int) -> Tensor:
-    """Radians a unit for every pair of channels and axis: [head_width / 2, 3], one axis non-zero a row."""
+@functools.lru_cache(maxsize=64)
+def frequencies(head_width: int, trained_frames: int, frames: int, device: torch.device = CPU) -> Tensor:
+    """Radians a unit for every pair of channels and axis: [head_width / 2, 3], one axis non-zero a row.
+
+    Kept on the device, so that a pass copies nothing there."""
     space = 2 * (head_width // 6)
     time = axis_frequencies(head_width - 2 * space)
     turns = time * trained_frames / (2 * math.pi)
@@ -35,12 +40,12 @@ def frequencies(head_width: int, trained_frames: int, frames: int) -> Tensor:
     table[: len(time), 0] = time
     table[len(time) : len(time) + space // 2, 1] = axis_frequencies(space)
     table[len(time) + space // 2 :, 2] = axis_frequencies(space)
-    return table
+    return table.to(device)
 
 
 def angles(positions: Tensor, table: Tensor) -> Tensor:
-    """Angles [N, head_width / 2] float32 of positions [N, 3]."""
-    return (positions.double() @ table.to(positions.device).mT).float()
+    """Angles [..., N, head_width / 2] float32 of positions [..., N, 3]."""
+    return (positions.double() @ table.mT).float()
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
@@ -49,12 +54,12 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
 
 
 def cos_sin(angle: Tensor) -> Tensor:
-    """Cosines and sines [N, 1, head_width / 2, 2], what `turn` takes, of angles [N, head_width / 2]."""
-    return torch.stack([angle.cos(), angle.sin()], -1)[:, None]
+    """Cosines and sines [..., N, 1, head_width / 2, 2], what `turn` takes, of angles [..., N, head_width / 2]."""
+    return torch.stack([angle.cos(), angle.sin()], -1).unsqueeze(-3)
 
 
 def turn(x: Tensor, by: Tensor) -> Tensor:
-    """Rotates the channel pairs of x [B, N, K, head_width] by the cosines and sines of their angles.
+    """Rotates the channel pairs of x [..., N, K, head_width] by the cosines and sines of their angles.
 
     As complex numbers in one pass over memory; a compiler fuses only real ones, so it is given those."""
     pairs = x.float().unflatten(-1, (-1, 2))

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from relic.memory.masks import Segment
 from relic.model import config, rope
-from relic.model.attention import KeyValue, Rotary
+from relic.model.attention import KeyValue, Past, Rotary
 from relic.model.block import Block, modulated_norm
 from relic.model.conditions import Conditions
 from relic.model.control import POSE_WIDTH, ControlEncoder, pose_features
@@ -57,15 +57,17 @@ class Transformer(nn.Module):
         conditions: Conditions,
         *,
         times: Tensor | None = None,
-        past: list[KeyValue] | None = None,
+        past: list[Past] | None = None,
         segments: tuple[Segment, ...] | None = None,
+        pooled: tuple[int, int, int] | None = None,
         remember: bool = False,
     ) -> tuple[Tensor, list[KeyValue]]:
         """Velocity [B, F, C, H, W] of noisy latents [B, F, C, H, W] at timesteps [B, F]; and, to `remember`, every
         block's own keys (before rotation) and values, else none: of 80 latents of Wan 14B they are 95 GiB.
 
-        `times` [F] are the latents' temporal positions (default 0, 1, ...); `past` holds each block's earlier keys,
-        rotated by `rotate`, and values; `segments` says who sees whom inside the call (default: everyone everyone)."""
+        `times` [F] are the latents' temporal positions (default 0, 1, ...); `past` holds each block's earlier keys and
+        values; `segments` says who sees whom inside the call (default: everyone everyone); `pooled` of latents that
+        have been pooled are the stride, and the rows and columns of tokens before."""
         rows, columns = latents.shape[-2] // self.cfg.patch[1], latents.shape[-1] // self.cfg.patch[2]
         x = self.patch_embedding(
             rearrange(latents, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.cfg.patch[1], q=self.cfg.patch[2])
@@ -78,28 +80,26 @@ class Transformer(nn.Module):
         if times is None:
             times = torch.arange(latents.shape[1], device=latents.device)
         strides = {stride for segment in segments or () for _, stride in segment.seen}
-        rotary = Rotary(times, rows, columns, self.rope_table(), strides={1, *strides})
+        own, *grid = pooled or (1, rows, columns)
+        rotary = Rotary(times, grid[0], grid[1], self.rope_table(times.device), strides=strides, own=own)
 
-        own = []
+        remembered = []
         for index, block in enumerate(self.blocks):
             before = past[index] if past is not None else None
             x, key_value = block(x, time, text, actions[index], poses[index], rotary, before, segments, remember)
             if key_value is not None:
-                own.append(key_value)
+                remembered.append(key_value)
         shift, scale = (embedded.float()[:, :, None] + self.head_modulation).unsqueeze(3).unbind(2)
         x = self.head(modulated_norm(x, shift, scale)).float()
         velocity = rearrange(
             x, "b f (h w) (c p q) -> b f c (h p) (w q)", h=rows, p=self.cfg.patch[1], q=self.cfg.patch[2]
         )
-        return velocity, own
+        return velocity, remembered
 
     def embed_text(self, text: Tensor) -> Tensor:
         """Text [B, L, D] for cross-attention from token ids [B, L] or embeddings [B, L, text width]."""
         return self.text_embedding(self.text_table(text) if self.cfg.text_vocabulary else text)
 
-    def rope_table(self) -> Tensor:
-        return rope.frequencies(self.cfg.head_width, self.cfg.trained_frames, self.cfg.frames)
-
-    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Rotates keys [B, N, K, head_width] by their positions [N, 3] (time, row, column)."""
-        return rope.rotate(keys, rope.angles(positions, self.rope_table()))
+    def rope_table(self, device: torch.device | str) -> Tensor:
+        """Radians a unit [head_width / 2, 3] of this model's length."""
+        return rope.frequencies(self.cfg.head_width, self.cfg.trained_frames, self.cfg.frames, torch.device(device))

@@ -77,7 +77,6 @@ def main(
         # 4. back-propagation, chunk by chunk
         again = start(generator, cfg, video.latents[:, 0], video.conditions.text, video.walk.seed)
         replay.backward(again, video.conditions.actions, video.latents, video.passes, difference / elements(difference))
-        assert replay.same_memory(again, video.walk), "the replay saw another context than the walk"
         # 5. one step
         rate = optimizer.rate(cfg.optimizer, step, total)
         size = difference.square().sum() / elements(difference)

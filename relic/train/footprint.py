@@ -107,28 +107,29 @@ def served_bytes(cfg: Transformer) -> int:
 
 
 def memory_bytes(cfg: Transformer, memory: Memory, *, rows: int, columns: int, batch: int = 1) -> int:
-    """Storage of the memory, as relic/memory/cache.py allocates it."""
-    scales = FLOAT * cfg.heads if memory.dtype == "fp8" else 0
+    """Storage of the memory, as relic/memory/cache.py allocates it; in FP8 a token's head has a scale in bfloat16."""
+    scales = BFLOAT16 * cfg.heads if memory.dtype == "fp8" else 0
     row = cfg.width * MEMORY_BYTES[memory.dtype] + scales
-    return 2 * cfg.layers * batch * memory.room(rows, columns) * row
+    return 2 * cfg.layers * batch * memory.stored(rows, columns) * row
 
 
-def held(chunk: Pass) -> int:
-    """Bytes that a remembered number takes for a chunk's passes, as attention reads it, mean of keys and values.
-
-    In float32 the values are what was read, and keep the keys of that alive beside the rotated ones."""
-    return chunk.low + (FLOAT // 2 if chunk.low == FLOAT else 0)
+def context_bytes(cfg: Transformer, memory: Memory, chunk: Pass) -> int:
+    """What the memory shows to all passes of a chunk, with room for the chunk's own (relic/generate/context.py)."""
+    room = memory.room(chunk.rows, chunk.columns, chunk.latents) + chunk.tokens
+    return 2 * cfg.layers * chunk.batch * room * cfg.width * chunk.low
 
 
 def walking(cfg: Transformer, memory: Memory, chunk: Pass, work: float) -> float:
-    """The most that a chunk holds beside its memory's storage: while it reads, while its passes take `work`, or while
-    it remembers. Reading and remembering work on all blocks at once, in float32."""
-    window, new = memory.window * chunk.rows * chunk.columns, chunk.tokens
-    number = 2 * cfg.layers * cfg.width * chunk.batch
+    """The most that a chunk holds beside its memory's storage and its context: while the memory is read, while its
+    passes take `work`, or while it is appended to. Reading and appending work on some blocks at a time, in float32."""
+    width = cfg.width * chunk.batch
+    layers = min(cfg.layers, memory.layers_at_once(chunk.rows, chunk.columns, width))
     scaled = 2 if memory.dtype == "fp8" else 1  # before and after the scale
-    read = chunk.past * max(FLOAT * scaled, FLOAT + chunk.low)
-    append = chunk.past * held(chunk) + new * (2 * chunk.low + FLOAT) + window * FLOAT + (window + new) * FLOAT
-    return max(number * read, number * chunk.past * held(chunk) + work, number * append)
+    whole = chunk.rows * chunk.columns
+    page = sum(pooled_tokens(chunk.rows, chunk.columns, stride) for stride in memory.page_strides)
+    read = 2 * layers * width * FLOAT * max(page, memory.window * whole) * (scaled + 1)
+    append = 2 * width * (cfg.layers * chunk.tokens * chunk.low + layers * whole * (2 * FLOAT + chunk.low))
+    return max(read, work, append)
 
 
 # Activations
@@ -192,6 +193,5 @@ def without_graph(cfg: Transformer, given: Pass) -> float:
     """The most bytes that a pass without a graph holds which remembers: every block's keys and values, and one block at
     work."""
     working = given.tokens * ((4 * FLOAT + 3 * given.low) * cfg.width + 2 * given.low * cfg.ffn)
-    joined = 2 * given.low * (given.past + given.tokens) * cfg.width
     own = 2 * given.low * cfg.layers * given.tokens * cfg.width
-    return given.batch * (own + max(working, joined))
+    return given.batch * (own + working)

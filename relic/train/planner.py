@@ -131,10 +131,11 @@ def distill(
     remembered = min(stage.latents, memory.capacity) - cfg.rollout.chunk
     chunk = replace(video, latents=cfg.rollout.chunk, past=memory.tokens(rows, columns, remembered))
     graph = footprint.activations(model, chunk, checkpointing=machine.checkpointing)
+    context = footprint.context_bytes(model, memory, chunk) / machine.sequence_parallel
     reading = footprint.walking(model, memory, chunk, graph)
     yield replace(
         states, stage=f"distill, {stage.latents} latents, replay",
-        memory=2 * storage,  # the walk's, and that of the walk that is walked again
+        memory=2 * (storage + context),  # the walk's, and that of the walk that is walked again
         activations=reading / machine.sequence_parallel + copies(model, machine),
     )  # fmt: skip
 
@@ -143,6 +144,8 @@ def serve(model: Transformer, codec: Codec, cfg: Rollout, rows: int, columns: in
     """One walk at the capacity of its memory, on `sequence_parallel` GPUs that each hold all the weights."""
     past = cfg.memory.tokens(rows, columns, cfg.memory.capacity - cfg.chunk)
     chunk = Pass(latents=cfg.chunk, rows=rows, columns=columns, past=past)
+    remembered = footprint.memory_bytes(model, cfg.memory, rows=rows, columns=columns)
+    remembered += footprint.context_bytes(model, cfg.memory, chunk)
     reading = footprint.walking(model, cfg.memory, chunk, footprint.without_graph(model, chunk))
     pixels = rows * model.patch[1] * PATCH * columns * model.patch[2] * PATCH
     widest = codec.decoder_widths[2] + codec.decoder_widths[3]  # of a convolution at the frames' full size
@@ -150,7 +153,7 @@ def serve(model: Transformer, codec: Codec, cfg: Rollout, rows: int, columns: in
     return Need(
         stage="serve",
         weights=footprint.served_bytes(model),
-        memory=footprint.memory_bytes(model, cfg.memory, rows=rows, columns=columns) / machine.sequence_parallel,
+        memory=remembered / machine.sequence_parallel,
         activations=reading / machine.sequence_parallel,
         codec=FLOAT * footprint.codec_parameters(codec) + BFLOAT16 * frames * pixels * widest,
     )

@@ -6,8 +6,9 @@ chain rule goes chunk by chunk: the walk is walked again, of every chunk only th
 with autograd, the chunk's slice of the gradient is sent back through it, and its graph is freed before the next.
 
 What a chunk saw is had again by remembering the stored clean latents in order: the walk's own memory has pooled and
-dropped it since. The context is detached, as in the paper: no gradient runs from a chunk into the ones before it, so
-the sum of the chunks' gradients is the gradient of the full graph with detached context, to rounding.
+dropped it since. That it is the same, bit by bit, is asserted by a checksum of every chunk. The context is detached, as
+in the paper: no gradient runs from a chunk into the ones before it, so the sum of the chunks' gradients is the gradient
+of the full graph with detached context, to rounding.
 """
 
 import torch
@@ -21,19 +22,13 @@ def backward(walk: Rollout, actions: Tensor, latents: Tensor, passes: list[Pass]
 
     walk: a new one, as the one that made the video was in the beginning; actions [B, 4 (F - 1) + 1, 13]; latents and
     gradient [B, F, C, H, W]; one pass a chunk."""
+    saw = []
     for last in passes:
-        start, done = walk.num_latents, walk.actions.shape[1]
+        start, done = walk.num_latents, walk.num_frames
         chunk = slice(start, start + last.noisy.shape[1])
         clean = walk.replay(actions[:, done : done + walk.num_actions], last)
+        saw.append(walk.context.digest())
         clean.backward(gradient[:, chunk])
-        walk.remember(latents[:, chunk])
-
-
-def same_memory(a: Rollout, b: Rollout) -> bool:
-    """Whether two walks remember the same, bit by bit."""
-
-    def remembered(walk: Rollout) -> list[Tensor]:
-        stores = (walk.memory.storage, walk.memory.scales)
-        return [x[:, :, :, : walk.memory.used].contiguous().view(torch.uint8) for x in stores if x is not None]
-
-    return a.memory.slots == b.memory.slots and all(map(torch.equal, remembered(a), remembered(b)))
+        walk.remember(latents[:, chunk], last)
+    same = torch.stack([(a == last.saw).all() for a, last in zip(saw, passes, strict=True)])
+    assert same.all(), f"the replay of chunk {int(same.int().argmin())} saw another context than the walk"

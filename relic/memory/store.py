@@ -1,0 +1,62 @@
+"""Storage of keys and values, allocated once, in FP8, bfloat16 or float32.
+
+E4M3 has 3 bits of mantissa and ends at 448. Each token and head has a scale that brings its largest entry there, so
+that the rounding of an entry is at most 2^-4 of itself, or, below 2^-15 of the row's largest, 2^-19 of that. The scale
+is a power of two: dividing by it and multiplying with it round nothing, what is read and written again is the same, and
+bfloat16 holds it exactly. One for each token and not for each chunk: it costs 2 bytes for `head_width`, a quiet token
+beside a loud one keeps its bits, and the memory is the same whatever the size of the chunks.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = {"fp8": torch.float8_e4m3fn, "bf16": torch.bfloat16, "fp32": torch.float32}
+FP8_LARGEST = 448.0
+
+
+def fp8_scale(x: Tensor) -> Tensor:
+    """Scale [..., 1] of each row of x [..., N]: x over it has its largest entry at the end of E4M3."""
+    return x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_LARGEST
+
+
+def power_of_two(scale: Tensor) -> Tensor:
+    """The least power of two that is not below each scale; 1 for 0."""
+    mantissa, exponent = torch.frexp(scale)
+    return torch.exp2((exponent - (mantissa == 0.5).int()).to(scale.dtype))
+
+
+class Store:
+    """Numbers [..., n, K, head_width] (tokens, heads), read as float32. `shared`: another memory reads them too, so
+    they must not change."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], device: torch.device | str):
+        self.data = torch.zeros(shape, dtype=DTYPES[dtype], device=device)
+        self.scales = torch.ones(*shape[:-1], 1, dtype=torch.bfloat16, device=device) if dtype == "fp8" else None
+        self.shared = False
+
+    def write(self, at: Any, x: Tensor) -> None:
+        """Keeps x at an index of the data."""
+        if self.scales is not None:
+            scale = power_of_two(x.abs().amax(-1, keepdim=True) / FP8_LARGEST)
+            self.scales[at] = scale.to(self.scales.dtype)
+            x = x / scale
+        self.data[at] = x.to(self.data.dtype)
+
+    def read(self, at: Any) -> Tensor:
+        """What is kept at an index of the data, float32."""
+        x = self.data[at].float()
+        return x * self.scales[at].float() if self.scales is not None else x
+
+    def copy(self) -> "Store":
+        """The same numbers in storage of their own."""
+        made = object.__new__(Store)
+        made.data, made.shared = self.data.clone(), False
+        made.scales = self.scales.clone() if self.scales is not None else None
+        return made
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes, scales included."""
+        return sum(t.numel() * t.element_size() for t in (self.data, self.scales) if t is not None)

@@ -1,0 +1,67 @@
+"""Storage in three precisions."""
+
+import torch
+
+from relic.memory.store import Store, power_of_two
+
+EVERY = (slice(None),)
+
+
+def kept(x: torch.Tensor, dtype: str = "fp8") -> tuple[Store, torch.Tensor]:
+    store = Store(dtype, tuple(x.shape), "cpu")
+    store.write(EVERY, x)
+    return store, store.read(EVERY)
+
+
+def numbers(spread: float = 3.0) -> torch.Tensor:
+    """Rows of very different sizes [tokens, K, head_width]."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randn(64, 4, 1, generator=generator).mul(spread).exp()
+    return torch.randn(64, 4, 32, generator=generator) * sizes
+
+
+def test_e4m3_rounds_an_entry_by_at_most_a_sixteenth_of_itself():
+    x = numbers()
+    _, found = kept(x)
+    floor = x.abs().amax(-1, keepdim=True) * 2**-19
+    assert ((found - x).abs() <= (x.abs() * 2**-4).maximum(floor)).all()
+    assert not torch.equal(found, x)
+
+
+def test_one_scale_for_all_would_break_that_bound():
+    x = numbers()
+    scale = x.abs().max() / 448
+    found = (x / scale).to(torch.float8_e4m3fn).float() * scale
+    floor = x.abs().amax(-1, keepdim=True) * 2**-19
+    assert not ((found - x).abs() <= (x.abs() * 2**-4).maximum(floor)).all()
+
+
+def test_what_is_read_and_written_again_is_the_same():
+    _, once = kept(numbers())
+    _, twice = kept(once)
+    assert torch.equal(once, twice)
+
+
+def test_scales_are_the_least_powers_of_two_that_reach():
+    x = torch.tensor([0.0, 0.3, 0.5, 0.50001, 1.0, 3.0, 1e-30])
+    found = power_of_two(x)
+    assert found[:6].tolist() == [1.0, 0.5, 0.5, 1.0, 1.0, 4.0]
+    assert x[-1] <= found[-1] < 2 * x[-1]
+
+
+def test_bfloat16_and_float32_keep_what_they_can():
+    x = numbers()
+    assert torch.equal(kept(x, "fp32")[1], x)
+    assert torch.equal(kept(x, "bf16")[1], x.bfloat16().float())
+
+
+def test_fp8_takes_a_byte_a_number_and_two_a_row():
+    store, _ = kept(numbers())
+    assert store.num_bytes == 64 * 4 * (32 + 2)
+
+
+def test_a_copy_is_its_own():
+    store, before = kept(numbers())
+    copied = store.copy()
+    store.write(EVERY, torch.zeros(64, 4, 32))
+    assert torch.equal(copied.read(EVERY), before)
