@@ -34,6 +34,8 @@ from relic.model.codec import Codec
 from relic.model.transformer import Transformer
 
 BATCH = 16  # walks generated together
+REACH = 8  # latents
+POOLED = {"keys_pooled": 0, "values_pooled": 1}  # of the full memory's old latents; the others stay whole
 PLACE_FRAMES = 8  # a frame is recognised when it is taken for one so near, half a second
 METRICS = ("psnr_db", "ssim", "place")
 PAIRS = (("full", "window"), ("relic", "window"), ("relic_landmarks", "window"), ("relic", "full"),
@@ -68,9 +70,36 @@ def time_away(cfg: Recipe, way: int, poses: np.ndarray) -> np.ndarray:
     return found
 
 
+def pooled_half(walk: Rollout, which: int, stride: int) -> None:
+    """Lets a walk with the full memory keep its old latents' keys (0) or values (1) as if they were pooled, the others
+    whole: does pooling lose the way to a place, or what was there?"""
+    memory, append = walk.memory, walk.memory.append
+    rows, columns = memory.rows, memory.columns
+    window: deque[list[list[Tensor]]] = deque()  # of each latent its keys and values, a list over the blocks
+
+    def means(x: Tensor) -> Tensor:
+        """Every token of [B, rows * columns, K, head_width] as the mean of its cell."""
+        cells = pool(rearrange(x.float(), "b (h w) k d -> b h w (k d)", h=rows), stride)
+        wide = cells.repeat_interleave(stride, 1)[:, :rows].repeat_interleave(stride, 2)[:, :, :columns]
+        return rearrange(wide, "b h w (k d) -> b (h w) k d", k=x.shape[2])
+
+    def appended(keys: Sequence[Tensor], values: Sequence[Tensor], *, poses: Tensor) -> None:
+        leaving = []
+        for start in range(0, keys[0].shape[1], rows * columns):
+            window.append([[x[:, start : start + rows * columns] for x in of] for of in (keys, values)])
+            if len(window) > memory.cfg.window:
+                old = window.popleft()
+                if memory.num_latents + len(leaving) > memory.cfg.window:  # the image stays as it is
+                    old[which] = [means(x) for x in old[which]]
+                leaving.append((old[0], old[1]))
+        append(keys, values, poses=poses, pooled=leaving)
+
+    memory.append = appended  # type: ignore[method-assign]
+
+
 @torch.inference_mode()
 def generated(
-    cfg: Recipe, model: Transformer, codec: Codec, memory: Memory, way: int, frames: np.ndarray, poses: np.ndarray
+    cfg: Recipe, model: Transformer, codec: Codec, policy: str, way: int, frames: np.ndarray, poses: np.ndarray
 ) -> np.ndarray:
     """The ways back uint8 [n, R, H, W, 3] of walks whose clips are frames [n, T, H, W, 3] with poses [n, T, 4, 4]."""
     order, made = order_of(way), []
@@ -80,30 +109,47 @@ def generated(
         rollout = replace(cfg.rollout, memory=memory)
         walk = Rollout(model, rollout, image_latent=latents[:, 0], text=given.text, seed=cfg.seed, unit=EXACT)
         while walk.num_latents < way:
-            done = walk.actions.shape[1]
+            done = walk.num_frames
             seen = latents[:, walk.num_latents :][:, : rollout.chunk]
             walk.see(given.actions[:, done : done + walk.num_actions], seen)
-        back = list(chunks(walk, given.actions, num_latents=num_latents(way)))
-        video = codec.decode(torch.cat([latents[:, :way], *back], 1))
-        made.append(to_bytes(video[:, 4 * way - 3 :]))
+        back = chunks(walk, given.actions, num_latents=num_latents(way))
+        made.append(decoded(codec, torch.cat([latents[:, :way], *back], 1), way))
     return np.concatenate(made)
 
 
-def measured(cfg: Recipe, model: Transformer, codec: Codec, clips: dict) -> dict[tuple[str, int, str], Seen]:
-    """What is seen by (world, way, policy); the policy "codec" is the true way back through the codec, a ceiling."""
+@torch.inference_mode()
+def decoded(codec: Codec, latents: Tensor, way: int) -> np.ndarray:
+    """The frames uint8 [n, R, H, W, 3] of the ways back of walks with latents [n, F, C, H, W], one by one, which a CPU
+    likes better; further back than `REACH` latents the decoder does not look."""
+    with autocast(latents.device):
+        videos = [codec.decode(one[None, max(0, way - REACH) :]).float() for one in latents]
+    return to_bytes(torch.cat(videos)[:, -4 * (latents.shape[1] - way) :])
+
+
+def measured(
+    cfg: Recipe, model: Transformer, codec: Codec, clips: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path
+) -> dict[tuple[str, int, str], Seen]:
+    """What is seen by (world, way, policy); the policy "codec" is the true way back through the codec, a ceiling. What
+    lies in `folder` is not measured again."""
     found = {}
-    for world, way in product(clips, cfg.ways):
+    for world, way in product(clips, cfg.measured):
         frames, poses = clips[world]
         order, out = order_of(way), 4 * way - 3
         true, away = frames[:, order[out:]], time_away(cfg, way, poses)
         known = likeness.fingerprints(frames[:, :out])
-        videos = {"codec": to_bytes(codec.decode(encoded(codec, frames[:, order])).detach())[:, out:]}
-        for policy, memory in memories(cfg, way).items():
-            videos[policy] = generated(cfg, model, codec, memory, way, frames, poses)
-        for policy, video in videos.items():
-            place = likeness.recognised(likeness.fingerprints(video), known, order[out:], PLACE_FRAMES)
-            found[world, way, policy] = Seen(psnr(video, true), likeness.ssim(video, true), place, away)
-        print(f"{world}, way out of {way} latents: measured", flush=True)
+        for policy in ("codec", *memories(cfg, way), *POOLED):
+            path = folder / f"seen-{world}-{way}-{policy}-{len(frames)}.npz"
+            if not path.exists():
+                if policy == "codec":
+                    video = decoded(codec, encoded(codec, frames[:, order]), way)
+                else:
+                    video = generated(cfg, model, codec, policy, way, frames, poses)
+                place = likeness.recognised(likeness.fingerprints(video), known, order[out:], PLACE_FRAMES)
+                beside = path.with_suffix(".new.npz")
+                np.savez(beside, psnr_db=psnr(video, true), ssim=likeness.ssim(video, true), place=place, away=away)
+                beside.rename(path)
+                print(f"{world}, way out of {way} latents, {policy}: measured", flush=True)
+            found[world, way, policy] = Seen(**np.load(path))
     return found
 
 
@@ -120,7 +166,7 @@ def by_clip(
     they are of one scene; clips that have none are left out."""
     values = []
     for world in worlds:
-        seen = [found[world, way, policy] for way in cfg.ways]
+        seen = [found[world, way, policy] for way in cfg.measured]
         inside = [(one.away >= away[0]) & (one.away < away[1]) for one in seen]
         total = sum((getattr(one, metric) * counts).sum(1) for one, counts in zip(seen, inside, strict=True))
         count = np.sum([counts.sum(1) for counts in inside], 0)
@@ -149,15 +195,14 @@ def rows_of(found: dict[tuple[str, int, str], Seen], cfg: Recipe) -> dict[str, l
     return rows
 
 
-def tokens(cfg: Recipe, rows: int, columns: int) -> list[dict]:
+def tokens(cfg: Recipe) -> list[dict]:
     """Tokens that the chunks of the way back are shown, in the mean and at most, by length and policy."""
     found = []
-    for way in cfg.ways:
+    for way in cfg.measured:
         for policy, memory in memories(cfg, way).items():
-            starts = range(way, num_latents(way), cfg.rollout.chunk)
-            shown = [memory.tokens(rows, columns, start, cfg.rollout.chunk) for start in starts]
-            about = {"way_latents": way, "policy": policy, "retrieved": memory.num_retrieved(starts[-1])}
-            found.append({**about, "mean": float(np.mean(shown)), "most": max(shown)})
+            shown = tokens_shown(cfg, memory, way)
+            about = {"way_latents": way, "policy": policy, "retrieved": memory.num_retrieved(num_latents(way))}
+            found.append({**about, "mean": float(shown.mean()), "most": int(shown.max())})
     return found
 
 
@@ -200,11 +245,13 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, default="memory_tiny")
     parser.add_argument("--out", type=Path, default=Path("out/memory"), help="clips, checkpoint and models")
     parser.add_argument("--mark", type=int, default=0, help="measure the model after so many steps, not the last")
+    parser.add_argument("--walks", type=int, help="of each world; by default the recipe's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=Path("/dev/stdout"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     cfg = RECIPES[given.recipe]()
+    cfg = replace(cfg, walks=given.walks or cfg.walks)
     if given.mark and given.mark not in cfg.marks:
         parser.error(f"--mark is {given.mark}; allowed are {', '.join(map(str, cfg.marks))}")
     given.out.mkdir(parents=True, exist_ok=True)
@@ -212,17 +259,12 @@ def main() -> None:
     step = given.mark or cfg.steps
     if not (given.out / f"step-{step}" / "config.json").exists():
         train(cfg, {w: recorded(cfg, w, "train", n, given.out) for w, n in cfg.clips.items()}, given.out)
-    model = weights.load_transformer(given.out / f"step-{step}", device)
-    codec = weights.load_codec(weights.start_folder(cfg.codec), device)
+    model = weights.load_transformer(folder := given.out / f"step-{step}", device)
+    codec = weights.load_codec(weights.start_folder(cfg.codec), device).to(memory_format=torch.channels_last)
     clips = {world: recorded(cfg, world, "unseen", cfg.walks, given.out) for world in cfg.worlds}
     patch = model.cfg.patch
-    height, width = next(iter(cfg.worlds.values())).height, next(iter(cfg.worlds.values())).width
-    facts = {
-        **facts_of(cfg, device),
-        "measured_after": step,
-        "tokens": tokens(cfg, height // 8 // patch[1], width // 8 // patch[2]),
-    }
-    figures = rows_of(measured(cfg, model, codec, clips), cfg)
+    facts = {**facts_of(cfg, device), "measured_after": step, "tokens": tokens(cfg)}
+    figures = rows_of(measured(cfg, model, codec, clips, folder), cfg)
     given.json.write_text(json.dumps({**facts, **figures}, indent=1) + "\n")
     print(table(figures, cfg))
 

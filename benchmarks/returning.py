@@ -50,7 +50,7 @@ class Recipe:
     walks: int = 64  # measured, of each world
     away: tuple[int, ...] = (1, 32, 64, 96)  # where the bins of time away begin, in frames
     ways: tuple[int, ...] = (6, 10, 14, 18)  # latents of the way out; the way back has two fewer
-    retrieved: tuple[int, ...] = (1, 1, 2, 3)  # landmarks shown on the way back, for each length
+    measured: tuple[int, ...] = (10, 14, 18)
     rollout: Rollout = field(default_factory=lambda: Rollout(chunk=2, memory=MEMORY))
     latents: int = 104  # of all the walks of a step
     steps: int = 1800
@@ -62,6 +62,12 @@ class Recipe:
     ema: float = 0.99
     checkpoint_every_s: float = 60.0
     seed: int = 0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a latent's tokens: 16x16 pixels each."""
+        world = next(iter(self.worlds.values()))
+        return world.height // 16, world.width // 16
 
 
 # a latent has 4x6 tokens: pooled by 2 a quarter of them stay, by 4 there are 2
@@ -78,18 +84,28 @@ RECIPES: dict[str, Callable[[], Recipe]] = {"memory_tiny": memory_tiny}
 def memories(cfg: Recipe, way: int) -> dict[str, Memory]:
     """The policies that are compared on walks of this way out.
 
-    What landmarks cost is saved by pooling the old latents further, so that "relic_landmarks" shows on the way back at
-    most as many tokens as "relic", in the mean."""
+    What landmarks cost is saved by pooling the old latents twice as far: as many are shown as "relic_landmarks" may at
+    no more tokens than "relic", in the mean over the way back, but at least one."""
     usual = cfg.rollout.memory
     further = tuple(2 * stride if latent else stride for latent, stride in enumerate(usual.schedule))
-    retrieved = cfg.retrieved[cfg.ways.index(way)]
+    landmarks = replace(usual, policy="relic_landmarks", schedule=further, retrieved=1)
+    while tokens_shown(cfg, more := replace(landmarks, retrieved=landmarks.retrieved + 1), way).mean() <= (
+        tokens_shown(cfg, usual, way).mean()
+    ):
+        landmarks = more
     return {
         "full": replace(usual, policy="full"),
         "window": replace(usual, policy="window"),
         "relic": usual,
         "relic_plain": replace(usual, weigh_pooled=False),
-        "relic_landmarks": replace(usual, policy="relic_landmarks", schedule=further, retrieved=retrieved),
+        "relic_landmarks": landmarks,
     }
+
+
+def tokens_shown(cfg: Recipe, memory: Memory, way: int) -> np.ndarray:
+    """Tokens that each chunk of the way back is shown of the memory."""
+    starts = range(way, num_latents(way), cfg.rollout.chunk)
+    return np.array([memory.tokens(*cfg.grid, start, cfg.rollout.chunk) for start in starts])
 
 
 def num_latents(way: int) -> int:

@@ -38,10 +38,10 @@ def test_the_loss_of_a_noisy_chunk_is_that_of_the_same_chunk_on_a_walk(policy):
     noise = torch.from_numpy(random.standard_normal((1, 2, *clean.shape[2:]), np.float32))
     walk = Walk(model, cfg, image_latent=clean[:, 0], text=control.text, seed=0)
     for start in range(0, 6, 2):
-        rows = control.actions[:, walk.actions.shape[1] :][:, : walk.num_actions]
+        rows = control.actions[:, walk.num_frames :][:, : walk.num_actions]
         walk.see(rows, clean[:, start : start + 2])
     noisy = flow.add_noise(clean[:, 6:], noise, timesteps)
-    guess = walk.replay(control.actions[:, 21:], Pass(noisy, timesteps))
+    guess = walk.replay(control.actions[:, 21:], Pass(noisy, timesteps, torch.zeros(())))
     velocity = (noisy - guess) / flow.level(timesteps)
     torch.testing.assert_close(loss, (velocity - (noise - clean[:, 6:])).square().mean(), atol=1e-4, rtol=1e-4)
 

@@ -62,7 +62,7 @@ def beside(
     clean = num_latents - chunk
 
     def shown(start: int, at: int) -> tuple[tuple[int, int], ...]:
-        seen = [(slot.latent, slot.stride) for slot in memory.slots(start, chunk)]
+        seen = [(slot.latent, slot.stride) for slot in memory.slots(start)]
         seen += [(latent, 1) for latent in (landmarks or {}).get(start, ())]
         return (*seen, *((latent, 1) for latent in range(at, at + chunk)))
 
