@@ -1,10 +1,5 @@
-"""Does memory remember? Walks that leave and come back, seen anew under each policy of the memory.
-
-    python benchmarks/memory.py --recipe memory_tiny --out out/memory
-
-One model is trained for all policies, each step under the next of them, so that weights, data and budget are the same.
-A walk's way out is true video, put into the memory by `Rollout.see`; its way back is generated.
-"""
+"""Walks there and back, and one model trained on them for all policies of the memory: each step under the next policy,
+so that weights, data and budget are the same. The recipes of benchmarks/memory.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,7 +14,7 @@ from relic.data.encode import controls
 from relic.generate.config import Rollout
 from relic.geometry.config import Actions
 from relic.memory.config import Memory
-from relic.model import weights
+from relic.model import config, weights
 from relic.model.codec import Codec
 from relic.model.conditions import PADDING, Conditions
 from relic.model.transformer import Transformer
@@ -31,7 +26,10 @@ from relic.train.config import Optimizer
 from relic.worlds.config import Doom, Rooms
 
 EXACT = Actions(translation_dead_zone=1e-6, rotation_dead_zone=1e-6)  # else a walk back would not close
-PIECE = 25  # clips a file
+
+
+# a latent has 4x6 tokens: pooled by 2 a quarter of them stay, by 4 there are 2
+MEMORY = Memory(window=4, capacity=36, schedule=(1,) + (2,) * 35, weigh_pooled=True, dtype="fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,8 @@ class Recipe:
     """One model, trained under all memories in turn, and the walks it is measured on."""
 
     name: str
-    start: str = "tiny/base"
+    model: config.Transformer = field(default_factory=config.Transformer)
+    start: str = "tiny/base"  # weights that the training starts from; empty: from nothing
     codec: str = "tiny/codec"
     worlds: dict[str, Doom | Rooms] = field(
         # turning faster than usual, the camera leaves a view within seconds
@@ -47,7 +46,8 @@ class Recipe:
     )
     clips: dict[str, int] = field(default_factory=lambda: {"doom": 400, "rooms": 125})  # trained on
     clip_frames: int = 77
-    walks: int = 64  # measured, of each world
+    piece: int = 25  # clips a file
+    walks: int = 48  # measured, of each world
     away: tuple[int, ...] = (1, 32, 64, 96)  # where the bins of time away begin, in frames
     ways: tuple[int, ...] = (6, 10, 14, 18)  # latents of the way out; the way back has two fewer
     measured: tuple[int, ...] = (10, 14, 18)
@@ -70,15 +70,61 @@ class Recipe:
         return world.height // 16, world.width // 16
 
 
-# a latent has 4x6 tokens: pooled by 2 a quarter of them stay, by 4 there are 2
-MEMORY = Memory(window=4, capacity=36, schedule=(1,) + (2,) * 35, weigh_pooled=True, dtype="fp32")
-
-
 def memory_tiny() -> Recipe:
+    """The shipped base, on one core of two in half an hour, then twenty minutes of measuring (docs/results.md)."""
     return Recipe(name="memory_tiny")
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"memory_tiny": memory_tiny}
+def memory_small() -> Recipe:
+    """One GPU, a larger model from nothing at 224x128, 8x14 tokens a latent, the paper's window and schedule, walks
+    of up to 20 s. Not run."""
+    return Recipe(
+        name="memory_small",
+        model=config.Transformer(width=512, ffn=2048, layers=12, heads=8),
+        start="",
+        worlds={
+            "doom": Doom(height=128, width=224, turn_deg=3.5),
+            "rooms": Rooms(height=128, width=224, turn_deg_s=56.0, max_spoilt_share=0.4),
+        },
+        clips={"doom": 4000, "rooms": 4000},
+        clip_frames=161,
+        walks=200,
+        away=(1, 48, 96, 160, 240),
+        ways=(6, 12, 20, 30, 40),
+        measured=(20, 30, 40),
+        rollout=Rollout(chunk=2, memory=Memory(window=8, capacity=80, weigh_pooled=True, dtype="bf16")),
+        latents=1560,
+        steps=30000,
+        marks=(2000, 5000, 10000, 20000),
+        optimizer=Optimizer(muon=True, learning_rate=1e-3, warmup=200, final_share=0.02),
+        ema=0.999,
+    )
+
+
+def memory_quick() -> Recipe:
+    """For tests: everything in seconds; it learns nothing."""
+    return Recipe(
+        name="memory_quick",
+        model=config.Transformer(width=48, ffn=64, layers=2, heads=2, control_width=16),
+        start="",
+        worlds={"rooms": Rooms(turn_deg_s=112.0, max_spoilt_share=1.0)},
+        clips={"rooms": 2},
+        clip_frames=29,
+        piece=2,
+        walks=4,
+        away=(1, 12),
+        ways=(4, 8),
+        measured=(8,),
+        rollout=Rollout(chunk=2, timesteps=(1000.0, 500.0), memory=replace(MEMORY, window=2)),
+        latents=12,
+        steps=6,
+        marks=(3,),
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    recipe.__name__: recipe for recipe in (memory_tiny, memory_small, memory_quick)
+}
 
 
 def memories(cfg: Recipe, way: int) -> dict[str, Memory]:
@@ -115,10 +161,10 @@ def num_latents(way: int) -> int:
 def recorded(cfg: Recipe, world: str, region: str, count: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Frames uint8 [n, T, H, W, 3] and poses [n, T, 4, 4] of clips; a piece that lies in `folder` is not made again."""
     frames, poses = [], []
-    for start in range(0, count, PIECE):
+    for start in range(0, count, cfg.piece):
         path = folder / f"{world}-{region}-{cfg.clip_frames}-{start:05d}.npz"
         if not path.exists():
-            span = {"num_clips": PIECE, "num_frames": cfg.clip_frames, "start": start}
+            span = {"num_clips": cfg.piece, "num_frames": cfg.clip_frames, "start": start}
             record = import_module(f"relic.worlds.{world}").record
             clips = list(record(cfg.worlds[world], region=region, seed=cfg.seed + 3000, **span))
             beside = path.with_suffix(".new.npz")
@@ -180,8 +226,12 @@ def train(cfg: Recipe, clips: dict[str, tuple[np.ndarray, np.ndarray]], folder: 
     """The trained model; hidden files are what a killed call goes on from, step-<n>/ the models at the marks."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     codec = weights.load_codec(weights.start_folder(cfg.codec), device)
-    model = weights.load_transformer(weights.start_folder(cfg.start), device).train()
-    model.cfg = replace(model.cfg, frames=num_latents(cfg.ways[-1]))
+    torch.manual_seed(cfg.seed)
+    model = Transformer(replace(cfg.model, frames=num_latents(cfg.ways[-1]))).to(device)
+    if cfg.start:
+        start = weights.start_folder(cfg.start)
+        weights.check_start(cfg.model, start)
+        weights.load_into(model, start)
     optimizers, ema = optimizer.Optimizers(model, cfg.optimizer), optimizer.Ema(model, cfg.ema)
     parts = {"model": model, "optimizers": optimizers, "ema": ema}
     checkpoint = Checkpoint(folder / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
