@@ -61,9 +61,14 @@ def rows_of(found: dict[tuple[str, int, str], Seen], cfg: Recipe) -> dict[str, l
     rows: dict[str, list[dict]] = {"policies": [], "differences": [], "shares": []}
     for worlds, away, metric in product([*([w] for w in cfg.worlds), list(cfg.worlds)], bins(cfg), METRICS):
         of = {policy: by_clip(found, cfg, worlds, policy, metric, away) for policy in policies}
-        about = {"world": " + ".join(worlds), "away_frames": away, "metric": metric, "clips": len(of["full"])}
         if len(of["full"]) < 2:
             continue
+        every = np.concatenate([found[w, way, "full"].away.ravel() for w in worlds for way in cfg.measured])
+        counted = every[(every >= away[0]) & (every < away[1])]
+        about = {
+            "world": " + ".join(worlds), "away_frames": away, "mean_away_frames": float(counted.mean()),
+            "clips": len(of["full"]), "frames": len(counted), "metric": metric,
+        }  # fmt: skip
         for policy, values in of.items():
             rows["policies"].append({**about, "policy": policy, **likeness.interval(values)._asdict()})
         for policy, other in PAIRS:

@@ -98,7 +98,7 @@ def generated(
         part = slice(start, start + BATCH)
         latents, given = encoded(codec, frames[part][:, order]), conditions_of(poses[part][:, order])
         rollout = replace(cfg.rollout, memory=memories(cfg, way)["full" if policy in POOLED else policy])
-        walk = Rollout(model, rollout, image_latent=latents[:, 0], text=given.text, seed=cfg.seed, unit=EXACT)
+        walk = Rollout(model, rollout, image_latent=latents[:, 0], text=given.text, seed=0, unit=EXACT)
         if policy in POOLED:
             pooled_half(walk, POOLED[policy], cfg.rollout.memory.stride(1))
         while walk.num_latents < way:
