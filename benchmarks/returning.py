@@ -223,7 +223,8 @@ def batch_of(
 
 
 def landmarks_of(cfg: Recipe, memory: Memory, way: int, generator: np.random.Generator) -> dict[int, tuple[int, ...]]:
-    """Landmarks for every chunk of the way back: around the latent of the same place, now nearer, now further off."""
+    """Landmarks for every chunk of the way back: around the latent of the same place, now nearer, now further off. (A
+    walk finds them by the cameras, a sample each; here a batch has them in common.)"""
     chosen = {}
     spread = generator.choice([0.0, 2.0, 8.0])
     for start in range(way, num_latents(way), cfg.rollout.chunk):

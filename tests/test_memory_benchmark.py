@@ -60,9 +60,22 @@ def test_what_made_the_figures_is_said(found):
     assert {"recipe", "commit", "command", "hardware", "torch", "steps", "measured_after", "tokens"} <= found.keys()
 
 
-def test_landmarks_cost_no_more_than_they_save(found):
-    mean = {row["policy"]: row["mean"] for row in found["tokens"]}
-    assert mean["window"] < mean["relic_landmarks"] <= mean["relic"] < mean["full"]
+@pytest.mark.parametrize("recipe", returning.RECIPES.values())
+def test_landmarks_cost_no_more_than_pooling_further_saves(recipe):
+    cfg = recipe()
+    for way in cfg.measured:
+        mean = {
+            name: returning.tokens_shown(cfg, one, way).mean() for name, one in returning.memories(cfg, way).items()
+        }
+        assert mean["window"] < mean["relic_landmarks"] <= mean["relic"] < mean["full"]
+
+
+@pytest.mark.parametrize("recipe", returning.RECIPES.values())
+def test_the_longest_walk_is_within_the_clips_and_the_capacity(recipe):
+    cfg = recipe()
+    assert set(cfg.measured) <= set(cfg.ways)
+    assert 4 * max(cfg.ways) - 3 <= cfg.clip_frames
+    assert returning.num_latents(max(cfg.ways)) <= cfg.rollout.memory.capacity
 
 
 def test_the_model_at_a_mark_is_measured_without_training_again(found, folder):
