@@ -57,7 +57,7 @@ def by_clip(
 def rows_of(found: dict[tuple[str, int, str], Seen], cfg: Recipe) -> dict[str, list[dict]]:
     """The figures by world, time away, policy and metric; differences between policies, clip by clip; and what share of
     the full memory's gain over the window alone a policy keeps. All with 95 % intervals."""
-    policies = ["codec", *memories(cfg, cfg.ways[0]), *POOLED]
+    policies = list(dict.fromkeys(policy for _, _, policy in found))
     rows: dict[str, list[dict]] = {"policies": [], "differences": [], "shares": []}
     for worlds, away, metric in product([*([w] for w in cfg.worlds), list(cfg.worlds)], bins(cfg), METRICS):
         of = {policy: by_clip(found, cfg, worlds, policy, metric, away) for policy in policies}
@@ -74,7 +74,7 @@ def rows_of(found: dict[tuple[str, int, str], Seen], cfg: Recipe) -> dict[str, l
         for policy, other in PAIRS:
             less = likeness.interval(of[policy] - of[other])
             rows["differences"].append({**about, "policy": policy, "less": other, **less._asdict()})
-        for policy in ("relic", "relic_plain", "relic_landmarks", *POOLED):
+        for policy in [p for p in policies if p not in ("codec", "full", "window")]:
             kept = likeness.ratio(of[policy] - of["window"], of["full"] - of["window"])
             rows["shares"].append({**about, "policy": policy, **kept._asdict()})
     return rows
@@ -147,8 +147,9 @@ def main() -> None:
     model = weights.load_transformer(folder := given.out / f"step-{step}", device)
     codec = weights.load_codec(weights.start_folder(cfg.codec), device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     clips = {world: recorded(cfg, world, "unseen", cfg.walks, given.out) for world in cfg.worlds}
+    policies = ["codec", *memories(cfg, cfg.measured[0]), *([] if given.mark else POOLED)]
     facts = {**facts_of(cfg, device), "measured_after": step, "tokens": tokens(cfg)}
-    figures = rows_of(measured(cfg, model, codec, clips, folder), cfg)
+    figures = rows_of(measured(cfg, model, codec, clips, folder, policies), cfg)
     given.json.write_text(json.dumps({**facts, **figures}, indent=1) + "\n")
     print(table(figures, cfg))
 

@@ -120,7 +120,12 @@ def decoded(codec: Codec, latents: Tensor, way: int) -> np.ndarray:
 
 
 def measured(
-    cfg: Recipe, model: Transformer, codec: Codec, clips: dict[str, tuple[np.ndarray, np.ndarray]], folder: Path
+    cfg: Recipe,
+    model: Transformer,
+    codec: Codec,
+    clips: dict[str, tuple[np.ndarray, np.ndarray]],
+    folder: Path,
+    policies: Sequence[str],
 ) -> dict[tuple[str, int, str], Seen]:
     """What is seen by (world, way, policy); the policy "codec" is the true way back through the codec, a ceiling. What
     lies in `folder` is not measured again."""
@@ -130,7 +135,7 @@ def measured(
         order, out = order_of(way), 4 * way - 3
         true, away = frames[:, order[out:]], time_away(cfg, way, poses)
         known = likeness.fingerprints(frames[:, :out])
-        for policy in ("codec", *memories(cfg, way), *POOLED):
+        for policy in policies:
             path = folder / f"seen-{world}-{way}-{policy}-{len(frames)}.npz"
             if not path.exists():
                 if policy == "codec":
