@@ -10,7 +10,6 @@ generated (revisited.py), and its truth is the way out.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -96,7 +95,7 @@ def table(figures: dict[str, list[dict]], cfg: Recipe) -> str:
     lines = []
     for world in [*cfg.worlds, " + ".join(cfg.worlds)]:
         mine = [row for row in figures["policies"] if row["world"] == world and row["metric"] == "psnr_db"]
-        columns = sorted({row["away_frames"] for row in mine})
+        columns = list(dict.fromkeys(row["away_frames"] for row in mine))
         lines += [f"| {world} | " + " | ".join(f"{low} to {high}" for low, high in columns) + " |"]
         lines += ["|---" * (1 + len(columns)) + "|"]
         for policy in dict.fromkeys(row["policy"] for row in mine):
@@ -113,13 +112,19 @@ def shown(row: dict) -> str:
     return f"{row['mean']:.2f} ({row['low']:.2f}, {row['high']:.2f})"
 
 
+def hardware(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{len(names)} cores of {names[0]}"
+
+
 def facts_of(cfg: Recipe, device: str) -> dict:
     """What made the figures."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    gpu = torch.cuda.get_device_name() if device == "cuda" else ""
     return {
         "recipe": cfg.name, "commit": commit.stdout.strip(), "command": " ".join(["python", *sys.argv]),
-        "hardware": gpu or platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
+        "hardware": hardware(device), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "walks": cfg.walks, "trained_on": cfg.clips, "steps": cfg.steps,
         "latents_a_step": cfg.latents,
     }  # fmt: skip
