@@ -108,6 +108,17 @@ def table(figures: dict[str, list[dict]], cfg: Recipe) -> str:
     return "\n".join(lines)
 
 
+def written(found: dict) -> str:
+    """JSON, a line a row, of numbers with four decimals."""
+    lines = []
+    for name, value in found.items():
+        rows = value if isinstance(value, list) else []
+        short = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        text = "[\n " + ",\n ".join(map(json.dumps, short)) + "\n]" if rows else json.dumps(value)
+        lines.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def shown(row: dict) -> str:
     return f"{row['mean']:.2f} ({row['low']:.2f}, {row['high']:.2f})"
 
@@ -115,7 +126,8 @@ def shown(row: dict) -> str:
 def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} cores of {names[0]}"
 
 
@@ -155,7 +167,7 @@ def main() -> None:
     policies = ["codec", *memories(cfg, cfg.measured[0]), *([] if given.mark else POOLED)]
     facts = {**facts_of(cfg, device), "measured_after": step, "tokens": tokens(cfg)}
     figures = rows_of(measured(cfg, model, codec, clips, folder, policies), cfg)
-    given.json.write_text(json.dumps({**facts, **figures}, indent=1) + "\n")
+    given.json.write_text(written({**facts, **figures}))
     print(table(figures, cfg))
 
 

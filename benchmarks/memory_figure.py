@@ -27,7 +27,9 @@ def draw(found: dict, path: Path) -> None:
     """A panel a world; bars are 95 % intervals, the points of one bin side by side."""
     rows = [row for row in found["policies"] if row["metric"] == "psnr_db"]
     worlds = [world for world in dict.fromkeys(row["world"] for row in rows) if "+" not in world]
-    figure, panels = pyplot.subplots(1, len(worlds), figsize=(5 * len(worlds), 4), squeeze=False, layout="constrained")
+    figure, panels = pyplot.subplots(
+        1, len(worlds), figsize=(5 * len(worlds), 4.5), squeeze=False, layout="constrained"
+    )
     for world, panel in zip(worlds, panels[0], strict=True):
         mine = [row for row in rows if row["world"] == world]
         longest = max(stop - start for start, stop in (row["away_frames"] for row in mine))
@@ -38,7 +40,7 @@ def draw(found: dict, path: Path) -> None:
             bars = [[r["mean"] - r["low"] for r in of], [r["high"] - r["mean"] for r in of]]
             panel.errorbar(at, means, yerr=bars, label=label, color=colour, marker="o", markersize=3, capsize=2)
         panel.set(title=world, xlabel="seconds since the view was last seen", ylabel="PSNR to the truth, dB")
-    panels[0, -1].legend(fontsize="small")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
 
 
