@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from relic.generate.config import Rollout
 from relic.generate.rollout import Rollout as Walk
 from relic.generate.rollout import play
 from relic.memory.config import Memory
+from relic.model import weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
@@ -120,3 +123,18 @@ def test_keys_or_values_are_pooled_behind_the_window_and_by_1_not_at_all(which):
     pooled = walked(which, 2)
     torch.testing.assert_close(pooled[:, :4], whole[:, :4])  # nothing but the image has left the window
     assert (pooled[:, 4:] - whole[:, 4:]).abs().max() > 1e-4
+
+
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    cfg = replace(returning.memory_quick(), checkpoint_every_s=-1)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 29, 64, 96, 3), np.uint8)
+    clips = {"rooms": (frames, np.stack([track(np.full(28, turn)) for turn in (2.0, -3.0)]))}
+    for folder in ("whole", "resumed"):
+        (tmp_path / folder).mkdir()
+    whole = returning.train(cfg, clips, tmp_path / "whole")
+    monkeypatch.setattr(weights, "save", Mock(side_effect=KeyboardInterrupt))  # at the mark
+    with pytest.raises(KeyboardInterrupt):
+        returning.train(cfg, clips, tmp_path / "resumed")
+    monkeypatch.undo()
+    resumed = returning.train(cfg, clips, tmp_path / "resumed")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
