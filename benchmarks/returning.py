@@ -19,10 +19,10 @@ from relic.model.codec import Codec
 from relic.model.conditions import PADDING, Conditions
 from relic.model.transformer import Transformer
 from relic.train import optimizer
-from relic.train.causal import remembered_loss
 from relic.train.checkpoint import Checkpoint
 from relic.train.codec import as_batch
 from relic.train.config import Optimizer
+from relic.train.remembering import remembered_loss
 from relic.worlds.config import Doom, Rooms
 
 EXACT = Actions(translation_dead_zone=1e-6, rotation_dead_zone=1e-6)  # else a walk back would not close

@@ -2,12 +2,9 @@
 
 The last `noisy_chunks` chunks of a video are noisy, each at a timestep of its own, the earlier ones clean and seen as
 the memory shows them (memory/masks.py). With one noisy chunk this is teacher forcing; with all of them, diffusion
-forcing (arXiv 2407.01392).
+forcing (arXiv 2407.01392)."""
 
-`remembered_loss` has the clean video beside the noisy chunks, so that each sees what a walk would show it."""
-
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -47,37 +44,3 @@ def flow_loss(
     with autocast(device):
         velocity, _ = model(flow.add_noise(latents, noise, timesteps), timesteps, conditions, segments=segments)
     return functional.mse_loss(velocity[:, first_noisy:].float(), (noise - latents)[:, first_noisy:])
-
-
-def remembered_loss(
-    model: Transformer,
-    latents: Tensor,
-    conditions: Conditions,
-    rollout: Rollout,
-    *,
-    first: int,
-    shift: float,
-    generator: np.random.Generator,
-    landmarks: Mapping[int, Sequence[int]] | None = None,
-) -> Tensor:
-    """Mean squared error of the velocity of the chunks from latent `first` on, each at a timestep of its own, given the
-    clean latents before it as a walk's memory shows them (`masks.beside`); latents [B, F, C, H, W]."""
-    batch, length = latents.shape[:2]
-    chunk, device = rollout.chunk, latents.device
-    clean, noisy = latents[:, : length - chunk], latents[:, first:]
-    share = torch.from_numpy(generator.random((batch, noisy.shape[1] // chunk), np.float32)).to(device)
-    timesteps = flow.shifted(share, shift).repeat_interleave(chunk, 1)
-    noise = torch.from_numpy(generator.standard_normal(noisy.shape, np.float32)).to(device)
-    both = torch.cat([clean, flow.add_noise(noisy, noise, timesteps)], 1)
-    times = torch.cat([torch.arange(clean.shape[1]), torch.arange(first, length)]).to(device)
-    parts = conditions.latents(0, clean.shape[1]), conditions.latents(first, length)
-    doubled = replace(
-        conditions,
-        actions=torch.cat([part.actions for part in parts], 1),
-        poses=torch.cat([part.poses for part in parts], 1),
-    )
-    segments = masks.beside(length, chunk, first, rollout.memory, landmarks=landmarks)
-    levels = torch.cat([torch.zeros(clean.shape[:2], device=device), timesteps], 1)
-    with autocast(device):
-        velocity, _ = model(both, levels, doubled, times=times, segments=segments)
-    return functional.mse_loss(velocity[:, clean.shape[1] :].float(), noise - noisy)

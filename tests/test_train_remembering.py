@@ -14,7 +14,7 @@ from relic.memory import masks
 from relic.memory.config import POLICIES, Memory
 from relic.model import flow
 from relic.model.conditions import Conditions
-from relic.train.causal import remembered_loss
+from relic.train.remembering import remembered_loss
 
 
 def config(policy: str) -> Rollout:
