@@ -13,10 +13,7 @@ bytes of all tensors on a CPU.
 import argparse
 import json
 import math
-import platform
 import statistics
-import time
-import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,9 +22,8 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from einops import rearrange
+from measure import hardware, peak_bytes, seconds
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from relic.model import config
 from relic.model.conditions import Conditions
@@ -128,59 +124,6 @@ def latents_of(size: Size, device: torch.device) -> tuple[int, int, int]:
     return CUDA_LATENTS if device.type == "cuda" else size.latents
 
 
-def seconds(call: Callable[[], None], device: torch.device) -> float:
-    """Seconds of a call; on a CPU those that this process had, so that other processes' do not count."""
-    if device.type == "cpu":
-        start = time.process_time()
-        call()
-        return time.process_time() - start
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-class Held(TorchDispatchMode):
-    """Counts the bytes of all tensors made under it, and the most that were there at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.storages: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {id(storage) for storage in storages_of((args, kwargs))}
-        for storage in storages_of(out):
-            if id(storage) not in given and id(storage) not in self.storages:  # not a view
-                self.storages.add(id(storage))
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.freed, id(storage), storage.nbytes())
-        self.most = max(self.most, self.now)
-        return out
-
-    def freed(self, storage: int, num_bytes: int) -> None:
-        self.storages.remove(storage)
-        self.now -= num_bytes
-
-
-def storages_of(tree: Any) -> list[torch.UntypedStorage]:
-    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor)]
-
-
-def peak_bytes(call: Callable[[], None], device: torch.device) -> int:
-    """The most that a call holds at once, above what there was before."""
-    if device.type == "cpu":
-        with Held() as held:
-            call()
-        return held.most
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def measure(size: Size, device: torch.device, *, compiled: bool, pairs: int) -> Row:
     both = contenders(size, device, compiled)
     forward, train = [], []
@@ -240,8 +183,7 @@ def main() -> None:
             flush=True,
         )
     if given.json:
-        hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-        facts = {"hardware": hardware, "threads": given.threads, "compile": given.compile, "pairs": given.pairs}
+        facts = {"hardware": hardware(device), "threads": given.threads, "compile": given.compile, "pairs": given.pairs}
         given.json.write_text(
             json.dumps({**facts, "torch": torch.__version__, "sizes": list(map(asdict, rows))}) + "\n"
         )

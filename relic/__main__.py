@@ -179,7 +179,7 @@ def plan_options() -> type:
         ("recipe", str, "tiny", "the recipe that is planned"),
         ("gpus", int, 1, "GPUs, over which the states are sharded"),
         ("gpu_memory", str, "80GB", "memory of each, in GB or GiB"),
-        ("stage", str, "", "teacher, student-init, distill or serve; empty: all"),
+        ("stage", str, "", "teacher, trajectories, student-init, distill or serve; empty: all"),
         ("sequence_parallel", int, 1, "GPUs that share the tokens and heads of their samples"),
         ("samples", int, 0, "samples at once in a group of GPUs, the rest by accumulation; 0: its part of the batch"),
         ("checkpointing", bool, False, "blocks keep their input only and are computed again in the backward"),

@@ -7,7 +7,7 @@ from relic.data.config import Curate, Shard
 from relic.evaluate.config import SERVED, Evaluate
 from relic.launch.config import Deploy, Threshold
 from relic.serve.config import Export
-from relic.train.config import CodecTraining, Distill, PoseNetTraining, StudentInit, Teacher
+from relic.train.config import CodecTraining, Distill, PoseNetTraining, StudentInit, Teacher, Trajectories
 
 
 def gate(*, gain_db: float, win_rate: float) -> tuple[Threshold, ...]:
@@ -24,6 +24,7 @@ class Recipe:
     pose_net: PoseNetTraining = field(default_factory=PoseNetTraining)
     shard: Shard = field(default_factory=Shard)
     teacher: Teacher = field(default_factory=Teacher)
+    trajectories: Trajectories = field(default_factory=Trajectories)
     student_init: StudentInit = field(default_factory=StudentInit)
     distill: Distill = field(default_factory=Distill)
     evaluate: Evaluate = field(default_factory=Evaluate)

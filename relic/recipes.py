@@ -15,7 +15,16 @@ from relic.mistakes import UserError, allowed
 from relic.model.config import Codec, PoseNet, Transformer
 from relic.recipe import Recipe, gate
 from relic.recipes_wan import relic_14b, wan_1b
-from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
+from relic.train.config import (
+    CodecTraining,
+    Distill,
+    Optimizer,
+    PoseNetTraining,
+    Stage,
+    StudentInit,
+    Teacher,
+    Trajectories,
+)
 from relic.worlds.config import Doom
 
 
@@ -44,8 +53,9 @@ def tiny() -> Recipe:
             optimizer=gentle,
             ema=0.98,
         ),
+        trajectories=Trajectories(clips=96),
         student_init=StudentInit(
-            trajectories=96, steps=250, noisy_chunks=3, rollout=rollout, optimizer=replace(gentle, learning_rate=5e-4)
+            steps=250, noisy_chunks=3, rollout=rollout, optimizer=replace(gentle, learning_rate=5e-4)
         ),
         distill=Distill(
             stages=(Stage(latents=8, steps=8, batch=8), Stage(latents=16, steps=6, batch=4)),
@@ -70,7 +80,8 @@ def tiny() -> Recipe:
             "shard": 8,
             "join-samples": 1,
             "teacher": 100,
-            "student-init": 210,
+            "trajectories": 85,
+            "student-init": 125,
             "distill": 60,
             "evaluate": 240,
             "export": 2,
@@ -146,9 +157,8 @@ def small() -> Recipe:
             optimizer=pretraining,
             ema=0.999,
         ),
+        trajectories=Trajectories(clips=1024, batch=32, steps=48, latents=20),
         student_init=StudentInit(
-            trajectories=1024,
-            trajectory_batch=32,
             ode_steps=48,
             latents=20,
             steps=2000,
@@ -189,16 +199,8 @@ def quick() -> Recipe:
         codec=replace(base.codec, steps=10, batch=2, piece_frames=5, piece_size=32),
         pose_net=replace(base.pose_net, steps=10, batch=2),
         teacher=replace(base.teacher, stages=stages, checkpoint_every_s=0.5),
-        student_init=replace(
-            base.student_init,
-            trajectories=4,
-            trajectory_batch=2,
-            ode_steps=12,
-            latents=8,
-            steps=10,
-            batch=2,
-            rollout=rollout,
-        ),
+        trajectories=replace(base.trajectories, clips=4, batch=2, steps=12, latents=8),
+        student_init=replace(base.student_init, latents=8, steps=10, batch=2, rollout=rollout),
         distill=replace(
             base.distill,
             stages=(Stage(latents=4, steps=2, batch=2), Stage(latents=8, steps=2, batch=2)),

@@ -13,7 +13,16 @@ from relic.launch.config import Deploy
 from relic.memory.config import Memory
 from relic.model.config import TAEHV, PoseNet, Transformer
 from relic.recipe import Recipe, gate
-from relic.train.config import CodecTraining, Distill, Optimizer, PoseNetTraining, Stage, StudentInit, Teacher
+from relic.train.config import (
+    CodecTraining,
+    Distill,
+    Optimizer,
+    PoseNetTraining,
+    Stage,
+    StudentInit,
+    Teacher,
+    Trajectories,
+)
 
 VIDEO = 80  # latents of 20 s: 317 frames
 UMT5 = "wan/text"  # its folder, see docs/weights.md
@@ -60,9 +69,8 @@ def wan_1b() -> Recipe:
             optimizer=finetuning,
             checkpoint_every_s=1800.0,
         ),
+        trajectories=Trajectories(clips=1024, batch=1, steps=48, latents=VIDEO),
         student_init=StudentInit(
-            trajectories=1024,
-            trajectory_batch=1,
             ode_steps=48,
             latents=VIDEO,
             noisy_chunks=3,

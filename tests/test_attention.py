@@ -1,6 +1,7 @@
 """Attention's backends give what a dense softmax gives."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -37,15 +38,19 @@ def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, bias: Tensor) -> Tensor
     return torch.einsum("bknm,bmkd->bnkd", weights, v).float()
 
 
-def turned(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries, and rotated keys and values of all latents at stride 1, then at 2, then at 4."""
-    keys = torch.cat([rope.turn(pooled(k, rotary, s), rotary.turns[s]) for s in (1, 2, 4)], 1)
-    return rope.turn(q, rotary.turns[1]), keys, torch.cat([pooled(v, rotary, s) for s in (1, 2, 4)], 1)
+def strides_of(segments: tuple[masks.Segment, ...]) -> list[int]:
+    return sorted({stride for segment in segments for _, stride in segment.seen})
+
+
+def turned(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, strides: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries, and rotated keys and values of all latents at the smallest stride, then at the next ..."""
+    keys = torch.cat([rope.turn(pooled(k, rotary, s), rotary.turns[s]) for s in strides], 1)
+    return rope.turn(q, rotary.turns[1]), keys, torch.cat([pooled(v, rotary, s) for s in strides], 1)
 
 
 def dense_segments(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tuple[masks.Segment, ...]) -> Tensor:
     """All queries over all latents at all strides."""
-    strides = (1, 2, 4)
+    strides = strides_of(segments)
     cells = [log_cells(ROWS, COLUMNS, s).flatten() for s in strides]
     parts = [(i, s) for s, c in zip(strides, cells, strict=True) for i in range(NUM_LATENTS) for _ in c]
     rows = [segment for segment in segments for _ in range((segment.stop - segment.start) * ROWS * COLUMNS)]
@@ -53,13 +58,26 @@ def dense_segments(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, segments: tu
     weighs = torch.tensor([segment.weigh_pooled for segment in rows])
     bias = torch.cat([c.repeat(NUM_LATENTS) for c in cells]) * weighs[:, None]
     seen = torch.stack([by_segment[segment] for segment in rows])
-    return dense(*turned(q, k, v, rotary), seen, bias)
+    return dense(*turned(q, k, v, rotary, strides), seen, bias)
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "weighed"])
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "plain": ({}, ()),
+    "weighed": ({"weigh_pooled": True}, ()),
+    "pooled and whole": ({"policy": "relic_landmarks", "landmarks": 2, "retrieved": 2, "weigh_pooled": True}, (1, 3)),
+    "not at all": ({"policy": "window"}, ()),
+}
+
+
+@pytest.fixture(params=CASES)
 def segments(request: pytest.FixtureRequest) -> tuple[masks.Segment, ...]:
-    memory = Memory(window=2, capacity=16, schedule=(1, 4, 2), weigh_pooled=request.param)
-    return masks.hybrid(NUM_LATENTS, 2, 2, memory)
+    dials, landmarks = CASES[request.param]
+    memory = Memory(window=2, capacity=16, schedule=(1, 4, 2), **dials)
+    found = masks.hybrid(NUM_LATENTS, 2, 2, memory, landmarks=landmarks)
+    last = [latent for latent, _ in found[-1].seen]
+    assert (len(last) > len(set(last))) == bool(landmarks)
+    assert (len(set(last)) < NUM_LATENTS) == (request.param == "not at all")
+    return found
 
 
 def test_prefixes_equal_the_dense_mask(segments: tuple[masks.Segment, ...]) -> None:
@@ -75,7 +93,8 @@ def test_flex_attention_equals_the_dense_mask(
 ) -> None:
     monkeypatch.setattr(flex, "kernel", lambda: flex_attention)  # a CPU has its meaning, not its kernel
     q, k, v = qkv()
-    found = flex.attend(*turned(q, k, v, rotary()), flex.plan(segments, ROWS, COLUMNS, q.device))
+    given = turned(q, k, v, rotary(), strides_of(segments))
+    found = flex.attend(*given, flex.plan(segments, ROWS, COLUMNS, q.device))
     torch.testing.assert_close(found, dense_segments(q, k, v, rotary(), segments), atol=1e-5, rtol=0)
 
 

@@ -53,7 +53,7 @@ def test_the_graph_gives_every_component_its_inputs(tmp_path: Path) -> None:
     for node in nodes:
         line = plan.command_line(node, COMPONENTS[node.step.component], values=values, artifact="uri")
         assert line[:2] == ["relic", node.step.component]
-    assert len(nodes) == 14
+    assert len(nodes) == 16
 
 
 def test_no_component_names_a_machine() -> None:

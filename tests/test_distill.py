@@ -1,19 +1,23 @@
 """Distillation of the student on its own videos."""
 
+import gc
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import CFG, conditions, latents, transformer, whole_and_resumed, write_samples
+from tiny_models import CFG, KilledAt, conditions, latents, transformer, whole_and_resumed, write_samples
 
 from relic.data import loader
 from relic.generate.config import Rollout
 from relic.memory.config import Memory
 from relic.model import flow, weights
+from relic.model.transformer import Transformer
 from relic.tracking import Run
-from relic.train import distill
+from relic.train import distill, optimizer, replay
 from relic.train.config import Distill, Optimizer, Stage
 
 FAST = Optimizer(learning_rate=1e-3, betas=(0.0, 0.999), warmup=0)
@@ -41,6 +45,18 @@ def inputs(tmp_path_factory) -> dict[str, list[Path]]:
     weights.save(transformer(seed=1), folder / "student")
     samples = write_samples(folder / "samples", count=16)
     return {"teacher": [folder / "teacher"], "student": [folder / "student"], "samples": samples}
+
+
+def trained(
+    cfg: Distill, inputs, out: Path, student: Transformer | None = None, run: Run | None = None, teacher_of=None
+) -> tuple[Transformer, Transformer]:
+    """A student and a critic after their training."""
+    student, critic = student or transformer(seed=1), transformer()
+    distill.train(
+        cfg, student, critic, teacher_of=teacher_of or (lambda _: transformer()),
+        dataset=loader.load(inputs["samples"], CFG), out=out, run=run or Run.silent(),
+    )  # fmt: skip
+    return student, critic
 
 
 def test_resumed_equals_uninterrupted(inputs, tmp_path):
@@ -94,18 +110,109 @@ def test_its_videos_are_those_of_the_served_rollout(inputs):
     batch = loader.load(inputs["samples"], CFG).batch([0, 1], num_latents=4)
     student = transformer(seed=1)
     video = distill.roll_out(student, QUICK, batch, -1, np.random.default_rng(0))
-    walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.walk.seed)
+    walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.seed)
     served = [walk.step(batch.conditions.actions[:, 1:5]), walk.step(batch.conditions.actions[:, 5:13])]
     assert torch.equal(torch.cat(served, 1), video.latents[:, 1:])
 
 
-def test_the_exit_step_varies_and_the_critic_is_trained(inputs, tmp_path):
+def test_every_exit_step_occurs_and_leaves_a_gradient_and_the_critic_is_trained(inputs, tmp_path):
     run = Kept()
     cfg = replace(QUICK, stages=(Stage(latents=2, steps=12, batch=2),))
     distill.main(cfg, **inputs, out=tmp_path, run=run)
-    assert {logged["exit_step"] for logged in run.logged} == {0, 1, 2, 3}
+    assert {logged["exit_step"] for logged in run.logged if logged["gradient_norm"] > 0} == {0, 1, 2, 3}
     critic = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)["critic"]
     assert not torch.equal(critic["head.weight"], transformer().state_dict()["head.weight"])
+
+
+def test_all_chunks_leave_at_the_exit_step(inputs):
+    batch = loader.load(inputs["samples"], CFG).batch([0, 1], num_latents=4)
+    for exit_step, time in enumerate(QUICK.rollout.timesteps):
+        video = distill.roll_out(transformer(), QUICK, batch, exit_step, np.random.default_rng(0))
+        first, second = (made.timesteps for made in video.passes)
+        assert (first[:, 1:] == time).all()
+        assert (second == time).all()
+
+
+def test_the_critic_takes_five_steps_before_one_of_the_student(inputs, tmp_path, monkeypatch):
+    taken, update, cfg = [], optimizer.update, replace(QUICK, stages=(Stage(latents=2, steps=2, batch=2),))
+    monkeypatch.setattr(optimizer, "update", lambda model, *rest: taken.append(model) or update(model, *rest))
+    student, critic = trained(replace(cfg, critic_steps=Distill().critic_steps), inputs, tmp_path)
+    assert taken == 2 * [*5 * [critic], student]
+
+
+def test_the_teacher_is_guided_and_the_critic_is_not(monkeypatch):
+    strengths = {}
+    monkeypatch.setattr(
+        distill, "guided", lambda model, guidance, noisy, *_: strengths.update({model: guidance}) or noisy
+    )
+    cfg, random = replace(QUICK, guidance=3.0), np.random.default_rng(0)
+    distill.score_difference("teacher", "critic", latents(4), conditions(4), cfg, random)  # type: ignore[arg-type]
+    assert strengths == {"teacher": 3.0, "critic": 1.0}
+
+
+def test_the_loss_is_taken_at_shifted_timesteps_from_20_to_980(monkeypatch):
+    seen, cfg = [], Distill()
+    monkeypatch.setattr(distill, "guided", lambda _model, _guidance, noisy, times, _: seen.append(times) or noisy)
+    given = torch.zeros(4000, 3, 1, 1, 1), conditions(1), cfg, np.random.default_rng(0)
+    distill.score_difference("teacher", "critic", *given)  # type: ignore[arg-type]
+    times = seen[0]
+    assert not times[:, 0].any()
+    assert torch.equal(times[:, 1], times[:, 2])
+    assert (times[:, 1].min() >= 20, times[:, 1].max()) == (True, 980)
+    assert times[:, 1].median() == pytest.approx(1000 * 5 * 0.5 / (1 + 4 * 0.5), rel=0.02)  # half of it, shifted by 5
+
+
+def test_the_gradient_is_divided_by_the_numbers_of_all_the_batchs_samples(inputs, tmp_path, monkeypatch):
+    seen, backward = [], replay.backward
+    monkeypatch.setattr(distill, "score_difference", lambda _teacher, _critic, video, *_: torch.ones_like(video))
+    monkeypatch.setattr(replay, "backward", lambda *given: seen.append(given[-1]) or backward(*given))
+    trained(replace(QUICK, stages=(Stage(latents=4, steps=1, batch=3),)), inputs, tmp_path)
+    torch.testing.assert_close(seen[0], torch.full((3, 4, 4, 8, 12), 1 / (3 * 3 * 4 * 8 * 12)))
+
+
+def test_a_score_difference_that_is_not_finite_stops_before_any_weight_of_the_student_changes(
+    inputs, tmp_path, monkeypatch
+):
+    averages, ema = [], optimizer.Ema
+    monkeypatch.setattr(optimizer, "Ema", lambda *given: averages.append(ema(*given)) or averages[-1])
+    monkeypatch.setattr(distill, "score_difference", lambda _teacher, _critic, video, *_: video * float("nan"))
+    student, before = transformer(seed=1), transformer(seed=1).state_dict()
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        trained(QUICK, inputs, tmp_path, student)
+    for left in (student, averages[0].module):
+        assert all(torch.equal(value, before[name]) for name, value in left.state_dict().items())
+
+
+def test_masters_averages_and_moments_are_float32(inputs, tmp_path):
+    distill.main(QUICK, **inputs, out=tmp_path, run=Run.silent())
+    state = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)
+    kept = [value for part in ("student", "ema", "critic") for value in state[part].values()]
+    for part in ("optimizers", "critic_optimizers"):
+        kept += [value for moments in state[part]["0"]["state"].values() for value in moments.values()]
+    assert {value.dtype for value in kept} == {torch.float32}
+
+
+def test_the_teacher_of_a_stage_comes_with_it_and_the_former_has_left(inputs, tmp_path):
+    asked: list[tuple[int, weakref.ref]] = []
+
+    def teacher_of(num_latents: int) -> Transformer:
+        assert all(former() is None for _, former in asked)
+        teacher = transformer()
+        asked.append((num_latents, weakref.ref(teacher)))
+        return teacher
+
+    for run, lengths in ((KilledAt(3), [2, 4]), (Run.silent(), [2, 4, 4])):  # killed in the middle of the second stage
+        with pytest.raises(KeyboardInterrupt) if isinstance(run, KilledAt) else nullcontext():
+            trained(QUICK, inputs, tmp_path, run=run, teacher_of=teacher_of)
+        gc.collect()  # the traceback's frames hold the last one
+        assert [length for length, _ in asked] == lengths
+
+
+def test_a_stage_is_left_for_the_next_when_its_steps_are_over():
+    first, second = QUICK.stages
+    assert list(distill.stages_from(QUICK.stages, 0)) == [(first, range(2)), (second, range(2, 4))]
+    assert list(distill.stages_from(QUICK.stages, 3)) == [(second, range(3, 4))]
+    assert list(distill.stages_from(QUICK.stages, 4)) == []
 
 
 def test_a_length_without_a_teacher_is_refused(inputs, tmp_path):

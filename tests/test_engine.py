@@ -68,6 +68,12 @@ def test_walks_do_not_disturb_each_other(student):
         other.step(forward(other.num_actions))
 
 
+def test_walks_share_one_copy_of_what_a_chunk_sees(student):
+    one, other = (student.open(IMAGE, "a hall", seed) for seed in (0, 1))
+    assert one.rollout.context is other.rollout.context
+    assert one.rollout.memory.window is not other.rollout.memory.window
+
+
 def test_a_walk_goes_on_beyond_its_memory(student):
     walk = student.open(IMAGE, "a hall", 0)
     for _ in range(8):

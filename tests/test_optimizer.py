@@ -31,6 +31,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_step():
     assert torch.equal(layer.weight, before)
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
+    layer = torch.nn.Linear(1, 1)
+    before, both = layer.weight.clone(), optimizer.Optimizers(layer, CFG)
+    layer.weight.grad, layer.bias.grad = torch.full((1, 1), float("inf")), torch.zeros(1)
+    with pytest.raises(FloatingPointError, match="the gradient norm is inf"):
+        optimizer.update(layer, both, torch.tensor(1.0), CFG, 1.0)
+    assert torch.equal(layer.weight, before)
+
+
 def test_the_average_follows_the_weights():
     model = transformer()
     ema = optimizer.Ema(model, 0.5)

@@ -100,9 +100,10 @@ def test_a_wrong_graph_is_a_sentence(steps: tuple[Step, ...], said: str) -> None
 
 def test_world_model_leads_from_recording_to_deployment() -> None:
     found = graph.load(ROOT / "workflows" / "world_model.py")
-    made = ["curate", "join-clips", "codec", "pose-net", "shard", "join-samples", "teacher", "student-init", "distill"]
-    assert [step.name for step in found.ordered()] == [*made, "evaluate", "export", "deploy"]
-    assert [step.name for step in found.steps if step.fan_out] == ["curate", "shard"]
+    made = ["curate", "join-clips", "codec", "pose-net", "shard", "join-samples", "teacher"]
+    made += ["trajectories", "student-init", "distill", "evaluate", "export", "deploy"]
+    assert [step.name for step in found.ordered()] == made
+    assert [step.name for step in found.steps if step.fan_out] == ["curate", "shard", "trajectories"]
 
 
 def test_a_workflow_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from relic import __main__ as command
 from relic import recipes
+from relic.generate import sampler
 from relic.generate.config import Rollout as Walking
+from relic.generate.config import Sampler
 from relic.generate.rollout import Rollout, play
 from relic.memory import masks
 from relic.memory.cache import Memory
@@ -256,6 +258,16 @@ def test_a_walks_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("low", [2, 4])
+def test_a_solutions_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relic.model.precision.native_bfloat16", lambda device: low == 2)
+    model, given = transformer(WIDE), Pass(latents=16, rows=8, columns=10, batch=2, low=low)
+    image, ode = torch.randn(2, 4, 16, 20), Sampler(steps=2)
+    with Peak(model) as measured:
+        sampler.sample(model, ode, image_latent=image, conditions=conditions(16, batch=2), num_latents=16, seed=0)
+    assert footprint.without_graph(WIDE, given, remember=False) == pytest.approx(measured.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("low", [2, 4])
 def test_a_replays_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relic.model.precision.native_bfloat16", lambda device: low == 2)
     model, chunk = transformer(WIDE), last_chunk(low)
@@ -278,7 +290,7 @@ def test_a_replays_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch)
 def test_a_recipe_has_a_line_for_every_length_of_every_stage(name: str) -> None:
     recipe = recipes.named(name)
     lines = [need.stage for need in planner.needs(recipe, Machine())]
-    assert len(lines) == len(set(lines)) == len(recipe.teacher.stages) + 2 * len(recipe.distill.stages) + 2
+    assert len(lines) == len(set(lines)) == len(recipe.teacher.stages) + 2 * len(recipe.distill.stages) + 3
 
 
 def test_shared_over_twice_the_gpus_states_and_activations_halve() -> None:
@@ -321,7 +333,7 @@ def test_the_command_answers_without_torch() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--stage", "serv"], "--stage is 'serv'; did you mean 'serve'? allowed are teacher, student-init"),
+        (["--stage", "serv"], "--stage is 'serv'; did you mean 'serve'? allowed are teacher, trajectories, s"),
         (["--gpu-memory", "80"], "--gpu-memory is '80'; it must be a number and GB or GiB, such as 80GB"),
         (["--gpus", "3", "--sequence-parallel", "2"], "sequence_parallel is 2 and gpus 3; both must be"),
         (["--gpus", "2", "--sequence-parallel", "2"], "sequence_parallel is 2; it must divide the 3 heads of tiny"),

@@ -23,9 +23,10 @@ from relic.pipeline.progress import parse
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-STEPS = ["curate", "join-clips", "codec", "pose-net", "shard", "join-samples", "teacher", "student-init", "distill"]
-STEPS += ["evaluate", "export", "deploy"]
-NODES = [name for step in STEPS for name in ([f"{step}-0", f"{step}-1"] if step in ("curate", "shard") else [step])]
+STEPS = ["curate", "join-clips", "codec", "pose-net", "shard", "join-samples", "teacher", "trajectories"]
+STEPS += ["student-init", "distill", "evaluate", "export", "deploy"]
+PARTED = ("curate", "shard", "trajectories")
+NODES = [name for step in STEPS for name in ([f"{step}-0", f"{step}-1"] if step in PARTED else [step])]
 MARK = "RELIC_TEST_MARK"  # in the environment of all that the runner starts
 
 

@@ -75,6 +75,13 @@ def test_the_large_recipes_have_the_papers_dials(name: str) -> None:
     assert (distill.critic_steps, distill.guidance, distill.ema, distill.stages[0].batch) == (5, 3.0, 0.99, 64)
 
 
+def test_the_trajectories_suit_the_student() -> None:
+    for make in recipes.RECIPES.values():
+        solved, student = make().trajectories, make().student_init
+        assert solved.timesteps == student.rollout.timesteps
+        assert solved.latents >= student.latents
+
+
 def test_every_length_of_distillation_has_a_teacher() -> None:
     for make in recipes.RECIPES.values():
         recipe = make()

@@ -8,7 +8,7 @@ from relic.generate.config import Rollout as Config
 from relic.generate.rollout import Rollout, play
 from relic.geometry import actions as algorithm1
 from relic.memory import masks
-from relic.memory.config import Memory
+from relic.memory.config import POLICIES, Memory
 from relic.model.attention import KeyValue
 from relic.model.conditions import Conditions
 
@@ -55,6 +55,7 @@ def test_every_chunk_size_gives_the_latents_it_announced(chunk: int):
     assert made.shape == (1, 16, 4, 8, 12)
     assert made.isfinite().all()
     assert walk.num_frames == 61
+    assert walk.poses.shape == (1, 4 * chunk, 4, 4)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])
@@ -89,6 +90,18 @@ def test_walks_that_share_a_context_take_turns():
         for walk, found in zip((one, two), made, strict=True):
             found.append(walk.step(every[:, walk.num_frames : walk.num_frames + walk.num_actions]))
     assert all(torch.equal(torch.cat(found, 1), other) for found, other in zip(made, alone, strict=True))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_walk_goes_back_to_a_snapshot(policy: str):
+    walk, _ = walked(8, memory=Memory(policy=policy, window=2, capacity=8, landmarks=3, retrieved=2))
+    snapshot = walk.branch()
+    once = [walk.step(actions(8, seed)) for seed in (1, 2)]
+    elsewhere = [snapshot.branch().step(actions(8, seed)) for seed in (3, 4)]
+    back = snapshot.branch()
+    again = [back.step(actions(8, seed)) for seed in (1, 2)]
+    assert all(map(torch.equal, once, again))
+    assert not torch.equal(*elsewhere)
 
 
 def test_noisy_context_saves_the_pass_over_clean_latents(monkeypatch):
@@ -129,6 +142,28 @@ def test_a_step_asks_the_device_nothing():
         walk.step(actions(8))
     waits = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal"}
     assert not waits & {name.split(".")[0] for name in asked}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_pass_is_replayed_as_a_cuda_graph():
+    walk = Rollout(
+        transformer().cuda(), Config(memory=Memory(window=2, capacity=8)), image_latent=latents(1)[:, 0].cuda(),
+        text=conditions(1).text.cuda(), seed=0,
+    )  # fmt: skip
+    for count in (4, 8, 8, 8):
+        walk.step(actions(count).cuda())
+    torch.cuda.set_sync_debug_mode("error")
+    walk.step(actions(8).cuda(non_blocking=True))
+    torch.cuda.set_sync_debug_mode("default")
+    noisy, timesteps = (x.clone() for x in walk.last[:2])
+    with torch.no_grad():
+        expected, _ = walk._forward(noisy, timesteps, remember=False)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured, _ = walk._forward(noisy, timesteps, remember=False)
+        graph.replay()
+    torch.testing.assert_close(captured, expected)
 
 
 def test_encoding_pooled_latents_keeps_what_pooling_keys_keeps_where_a_picture_is_even():

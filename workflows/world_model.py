@@ -28,9 +28,20 @@ graph = Graph(
         Step(name="join-samples", component="join", inputs={"parts": Input("shard")}, resources=SMALL),
         Step(name="teacher", component="teacher", inputs={"samples": Input("join-samples")}, resources=GPU),
         Step(
+            name="trajectories",
+            component="trajectories",
+            inputs={"teacher": Input("teacher"), "samples": Input("join-samples")},
+            fan_out=FanOut("parts"),
+            resources=GPU,
+        ),
+        Step(
             name="student-init",
             component="student-init",
-            inputs={"teacher": Input("teacher"), "samples": Input("join-samples")},
+            inputs={
+                "teacher": Input("teacher"),
+                "samples": Input("join-samples"),
+                "trajectories": Input("trajectories"),
+            },
             resources=GPU,
         ),
         Step(

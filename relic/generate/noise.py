@@ -8,4 +8,7 @@ from torch import Tensor
 def noise(seed: tuple[int, ...], shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
     """Standard normal noise float32 of `shape`, drawn on the CPU (the same on every device) from `seed`."""
     state = int(np.random.SeedSequence([s % 2**32 for s in seed]).generate_state(1, np.uint64)[0] >> 1)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(state)).to(device)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(state))
+    if torch.device(device).type == "cuda":  # from pinned memory, so that the host need not wait
+        return drawn.pin_memory().to(device, non_blocking=True)
+    return drawn.to(device)

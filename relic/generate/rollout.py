@@ -9,6 +9,7 @@ Distillation replays a walk (section 4.4.2): of every chunk its last denoising p
 that is filled anew from the chunks' clean latents, for the walk's own has pooled and forgotten what the chunk saw.
 """
 
+import copy
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -74,12 +75,12 @@ class Rollout:
         self.num_latents = 0  # generated so far, the image included
         self.num_frames = 1
         self.whole: deque[tuple[Tensor, Conditions]] = deque(maxlen=cfg.memory.window)  # latents of the window
-        # the frames of the latest step; at first the image's
+        # the frames of the latest step, the first with the image's before them
         self.actions = torch.zeros(batch, 1, algorithm1.NUM_ACTIONS, device=device)
         self.actions[..., algorithm1.STATIC] = 1
         self.poses = algorithm1.integrate(self.actions, self.unit)  # [B, F_px, 4, 4] float64
         if cfg.chunk == 1:
-            self._look()
+            self._look(1)
             self._remember(image_latent[:, None])
 
     @property
@@ -121,6 +122,13 @@ class Rollout:
             _, own = self._clean(last.noisy, last.timesteps, remember=True)
         self._remember(clean, own)
 
+    def branch(self) -> "Rollout":
+        """A walk that goes on from here on its own; both share the context and so take turns. A snapshot is a branch
+        that is not walked on, and going back to it is another."""
+        made = copy.copy(self)
+        made.memory, made.whole = self.memory.branch(), self.whole.copy()
+        return made
+
     @property
     def last(self) -> Pass:
         """The last pass of the latest step; until the next walk that shares the context takes its turn."""
@@ -131,16 +139,17 @@ class Rollout:
             raise ValueError(f"{actions.shape[1]} actions were given; the next chunk takes {self.num_actions}")
         self.memory.reserve(self.cfg.chunk)
         poses = algorithm1.integrate(actions, self.unit, start=self.poses[:, -1])
-        if self.num_latents == 0:  # the chunk has the image's frame too
+        if self.num_frames == 1:
             actions, poses = torch.cat([self.actions, actions], 1), torch.cat([self.poses, poses], 1)
         self.num_frames += self.num_actions
         self.actions, self.poses = actions.float(), poses
-        self._look()
+        self._look(self.num_actions + (self.num_latents == 0))
 
-    def _look(self) -> None:
-        """The conditions of the next latents, and what they see of the memory."""
-        self.conditions = Conditions(self.actions, self.poses.float(), self.text)
-        self.cameras = self.poses[:, (self.poses.shape[1] - 1) % 4 :: 4]  # the last frame of each latent
+    def _look(self, count: int) -> None:
+        """The conditions of the next latents, which stand for the last `count` frames, and what they see of the
+        memory."""
+        self.conditions = Conditions(self.actions[:, -count:], self.poses[:, -count:].float(), self.text)
+        self.cameras = self.poses[:, -count:][:, (count - 1) % 4 :: 4]  # the last frame of each latent
         self.context.fill(self.memory, self.table, self.cameras)
 
     def _denoise(self, num_passes: int) -> tuple[Tensor, list[KeyValue] | None]:

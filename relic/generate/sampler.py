@@ -1,7 +1,7 @@
 """The teacher's sampler: the flow's ODE integrated by Euler, all latents at once, the image latent clean throughout."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from relic.model import flow
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+
+Velocity = Callable[[Tensor, Tensor], Tensor]  # of latents [B, F, C, H, W] at timesteps [B, F]
 
 
 def sample(
@@ -25,7 +27,6 @@ def sample(
     return latents
 
 
-@torch.no_grad()
 def trajectory(
     model: Transformer,
     cfg: Sampler,
@@ -36,17 +37,32 @@ def trajectory(
     seed: tuple[int, ...],
 ) -> Iterator[tuple[float, Tensor]]:
     """The (timestep, latents [B, F, C, H, W]) of the integration, from noise at 1000 to the end at 0."""
-    batch, device = len(image_latent), image_latent.device
-    latents = noise((*seed, 0), (batch, num_latents, *image_latent.shape[1:]), device)
+    latents = noise((*seed, 0), (len(image_latent), num_latents, *image_latent.shape[1:]), image_latent.device)
     latents[:, 0] = image_latent
     times = flow.schedule(cfg.steps, cfg.shift, cfg.spacing).tolist()
+    yield from integrated(velocity(model, cfg.guidance, conditions), latents, times)
+
+
+def velocity(model: Transformer, guidance: float, conditions: Conditions) -> Velocity:
+    """`guided` of a model under its conditions, for `integrated`."""
+    return lambda latents, timesteps: guided(model, guidance, latents, timesteps, conditions)
+
+
+@torch.no_grad()
+def integrated(
+    velocity_of: Velocity, latents: Tensor, times: Sequence[float], *, num_clean: int = 1
+) -> Iterator[tuple[float, Tensor]]:
+    """The (timestep, latents [B, F, C, H, W]) of Euler's steps through falling `times`, `latents` at times[0] first.
+
+    The first `num_clean` latents stay as they are, at timestep 0."""
+    clean = latents[:, :num_clean]
     yield times[0], latents
     for time, following in itertools.pairwise(times):
-        timesteps = torch.full((batch, num_latents), time, device=device)
-        timesteps[:, 0] = 0
-        velocity = guided(model, cfg.guidance, latents, timesteps, conditions)
+        timesteps = torch.full(latents.shape[:2], time, device=latents.device)
+        timesteps[:, :num_clean] = 0
+        velocity = velocity_of(latents, timesteps)
         latents = latents + velocity * (following - time) / flow.STEPS
-        latents[:, 0] = image_latent
+        latents[:, :num_clean] = clean
         yield following, latents
 
 

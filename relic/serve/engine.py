@@ -21,6 +21,7 @@ from torch import Tensor
 
 from relic import artifacts
 from relic.generate.config import Rollout as RolloutConfig
+from relic.generate.context import Context
 from relic.generate.rollout import Rollout
 from relic.geometry.actions import ACTIONS
 from relic.geometry.config import Actions
@@ -92,12 +93,16 @@ class Student:
                  world: World, device: torch.device):  # fmt: skip
         self.model, self.codec, self.cfg, self.words = model, codec, cfg, words
         self.unit, self.world, self.device = unit, world, device
+        self.context: Context | None = None  # shared by the walks, of which one steps at a time
 
     @torch.inference_mode()
     def open(self, image: np.ndarray, caption: str, seed: int) -> "StudentWalk":
         latent = encoded(self.codec, image, self.device)
         text = self.words([caption]).to(self.device)
-        rollout = Rollout(self.model, self.cfg, image_latent=latent, text=text, seed=seed, unit=self.unit)
+        rollout = Rollout(
+            self.model, self.cfg, image_latent=latent, text=text, seed=seed, unit=self.unit, context=self.context
+        )
+        self.context = rollout.context
         return StudentWalk(self, rollout, latent)
 
     @torch.inference_mode()

@@ -127,17 +127,55 @@ class Teacher:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentInit:
-    """ODE initialisation with hybrid forcing: section 4.4.1 of RELIC."""
+class Trajectories:
+    """The bidirectional teacher's ODE, solved for the initialisation "ode"."""
 
-    trajectories: int = 64  # clips whose ODE is solved by the teacher
-    trajectory_batch: int = 8
-    ode_steps: int = 24  # Euler steps; with shift 5 a multiple of 4 passes through 937.5, 833.3 and 625
-    ode_shift: float = 5.0
+    clips: int = 64  # over all parts; 0 where the student is initialised without
+    batch: int = 8  # clips that are solved together, and lie in one file
+    steps: int = 24  # Euler steps; with shift 5 a multiple of 4 passes through 937.5, 833.3 and 625
+    shift: float = 5.0
+    timesteps: tuple[float, ...] = Rollout().timesteps  # where states are kept, beside the end
     latents: int = 16
+    verified: int = 2  # clips a part that are integrated again
+    tolerance: float = 0.05  # of a latent's error then, in root mean squares; in bfloat16 the tiny base has 0.005
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.clips, self.verified) < 0 or self.batch < 1 or self.tolerance <= 0:
+            raise ValueError(
+                f"clips is {self.clips}, verified {self.verified}, batch {self.batch} and tolerance {self.tolerance}; "
+                "allowed are at least 0, 0 and 1, and a positive number"
+            )
+        check_passed(self.steps, self.shift, self.timesteps)
+
+
+def check_passed(steps: int, shift: float, timesteps: tuple[float, ...]) -> None:
+    """Euler steps must pass through the student's timesteps, or there are no states to learn from."""
+    passed = {round(1000 * shift * u / (steps + (shift - 1) * u), 1) for u in range(steps + 1)}
+    if not passed.issuperset(round(t, 1) for t in timesteps):
+        raise ValueError(f"{steps} steps with shift {shift} do not pass through the timesteps {timesteps}")
+
+
+INITIALISATIONS = ("ode", "causal_ode", "consistency")
+FORCINGS = ("hybrid", "teacher", "diffusion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentInit:
+    """The causal few-step student, before it is distilled on its own videos.
+
+    "ode" is section 4.4.1 of RELIC: hybrid forcing on the teacher's trajectories. "causal_ode" and "consistency" first
+    make a causal model of many steps, then distil that one under teacher forcing (train/causal.py)."""
+
+    initialisation: str = "ode"  # "ode" | "causal_ode" | "consistency"
+    latents: int = 16
+    forcing: str = "hybrid"  # of "ode": "hybrid" | "teacher" | "diffusion"
     noisy_chunks: int = 2  # K: the last chunks, uncompressed and noisy; the earlier ones are clean and compressed
-    forcing: str = "hybrid"  # "hybrid" | "teacher" | "diffusion"
     rollout: Rollout = field(default_factory=Rollout)
+    causal_steps: int = 200  # training steps of the causal model of many steps
+    causal_shift: float = 3.0  # of the timestep distribution in them
+    ode_steps: int = 24  # Euler steps of that model
+    ode_shift: float = 5.0
     steps: int = 200
     batch: int = 8
     text_dropout: float = 0.1
@@ -147,19 +185,19 @@ class StudentInit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        passed = {
-            round(1000 * self.ode_shift * u / (self.ode_steps + (self.ode_shift - 1) * u), 1)
-            for u in range(self.ode_steps + 1)
-        }
-        if not passed.issuperset(round(t, 1) for t in self.rollout.timesteps):
-            raise ValueError(
-                f"{self.ode_steps} steps with shift {self.ode_shift} "
-                f"do not pass through the timesteps {self.rollout.timesteps}"
-            )
-        if self.latents % self.rollout.chunk:
+        check_passed(self.ode_steps, self.ode_shift, self.rollout.timesteps)
+        if self.latents % self.rollout.chunk or self.latents < 2:
             raise ValueError(f"{self.latents} latents cannot be cut into chunks of {self.rollout.chunk}")
-        if self.forcing not in ("hybrid", "teacher", "diffusion"):
-            raise ValueError(f"forcing is {self.forcing!r}; allowed are 'hybrid', 'teacher' and 'diffusion'")
+        for name, known in (("forcing", FORCINGS), ("initialisation", INITIALISATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(known)}")
+
+    @property
+    def num_noisy(self) -> int:
+        """Noisy chunks of a video, of those that it has."""
+        if self.initialisation != "ode":
+            return 1
+        return {"hybrid": self.noisy_chunks, "teacher": 1, "diffusion": self.latents}[self.forcing]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ one is punished; the gradient comes back chunk by chunk (train/replay.py).
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,8 @@ from relic.model.transformer import Transformer
 from relic.tracking import Run
 from relic.train import optimizer, replay
 from relic.train.checkpoint import Checkpoint
-from relic.train.config import Distill
-from relic.train.teacher import flow_loss, noised, stage_at
+from relic.train.config import Distill, Stage
+from relic.train.teacher import flow_loss, noised
 
 
 class Video(NamedTuple):
@@ -33,7 +34,7 @@ class Video(NamedTuple):
     latents: Tensor  # [B, F, C, H, W], the image first
     passes: list[Pass]  # the last of every chunk
     conditions: Conditions
-    walk: Rollout
+    seed: int
 
 
 def main(
@@ -41,54 +42,88 @@ def main(
 ) -> dict[str, float]:
     """Writes model.safetensors and config.json of the distilled student (its moving average)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    folders = {stage.latents: stage_folder(teacher[0], stage.latents) for stage in cfg.stages}
     generator = weights.load_transformer(student[0], device)
-    teachers = {s.latents: weights.load_transformer(stage_folder(teacher[0], s.latents), device) for s in cfg.stages}
-    critic = weights.load_transformer(stage_folder(teacher[0], cfg.stages[0].latents), device)
+    critic = weights.load_transformer(folders[cfg.stages[0].latents], device)
     dataset = loader.load(samples, generator.cfg)
+    before = video_error(generator, dataset, cfg)
+    averaged = train(
+        cfg, generator, critic, teacher_of=lambda latents: weights.load_transformer(folders[latents], device),
+        dataset=dataset, out=out, run=run,
+    )  # fmt: skip
+    weights.save(averaged, out)
+    return {"loss_before": before, "loss": video_error(averaged, dataset, cfg)}
+
+
+def train(
+    cfg: Distill,
+    generator: Transformer,
+    critic: Transformer,
+    *,
+    teacher_of: Callable[[int], Transformer],
+    dataset: loader.Dataset,
+    out: Path,
+    run: Run,
+) -> Transformer:
+    """The moving average of the student `generator`, which is trained in place, as is the critic.
+
+    `teacher_of` a number of latents is asked when the stage of that length begins, and again in a resumed call; `out`
+    holds the checkpoint that such a call goes on from."""
+    device = next(generator.parameters()).device
     optimizers, ema = optimizer.Optimizers(generator, cfg.optimizer), optimizer.Ema(generator, cfg.ema)
     critic_optimizers = optimizer.Optimizers(critic, cfg.critic_optimizer)
     parts = {"student": generator, "ema": ema, "critic": critic}
     parts |= {"optimizers": optimizers, "critic_optimizers": critic_optimizers}
     checkpoint = Checkpoint(out / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
-    total = sum(stage.steps for stage in cfg.stages)
-    before, measured = video_error(generator, dataset, cfg), {}
+    total, measured = sum(stage.steps for stage in cfg.stages), {}
 
-    for step in range(checkpoint.load(), total):
-        stage, _ = stage_at(cfg.stages, step)
+    for stage, steps in stages_from(cfg.stages, checkpoint.load()):
+        teacher = teacher_of(stage.latents)
         critic.cfg = dataclasses.replace(critic.cfg, frames=stage.latents)
-        random = np.random.default_rng((cfg.seed, step))
-        draws = stage.batch * (cfg.critic_steps + 1)
-        rows = dataset.indices(cfg.seed, step, draws)
-        batches = [rows[i : i + stage.batch] for i in range(0, draws, stage.batch)]
-        batch = [dataset.batch(picked, num_latents=stage.latents, device=device) for picked in batches]
-        exit_step = int(random.integers(len(cfg.rollout.timesteps)))
-        # 1. the critic learns what the student makes now
-        for given in batch[:-1]:
-            video = roll_out(generator, cfg, given, exit_step, random)
-            loss = flow_loss(critic, video.latents, video.conditions, cfg.shift, random)
-            loss.backward()
-            rate = optimizer.rate(cfg.critic_optimizer, step, total)
-            optimizer.update(critic, critic_optimizers, loss, cfg.critic_optimizer, rate)
-            measured["critic_loss"] = loss.item()
-        # 2. a whole video, without a graph
-        video = roll_out(generator, cfg, batch[-1], exit_step, random)
-        # 3. the difference of the scores over all of it
-        difference = score_difference(teachers[stage.latents], critic, video.latents, video.conditions, cfg, random)
-        # 4. back-propagation, chunk by chunk
-        again = start(generator, cfg, video.latents[:, 0], video.conditions.text, video.walk.seed)
-        replay.backward(again, video.conditions.actions, video.latents, video.passes, difference / elements(difference))
-        # 5. one step
-        rate = optimizer.rate(cfg.optimizer, step, total)
-        size = difference.square().sum() / elements(difference)
-        measured["gradient_norm"] = optimizer.update(generator, optimizers, size, cfg.optimizer, rate)
-        ema.update(generator, step)
-        measured["score_difference"] = size.item() ** 0.5
-        run.log({**measured, "exit_step": exit_step, "latents": stage.latents}, step)
-        run.progress(step + 1, total, f"{stage.latents} latents, score difference {measured['score_difference']:.3f}")
-        checkpoint.save_if_due(step + 1)
+        for step in steps:
+            random = np.random.default_rng((cfg.seed, step))
+            draws = stage.batch * (cfg.critic_steps + 1)
+            rows = dataset.indices(cfg.seed, step, draws)
+            batches = [rows[i : i + stage.batch] for i in range(0, draws, stage.batch)]
+            batch = [dataset.batch(picked, num_latents=stage.latents, device=device) for picked in batches]
+            exit_step = int(random.integers(len(cfg.rollout.timesteps)))
+            # 1. the critic learns what the student makes now
+            for given in batch[:-1]:
+                video = roll_out(generator, cfg, given, exit_step, random)
+                loss = flow_loss(critic, video.latents, video.conditions, cfg.shift, random)
+                loss.backward()
+                rate = optimizer.rate(cfg.critic_optimizer, step, total)
+                optimizer.update(critic, critic_optimizers, loss, cfg.critic_optimizer, rate)
+                measured["critic_loss"] = loss.item()
+            # 2. a whole video, without a graph
+            video = roll_out(generator, cfg, batch[-1], exit_step, random)
+            # 3. the difference of the scores over all of it
+            difference = score_difference(teacher, critic, video.latents, video.conditions, cfg, random)
+            # 4. back-propagation, chunk by chunk
+            again = start(generator, cfg, video.latents[:, 0], video.conditions.text, video.seed)
+            gradient = difference / elements(difference)
+            replay.backward(again, video.conditions.actions, video.latents, video.passes, gradient)
+            # 5. one step
+            rate = optimizer.rate(cfg.optimizer, step, total)
+            size = difference.square().sum() / elements(difference)
+            measured["gradient_norm"] = optimizer.update(generator, optimizers, size, cfg.optimizer, rate)
+            ema.update(generator, step)
+            measured["score_difference"] = size.item() ** 0.5
+            run.log({**measured, "exit_step": exit_step, "latents": stage.latents}, step)
+            note = f"{stage.latents} latents, score difference {measured['score_difference']:.3f}"
+            run.progress(step + 1, total, note)
+            checkpoint.save_if_due(step + 1)
+        del teacher  # leaves the device before the next one comes
+    return ema.module
 
-    weights.save(ema.module, out)
-    return {"loss_before": before, "loss": video_error(ema.module, dataset, cfg)}
+
+def stages_from(stages: tuple[Stage, ...], step: int) -> Iterator[tuple[Stage, range]]:
+    """Every stage that is not over at a step, and the steps that are left of it."""
+    end = 0
+    for stage in stages:
+        begin, end = end, end + stage.steps
+        if step < end:
+            yield stage, range(max(begin, step), end)
 
 
 def video_error(student: Transformer, dataset: loader.Dataset, cfg: Distill, batches: int = 2) -> float:
@@ -126,7 +161,7 @@ def roll_out(
     """The student's own videos of a batch's images and actions, all chunks left at the same timestep."""
     walk = start(student, cfg, batch.latents[:, 0], batch.conditions.text, int(random.integers(2**31)))
     latents, passes = play(walk, batch.conditions.actions, num_latents=batch.latents.shape[1], exit_step=exit_step)
-    return Video(latents, passes, batch.conditions, walk)
+    return Video(latents, passes, batch.conditions, walk.seed)
 
 
 @torch.no_grad()

@@ -189,9 +189,9 @@ def activations(cfg: Transformer, given: Pass, *, checkpointing: bool = False) -
     return around(cfg, given) + cfg.layers * one + block(cfg, given)
 
 
-def without_graph(cfg: Transformer, given: Pass) -> float:
-    """The most bytes that a pass without a graph holds which remembers: every block's keys and values, and one block at
-    work."""
+def without_graph(cfg: Transformer, given: Pass, *, remember: bool = True) -> float:
+    """The most bytes that a pass without a graph holds: one block at work and, to remember, every block's keys and
+    values."""
     working = given.tokens * ((4 * FLOAT + 3 * given.low) * cfg.width + 2 * given.low * cfg.ffn)
-    own = 2 * given.low * cfg.layers * given.tokens * cfg.width
+    own = 2 * given.low * cfg.layers * given.tokens * cfg.width if remember else 0
     return given.batch * (own + working)

@@ -58,13 +58,14 @@ def rate(cfg: Optimizer, step: int, total: int) -> float:
 
 
 def update(module: nn.Module, optimizers: Optimizers, loss: Tensor, cfg: Optimizer, learning_rate: float) -> float:
-    """One step down the gradients that are there; returns the gradient norm. A non-finite loss stops before it."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(f"the loss is {value}; the step was not taken")
-    norm = nn.utils.clip_grad_norm_(module.parameters(), cfg.clip_norm)
+    """One step down the gradients that are there; returns the gradient norm. A loss or a norm that is not finite stops
+    before it."""
+    norm = nn.utils.clip_grad_norm_(module.parameters(), cfg.clip_norm).item()
+    for name, value in (("loss", loss.item()), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the {name} is {value}; the step was not taken")
     optimizers.step(learning_rate)
-    return norm.item()
+    return norm
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:

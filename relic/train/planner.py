@@ -18,12 +18,12 @@ from relic.memory import masks
 from relic.mistakes import UserError, allowed
 from relic.model.config import Codec, Transformer
 from relic.train import footprint
-from relic.train.config import CodecTraining, Distill, Machine, Optimizer, Stage, StudentInit, Teacher
+from relic.train.config import CodecTraining, Distill, Machine, Optimizer, Stage, StudentInit, Teacher, Trajectories
 from relic.train.footprint import BFLOAT16, FLOAT, Pass
 
 HEAD = ("samples", "weights", "gradients", "optimiser", "EMA", "activations", "KV memory", "codec", "sum", "fits")
 WIDTHS = [max(8, len(word) + 2) for word in HEAD]  # characters of the columns
-STAGES = ("teacher", "student-init", "distill", "serve")
+STAGES = ("teacher", "trajectories", "student-init", "distill", "serve")
 PATCH = 8  # pixels a side of a latent's cell
 GATHERED = 2  # blocks whose sharded weights are whole at a time: one at work, one on its way
 ASSUMED = """Assumed: float32 weights, gradients, moments and average, sharded over all GPUs; bfloat16 autocast, whose
@@ -39,6 +39,8 @@ class Recipe(Protocol):
     def codec(self) -> CodecTraining: ...
     @property
     def teacher(self) -> Teacher: ...
+    @property
+    def trajectories(self) -> Trajectories: ...
     @property
     def student_init(self) -> StudentInit: ...
     @property
@@ -75,6 +77,7 @@ def needs(recipe: Recipe, machine: Machine) -> Iterator[Need]:
     """What each stage of a recipe takes, in the order that they run in."""
     rows, columns = grid(recipe)
     yield from (teacher(recipe.teacher, stage, rows, columns, machine) for stage in recipe.teacher.stages)
+    yield trajectories(recipe.teacher.model, recipe.trajectories, rows, columns, machine)
     yield student_init(recipe.teacher.model, recipe.student_init, rows, columns, machine)
     for stage in recipe.distill.stages:
         yield from distill(recipe.teacher.model, recipe.distill, stage, rows, columns, machine)
@@ -100,14 +103,27 @@ def teacher(cfg: Teacher, stage: Stage, rows: int, columns: int, machine: Machin
                    activations=working(cfg.model, graph, machine))  # fmt: skip
 
 
+def trajectories(model: Transformer, cfg: Trajectories, rows: int, columns: int, machine: Machine) -> Need:
+    """A part's batch in a group of GPUs, without a graph."""
+    samples = min(machine.samples or cfg.batch, cfg.batch)
+    graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=samples)
+    return Need(
+        stage=f"trajectories, {cfg.latents} latents",
+        samples=samples,
+        weights=FLOAT * footprint.parameters(model) / machine.gpus,
+        activations=footprint.without_graph(model, graph, remember=False) / machine.sequence_parallel
+        + copies(model, machine),
+    )
+
+
 def student_init(model: Transformer, cfg: StudentInit, rows: int, columns: int, machine: Machine) -> Need:
     samples, chunk = samples_of(cfg.batch, machine), cfg.rollout.chunk
-    noisy_chunks = {"hybrid": cfg.noisy_chunks, "teacher": 1, "diffusion": cfg.latents}[cfg.forcing]
-    segments = masks.hybrid(cfg.latents, chunk, noisy_chunks, cfg.rollout.memory)
+    segments = masks.hybrid(cfg.latents, chunk, cfg.num_noisy, cfg.rollout.memory)
     graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=samples, segments=segments)
     states = trained(model, cfg.optimizer, machine)
+    models = 1 if cfg.initialisation == "ode" else 2  # the causal model of many steps
     return replace(states, stage=f"student-init, {cfg.latents} latents", samples=samples,
-                   activations=working(model, graph, machine))  # fmt: skip
+                   weights=models * states.weights, activations=working(model, graph, machine))  # fmt: skip
 
 
 def distill(
@@ -124,18 +140,17 @@ def distill(
         samples=samples,
     )
     video = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples)
-    whole = footprint.memory_bytes(model, memory, rows=rows, columns=columns, batch=samples)
-    storage = whole / machine.sequence_parallel
-    yield replace(states, stage=f"distill, {stage.latents} latents, critic", memory=storage,
+    yield replace(states, stage=f"distill, {stage.latents} latents, critic",
                   activations=working(model, video, machine))  # fmt: skip
-    remembered = min(stage.latents, memory.capacity) - cfg.rollout.chunk
-    chunk = replace(video, latents=cfg.rollout.chunk, past=memory.tokens(rows, columns, remembered))
+    before = min(stage.latents, memory.capacity) - cfg.rollout.chunk
+    chunk = replace(video, latents=cfg.rollout.chunk, past=memory.tokens(rows, columns, before))
     graph = footprint.activations(model, chunk, checkpointing=machine.checkpointing)
-    context = footprint.context_bytes(model, memory, chunk) / machine.sequence_parallel
+    remembered = footprint.memory_bytes(model, memory, rows=rows, columns=columns, batch=samples)
+    remembered += footprint.context_bytes(model, memory, chunk)
     reading = footprint.walking(model, memory, chunk, graph)
     yield replace(
         states, stage=f"distill, {stage.latents} latents, replay",
-        memory=2 * (storage + context),  # the walk's, and that of the walk that is walked again
+        memory=remembered / machine.sequence_parallel,  # that of the walk that is walked again; the first one's is gone
         activations=reading / machine.sequence_parallel + copies(model, machine),
     )  # fmt: skip
 

@@ -1,0 +1,142 @@
+"""The product's distillation on a known law (tests/known_law.py): a student that is far from it reaches it.
+
+Distances are in floors: the distance between two samples of the law itself, as large as those compared. The controls
+show that the proof can fail."""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from known_law import LENGTH, MODEL, Law, Samples, conditions, distances
+from torch import Tensor
+
+from relic.data.loader import Dataset
+from relic.generate import sampler
+from relic.generate.config import Rollout, Sampler
+from relic.memory.config import Memory
+from relic.model.transformer import Transformer
+from relic.tracking import Run
+from relic.train import causal, distill, optimizer, teacher
+from relic.train.config import Distill, Optimizer, Stage
+
+COUNT, CHUNK = 2048, 2
+CFG = Distill(
+    stages=(Stage(latents=LENGTH, steps=240, batch=256),), guidance=1.0, critic_steps=3, shift=1.0, ema=0.95,
+    rollout=Rollout(chunk=CHUNK, timesteps=(1000.0, 500.0), memory=Memory(window=2, capacity=8, dtype="fp32")),
+    optimizer=Optimizer(learning_rate=1.5e-3, betas=(0.0, 0.99), warmup=10, final_share=0.05, weight_decay=0),
+    critic_optimizer=Optimizer(learning_rate=7e-3, betas=(0.9, 0.99), warmup=0, final_share=0.05, weight_decay=0),
+    checkpoint_every_s=1e9,
+)  # fmt: skip
+FITTING = Optimizer(learning_rate=1e-2, warmup=5, final_share=0.05, weight_decay=0)
+LAW = Law()
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch):
+    """The same on every processor."""
+    monkeypatch.setattr("relic.model.precision.native_bfloat16", lambda device: False)
+
+
+@functools.cache
+def true() -> Tensor:
+    return LAW.sample(COUNT, seed=1)
+
+
+@functools.cache
+def floor() -> dict[str, float]:
+    """The mean distance of samples of the law to another one."""
+    found = [distances(LAW.sample(COUNT, seed=seed), true(), CHUNK) for seed in range(10, 15)]
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+
+
+def floors(videos: Tensor) -> dict[str, float]:
+    return {name: value / floor()[name] for name, value in distances(videos, true(), CHUNK).items()}
+
+
+def videos(student: Transformer, seed: int, *, count: int = COUNT, exit_step: int = -1) -> Tensor:
+    """What a student makes of the law's images."""
+    images = Samples(LAW.sample(count, seed=1000 + seed)).batch(list(range(count)), num_latents=LENGTH)
+    return distill.roll_out(student, CFG, images, exit_step, np.random.default_rng(seed)).latents
+
+
+def fitted(seed: int, steps: int, loss_of: Callable[[Transformer, np.random.Generator, int], Tensor]) -> Transformer:
+    """A new model, trained for a while."""
+    torch.manual_seed(seed)
+    model = Transformer(MODEL)
+    optimizers = optimizer.Optimizers(model, FITTING)
+    for step in range(steps):
+        loss = loss_of(model, np.random.default_rng((seed, step)), step)
+        loss.backward()
+        optimizer.update(model, optimizers, loss, FITTING, optimizer.rate(FITTING, step, steps))
+    return model
+
+
+@functools.cache
+def begun(seed: int) -> tuple[Transformer, Transformer]:
+    """A student of another law, whose sides are nearer and lie elsewhere and whose latents follow less; and a critic
+    that knows its videos."""
+    other, given = Law(side=0.4, following=0.4), conditions(256)
+
+    def of_other(model: Transformer, random: np.random.Generator, step: int) -> Tensor:
+        shifted = other.sample(256, seed=1000 * seed + step)
+        shifted[:, 1:] += 0.4
+        return causal.flow_loss(model, shifted, given, CFG.rollout, noisy_chunks=2, shift=1.0, generator=random)
+
+    def of_student(model: Transformer, random: np.random.Generator, step: int) -> Tensor:
+        made = videos(student, 1000 * seed + step, count=256, exit_step=step % 2)
+        return teacher.flow_loss(model, made, given, CFG.shift, random)
+
+    student = fitted(seed, 150, of_other)
+    return student, fitted(seed + 100, 150, of_student)
+
+
+def distilled(cfg: Distill, seed: int, out: Path) -> Transformer:
+    student, critic = copy.deepcopy(begun(seed))
+    dataset = cast(Dataset, Samples(LAW.sample(COUNT, seed=2000 + seed)))
+    return distill.train(
+        replace(cfg, seed=seed), student, critic, teacher_of=lambda _: cast(Transformer, LAW),
+        dataset=dataset, out=out, run=Run.silent(),
+    )  # fmt: skip
+
+
+def test_what_the_teachers_flow_leads_to_is_of_the_law():
+    *_, (_, made) = sampler.trajectory(
+        cast(Transformer, LAW), Sampler(steps=100, shift=1.0), image_latent=LAW.sample(COUNT, seed=2)[:, 0],
+        conditions=conditions(COUNT), num_latents=LENGTH, seed=(0,),
+    )  # fmt: skip
+    assert max(floors(made).values()) < 1.3
+
+
+def test_chunks_of_different_videos_are_far_as_a_whole_and_at_the_floor_each():
+    mixed = LAW.sample(COUNT, seed=2)
+    mixed[:, CHUNK:] = mixed[:, CHUNK:].roll(1, 0)
+    found = floors(mixed)
+    assert found["joint"] > 3
+    assert max(found["chunk 0"], found["chunk 1"]) < 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_student_far_from_the_law_reaches_it(seed: int, tmp_path: Path):
+    before = floors(videos(begun(seed)[0], 0))
+    after = floors(videos(distilled(CFG, seed, tmp_path), 0))
+    assert min(before.values()) > 5
+    assert max(after.values()) < 2.5, after
+
+
+@pytest.mark.slow
+def test_with_a_critic_that_stands_still_it_does_not(tmp_path: Path):
+    assert floors(videos(distilled(replace(CFG, critic_steps=0), 0, tmp_path), 0))["joint"] > 5
+
+
+@pytest.mark.slow
+def test_with_the_score_differences_of_other_videos_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own = distill.score_difference
+    monkeypatch.setattr(distill, "score_difference", lambda *given: own(*given).roll(1, 0))
+    assert floors(videos(distilled(CFG, 0, tmp_path), 0))["joint"] > 5
