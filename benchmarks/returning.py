@@ -73,7 +73,7 @@ class Recipe:
 
 
 def memory_tiny() -> Recipe:
-    """The shipped base, on one core of two in half an hour, then twenty minutes of measuring (docs/results.md)."""
+    """The shipped base, in half an hour on a core, then as long for measuring (docs/results.md)."""
     return Recipe(name="memory_tiny")
 
 
@@ -209,7 +209,7 @@ def encoded(codec: Codec, frames: np.ndarray) -> Tensor:
 def batch_of(
     cfg: Recipe, codec: Codec, clips: dict[str, tuple[np.ndarray, np.ndarray]], way: int, generator: np.random.Generator
 ) -> tuple[Tensor, Conditions]:
-    """Latents and conditions of random walks there and back, half of each world, from random places of their clips;
+    """Latents and conditions of random walks there and back in random worlds, from random places of their clips;
     half of the ways out lead through the clip in reverse."""
     order = there_and_back(way)
     frames, poses = [], []

@@ -96,7 +96,8 @@ def generated(
     order, made = order_of(way), []
     for start in range(0, len(frames), BATCH):
         part = slice(start, start + BATCH)
-        latents, given = encoded(codec, frames[part][:, order]), conditions_of(poses[part][:, order])
+        latents = encoded(codec, frames[part][:, order])
+        given = conditions_of(poses[part][:, order]).to(latents.device)
         rollout = replace(cfg.rollout, memory=memories(cfg, way)["full" if policy in POOLED else policy])
         walk = Rollout(model, rollout, image_latent=latents[:, 0], text=given.text, seed=0, unit=EXACT)
         if policy in POOLED:
