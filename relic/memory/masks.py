@@ -5,7 +5,7 @@ by chunk. A clean chunk sees what serving would show it: the window whole, older
 chunk sees every clean latent as an old one, pooled by its schedule, and the earlier noisy ones whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from relic.memory.config import Memory
@@ -43,4 +43,31 @@ def hybrid(
         shown = [pair for latent in range(start) for pair in seen(start, latent)]
         shown += [(latent, 1) for latent in range(start, stop)]
         segments.append(Segment(start, stop, tuple(shown), memory.weigh_pooled))
+    return tuple(segments)
+
+
+def beside(
+    num_latents: int, chunk: int, first: int, memory: Memory, *, landmarks: Mapping[int, Sequence[int]] | None = None
+) -> tuple[Segment, ...]:
+    """The segments of a clean video of `num_latents`, all but its last chunk, behind which stand noisy ones of its
+    chunks from latent `first` on: a noisy chunk sees itself and of the clean latents before it what a walk would show.
+
+    So every noisy chunk is trained as it is generated, and all of them in one call. `landmarks` are the latents that
+    "relic_landmarks" shows whole to the chunk which begins at the latent that is the key."""
+    if first % chunk or num_latents % chunk or not 0 < first < num_latents <= memory.capacity:
+        raise ValueError(
+            f"the noisy chunks begin at latent {first} of {num_latents}; both must divide by the chunk, {chunk}, "
+            f"the first be above 0 and the second from there up to the capacity, {memory.capacity}"
+        )
+    clean = num_latents - chunk
+
+    def shown(start: int, at: int) -> tuple[tuple[int, int], ...]:
+        seen = [(slot.latent, slot.stride) for slot in memory.slots(start)]
+        seen += [(latent, 1) for latent in (landmarks or {}).get(start, ())]
+        return (*seen, *((latent, 1) for latent in range(at, at + chunk)))
+
+    segments = [Segment(c, c + chunk, shown(c, c), memory.weigh_pooled) for c in range(0, clean, chunk)]
+    for start in range(first, num_latents, chunk):
+        at = clean + start - first
+        segments.append(Segment(at, at + chunk, shown(start, at), memory.weigh_pooled))
     return tuple(segments)
