@@ -10,14 +10,13 @@ generated (revisited.py), and its truth is the way out.
 
 import argparse
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import facts
 from returning import RECIPES, Recipe, memories, num_latents, recorded, tokens_shown, train
 from revisited import POOLED, Seen, measured
 
@@ -123,23 +122,10 @@ def shown(row: dict) -> str:
     return f"{row['mean']:.2f} ({row['low']:.2f}, {row['high']:.2f})"
 
 
-def hardware(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} cores of {names[0]}"
-
-
 def facts_of(cfg: Recipe, device: str) -> dict:
     """What made the figures."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    return {
-        "recipe": cfg.name, "commit": commit.stdout.strip(), "command": " ".join(["python", *sys.argv]),
-        "hardware": hardware(device), "threads": torch.get_num_threads(),
-        "torch": torch.__version__, "walks": cfg.walks, "trained_on": cfg.clips, "steps": cfg.steps,
-        "latents_a_step": cfg.latents,
-    }  # fmt: skip
+    trained = {"trained_on": cfg.clips, "steps": cfg.steps, "latents_a_step": cfg.latents}
+    return {**facts(torch.device(device)), "recipe": cfg.name, "walks": cfg.walks, **trained}
 
 
 def main() -> None:
@@ -165,9 +151,9 @@ def main() -> None:
     codec = weights.load_codec(weights.start_folder(cfg.codec), device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     clips = {world: recorded(cfg, world, "unseen", cfg.walks, given.out) for world in cfg.worlds}
     policies = ["codec", *memories(cfg, cfg.measured[0]), *([] if given.mark else POOLED)]
-    facts = {**facts_of(cfg, device), "measured_after": step, "tokens": tokens(cfg)}
+    about = {**facts_of(cfg, device), "measured_after": step, "tokens": tokens(cfg)}
     figures = rows_of(measured(cfg, model, codec, clips, folder, policies), cfg)
-    given.json.write_text(written({**facts, **figures}))
+    given.json.write_text(written({**about, **figures}))
     print(table(figures, cfg))
 
 
