@@ -23,15 +23,17 @@ from relic.model.precision import native_bfloat16
 from relic.model.transformer import Transformer
 
 ROOT = Path(__file__).parents[1]
+CODE = ("relic", "benchmarks/*.py")  # what figures depend on
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, on CUDA between two events; on a CPU those that this process had, so that other processes' do
-    not count."""
+    """Seconds of a call, on CUDA between two events; on a CPU, with one thread, those that this process had, so that
+    other processes' do not count."""
     if device.type == "cpu":
-        start = time.process_time()
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        start = clock()
         call()
-        return time.process_time() - start
+        return clock() - start
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
     call()
@@ -139,12 +141,16 @@ def hardware(device: torch.device) -> str:
     return names[0] if names else platform.machine()
 
 
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
 def facts(device: torch.device) -> dict[str, Any]:
     """What figures were measured with."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *CODE) else "")
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "hardware": hardware(device),
         "precision": "bfloat16 autocast" if native_bfloat16(device) else "float32",
         "threads": torch.get_num_threads(),

@@ -128,7 +128,8 @@ def test_the_papers_walk_takes_31512_tokens():
     assert Config(policy="full").tokens(30, 52, 80) == 124800
 
 
-def test_appending_touches_as_much_late_as_early():
+@pytest.mark.parametrize("policy", POLICIES)
+def test_appending_touches_as_much_late_as_early(policy: str):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Counting(TorchDispatchMode):
@@ -142,12 +143,12 @@ def test_appending_touches_as_much_late_as_early():
         numbers = calls = 0
 
     found = []
-    for before in (20, 2000):
-        made = filled(before)
+    for before in (20, 2000):  # at the same place of the schedule
+        made = filled(before, policy=policy)
         keys = torch.cat([latent(i) for i in (1, 2)], 2)
         made.reserve(2)
         with Counting() as counting:
-            made.append(keys, keys)
+            made.append(keys, keys, poses=cameras(range(before, before + 2)))
         found.append((counting.calls, counting.numbers))
     assert found[0] == found[1]
 
@@ -194,6 +195,23 @@ def test_a_branch_copies_the_window_and_no_more():
     assert all(branch.pages[number] is page for number, page in made.pages.items())
     assert branch.window is not made.window
     assert branch.free == []
+
+
+def test_whoever_first_changes_the_landmarks_copies_them_and_the_other_keeps_them():
+    made = filled(30, policy="relic_landmarks")
+    branch, bank = made.branch(), made.landmarks.store
+    walk(branch, 2)
+    assert branch.landmarks.store is not bank
+    walk(made, 2)
+    assert made.landmarks.store is bank
+
+
+def test_a_page_that_two_memories_had_is_used_again_by_the_last():
+    made = filled(30)
+    branch = made.branch()
+    walk(branch, 60)
+    walk(made, 60)
+    assert len(made.free) + len(made.pages) == len(filled(2).free) + 1
 
 
 def test_rotating_before_pooling_would_cancel_fast_frequencies():

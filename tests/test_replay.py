@@ -19,6 +19,7 @@ MEMORIES = {
     "weighed": Memory(window=2, capacity=6, dtype="fp32", weigh_pooled=True),
     "window": Memory(policy="window", window=2, capacity=6, dtype="fp32"),
     "landmarks": Memory(policy="relic_landmarks", window=2, capacity=6, landmarks=2, retrieved=1, dtype="fp32"),
+    "encoded": Memory(window=2, capacity=6, pooled="latents", dtype="fp32"),
     "fp8": Memory(window=2, capacity=6),
 }
 CFG = Config(chunk=2, memory=MEMORIES["fp8"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import CFG, conditions, latents, remembered, transformer
+from tiny_models import conditions, latents, remembered, transformer
 
 from relic.generate.config import Rollout as Config
 from relic.generate.rollout import Rollout, play
@@ -31,16 +31,15 @@ def walked(num_latents: int, batch: int = 1, **dials) -> tuple[Rollout, torch.Te
     return walk, made
 
 
-def uncached(walk: Rollout, made: torch.Tensor, memory: Memory, chunk: int = 2) -> list[KeyValue]:
-    """Every block's keys and values of clean latents in one call under the mask of training."""
+def uncached(walk: Rollout, made: torch.Tensor, memory: Memory, chunk: int = 2) -> tuple[torch.Tensor, list[KeyValue]]:
+    """Velocity, and every block's keys and values, of clean latents in one call under the mask of training."""
     count = made.shape[1]
     every = actions(4 * (count - 1) + 1)
     every[:, 0] = torch.eye(13)[12]
     given = Conditions(every, algorithm1.integrate(every, walk.unit).float(), walk.text)
     segments = masks.hybrid(count, chunk, 0, memory)
     with torch.no_grad():
-        _, own = walk.model(made, torch.zeros(1, count), given, segments=segments, remember=True)
-    return own
+        return walk.model(made, torch.zeros(1, count), given, segments=segments, remember=True)
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +61,22 @@ def test_every_chunk_size_gives_the_latents_it_announced(chunk: int):
 def test_cached_equals_uncached(chunk: int):
     memory = Memory(window=2, capacity=16, policy="full", dtype="fp32")
     walk, made = walked(8, chunk=chunk, memory=memory)
-    own = uncached(walk, made, memory, chunk)
+    _, own = uncached(walk, made, memory, chunk)
     keys, values, _ = remembered(walk.memory)
     torch.testing.assert_close(keys, torch.stack([kv.keys for kv in own]), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(values, torch.stack([kv.values for kv in own]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_pass_over_the_memory_equals_the_uncached_pass():
+    memory = Memory(window=2, capacity=16, policy="full", dtype="fp32")
+    walk, made = walked(8, memory=memory)
+    before, every = rollout(memory=memory), actions(29)
+    for start in range(0, 6, 2):
+        before.see(every[:, before.num_frames : before.num_frames + before.num_actions], made[:, start : start + 2])
+    before._begin(every[:, before.num_frames :])
+    with torch.no_grad():
+        velocity, _ = before._forward(made[:, 6:], torch.zeros(1, 2), remember=False)
+    torch.testing.assert_close(velocity, uncached(walk, made, memory)[0][:, 6:], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("weigh_pooled", [False, True])
@@ -73,7 +84,7 @@ def test_cached_equals_uncached(chunk: int):
 def test_cached_equals_uncached_with_compression(policy: str, weigh_pooled: bool):
     memory = Memory(policy=policy, window=2, capacity=16, dtype="fp32", weigh_pooled=weigh_pooled)
     walk, made = walked(10, memory=memory)
-    own = uncached(walk, made, memory)
+    _, own = uncached(walk, made, memory)
     keys, _, _ = remembered(walk.memory)
     window = 2 * 24
     torch.testing.assert_close(
@@ -207,10 +218,6 @@ def test_memory_that_is_shuffled_changes_what_follows():
     walk, _ = walked(12, memory=Memory(window=2, capacity=16, dtype="fp32"))
     other, _ = walked(12, memory=Memory(window=2, capacity=16, dtype="fp32"))
     for part in other.memory.parts()[1:-1]:
-        part.store.write((slice(None), slice(None), *part.at), part.read(slice(None)).flip(3))
+        part.write(part.read(slice(None)).flip(3))
     step = actions(8, seed=3)
     assert (walk.step(step) - other.step(step)).abs().max() > 1e-4
-
-
-def test_the_widths_of_the_tests_are_as_stated():
-    assert (CFG.latent_channels, CFG.text_tokens) == (4, 4)

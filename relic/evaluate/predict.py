@@ -10,7 +10,7 @@ from torch import Tensor
 from relic.evaluate.config import Evaluate
 from relic.evaluate.walks import Walks, as_frames
 from relic.generate import sampler
-from relic.generate.rollout import Rollout, play
+from relic.generate.rollout import Rollout, chunks
 from relic.model.codec import VideoCodec
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
@@ -40,8 +40,8 @@ def few_steps(model: Transformer, cfg: Evaluate) -> Generate:
 
     def generate(image_latent: Tensor, conditions: Conditions) -> Tensor:
         walk = started(model, cfg, image_latent, conditions)
-        latents, _ = play(walk, conditions.actions, num_latents=cfg.num_latents)
-        return latents
+        made = chunks(walk, conditions.actions, num_latents=cfg.num_latents)
+        return torch.cat([image_latent[:, None], *made], 1)
 
     return generate
 

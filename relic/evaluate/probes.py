@@ -133,7 +133,7 @@ def permuted(model: Transformer, cfg: Evaluate, permute: Permute) -> predict.Gen
                 random = torch.Generator().manual_seed(cfg.seed + walk.num_latents)
                 after = permute(torch.cat(before, 3), random).split([x.shape[3] for x in before], 3)
                 for part, x in zip(pooled, after, strict=True):
-                    part.store.write((slice(None), slice(None), *part.at), x)
+                    part.write(x)
         return torch.cat(latents, 1)
 
     return generate

@@ -48,8 +48,8 @@ class Context:
         return [Past(k[:, :end], v[:, :end], bias) for k, v in zip(self.keys, self.values, strict=True)]
 
     def digest(self) -> Tensor:
-        """Checksums [2, layers] int64 of what was filled in last: two contexts that differ in a bit or in the order of
-        their channels or tokens differ."""
+        """Checksums [2, layers] int64 of the keys and values that were filled in last: one changed bit changes them,
+        and so, almost surely, does anything else, another order of tokens or channels included."""
         bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.keys.element_size()]
         return torch.stack([checksums(x[:, :, : self.used].view(bits)) for x in (self.keys, self.values)])
 

@@ -27,7 +27,7 @@ from relic.memory.pooling import pool_picture
 from relic.model import flow
 from relic.model.attention import KeyValue
 from relic.model.conditions import Conditions
-from relic.model.precision import autocast
+from relic.model.precision import autocast, computed_in
 from relic.model.transformer import Transformer
 
 
@@ -69,12 +69,11 @@ class Rollout:
             head_width=model.cfg.head_width,
             device=device,
         )
-        low = torch.get_autocast_dtype(device.type) if autocast(device)._enabled else image_latent.dtype
-        self.context = context or Context(self.memory, cfg, low)
+        self.context = context or Context(self.memory, cfg, computed_in(device) or image_latent.dtype)
         self.table = model.rope_table(device)
         self.num_latents = 0  # generated so far, the image included
         self.num_frames = 1
-        self.whole: deque[tuple[Tensor, Conditions]] = deque(maxlen=cfg.memory.window)  # latents of the window
+        self.recent: deque[tuple[Tensor, Conditions]] = deque(maxlen=cfg.memory.window)  # latents of the window
         # the frames of the latest step, the first with the image's before them
         self.actions = torch.zeros(batch, 1, algorithm1.NUM_ACTIONS, device=device)
         self.actions[..., algorithm1.STATIC] = 1
@@ -126,7 +125,7 @@ class Rollout:
         """A walk that goes on from here on its own; both share the context and so take turns. A snapshot is a branch
         that is not walked on, and going back to it is another."""
         made = copy.copy(self)
-        made.memory, made.whole = self.memory.branch(), self.whole.copy()
+        made.memory, made.recent = self.memory.branch(), self.recent.copy()
         return made
 
     @property
@@ -203,7 +202,7 @@ class Rollout:
             latent = self.num_latents + index
             leaving = latent - self.cfg.memory.window
             if leaving >= 0 and (stride := self.cfg.memory.stride(leaving)):
-                picture, conditions = self.whole[0]
+                picture, conditions = self.recent[0]
                 small = pool_picture(picture, stride, patch)[:, None]
                 time = torch.full((1,), self.memory.time(leaving), device=clean.device)
                 tokens = small.shape[-2] * small.shape[-1] // (patch[0] * patch[1])
@@ -217,7 +216,7 @@ class Rollout:
                 encoded.append((keys, values))
             first = 0 if self.num_latents else 1  # of the first chunk, latent 0 is one frame
             frames = slice(max(0, 4 * index - 3 * first), 4 * (index + 1) - 3 * first)
-            self.whole.append((clean[:, index], self.conditions.frames(frames.start, frames.stop)))
+            self.recent.append((clean[:, index], self.conditions.frames(frames.start, frames.stop)))
         return encoded
 
 

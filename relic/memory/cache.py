@@ -14,13 +14,14 @@ Appending a latent reads one place of the window and writes two places, so it co
 2000. Beyond the capacity the oldest pooled latents leave: `reserve` gives pages free that nothing is shown of any more,
 and the times of all but the image's move down, so that positions never pass the capacity, however long the walk. Which
 latents are shown is a function of two counts alone (memory/config.py), all shapes repeat with the schedule, and nothing
-is ever asked of the device: a CUDA graph of a chunk can be replayed.
+is ever asked of the device: a pass can be captured as a CUDA graph, one for each state of the schedule.
 
 Keys are stored before RoPE. Rotated keys of neighbouring cells point in different directions, so that their mean nearly
 cancels in the fast frequencies; pooled first and rotated at the pooled cell's centre, they keep their length.
 
-A page never changes after its last latent has come, so `branch` copies the window and shares the rest; who writes to a
-shared page copies it first. A snapshot is a branch that is not walked on, and going back to it is another one.
+A page never changes after its last latent has come, so `branch` copies the window and shares the rest; who first
+writes to a shared page, or to the shared bank of landmarks, copies that. A snapshot is a branch that is not walked on,
+and going back to it is another one.
 """
 
 import copy
@@ -53,6 +54,11 @@ class Part(NamedTuple):
     def read(self, layers: slice) -> Tensor:
         """Keys (before RoPE) and values [2, layers, B, n, K, head_width] of some blocks, float32."""
         return self.store.read((EVERY, layers, *self.at)).flatten(3, -3)
+
+    def write(self, x: Tensor) -> None:
+        """Replaces what `read` gives of all blocks."""
+        at = (EVERY, EVERY, *self.at)
+        self.store.write(at, x.reshape(self.store.data[at].shape))
 
 
 class Memory:
@@ -130,7 +136,9 @@ class Memory:
         self.forgotten = max(self.forgotten, self.cfg.forgotten(self.num_latents, count))
         for number in [n for n in self.pages if n != IMAGE and (n + 1) * self.per_page <= 1 + self.forgotten]:
             page = self.pages.pop(number)
-            if not page.shared:
+            page.owners -= 1
+            if not page.owners:
+                page.owners = 1
                 self.free.append(page)
 
     def append(
@@ -153,7 +161,7 @@ class Memory:
                 self._compress(leaving, next(given) if pooled else None)
             if self.landmarks is not None:
                 assert poses is not None, "landmarks are chosen by poses"
-                if leaving > 0:
+                if leaving > 0 and self.cfg.stride(leaving) > 1:  # else it is whole already
                     self._keep(leaving)
                 self.cameras[:, self.num_latents % self.cfg.window] = poses[:, index].to(self.cameras.dtype)
             # 2. the new one in its place
@@ -175,8 +183,7 @@ class Memory:
             part = slice(self.begins[index], self.begins[index + 1])
         if number not in self.pages:
             self.pages[number] = self.free.pop() if self.free else self._store(self.begins[-1])
-        if self.pages[number].shared:
-            self.pages[number] = self.pages[number].copy()
+        self.pages[number] = self.pages[number].own()
         for layers in self.groups():
             if given is not None:
                 x = torch.stack([torch.stack(tuple(of[layers])) for of in given]).float()
@@ -231,7 +238,7 @@ class Memory:
         """A memory that goes on from here on its own: the window is copied, the rest shared until it changes."""
         made = copy.copy(self)
         for page in self.pages.values():
-            page.shared = True
+            page.owners += 1
         made.window, made.pages, made.free = self.window.copy(), dict(self.pages), []
         if self.landmarks is not None:
             made.landmarks, made.cameras = self.landmarks.branch(), self.cameras.clone()

@@ -1,6 +1,7 @@
 """Dials of the attention memory, and its policies: which latents a chunk is shown, at which pooling."""
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,8 +48,10 @@ class Memory:
                 raise ValueError(f"memory {name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
         if not self.schedule or min(self.schedule) < 1:
             raise ValueError(f"schedule is {self.schedule}; it needs pooling factors of at least 1")
-        if not 0 < self.window < self.capacity:
-            raise ValueError(f"window {self.window} must be above 0 and below the capacity {self.capacity}")
+        if not 0 < self.window < self.capacity - 1:
+            raise ValueError(
+                f"window {self.window} must be above 0 and two below the capacity {self.capacity}, or less"
+            )
         if not 0 < self.retrieved <= self.landmarks or self.degrees_per_step <= 0:
             raise ValueError(
                 f"retrieved is {self.retrieved} of {self.landmarks} landmarks and degrees_per_step "
@@ -57,8 +60,10 @@ class Memory:
 
     def stride(self, latent: int) -> int:
         """Pooling factor a side of the latent with this absolute index once it has left the window; 0: forgotten."""
-        if self.policy == "full" or (self.policy == "window" and latent):
-            return int(self.policy == "full")
+        if self.policy == "full":
+            return 1
+        if self.policy == "window" and latent:
+            return 0
         return self.schedule[latent % len(self.schedule)]
 
     def forgotten(self, latents: int, coming: int = 0) -> int:
@@ -74,8 +79,11 @@ class Memory:
         return [image, *(slot for slot in shown if slot.stride)]
 
     def num_retrieved(self, latents: int) -> int:
-        """How many landmarks are shown beside the slots."""
-        return min(self.retrieved, max(0, latents - self.window - 1)) if self.policy == "relic_landmarks" else 0
+        """How many landmarks are shown beside the slots, where they would not be whole anyway."""
+        if self.policy != "relic_landmarks":
+            return 0
+        offered = (i for i in range(1, latents - self.window) if self.stride(i) > 1)
+        return len(list(itertools.islice(offered, self.retrieved)))
 
     def tokens(self, rows: int, columns: int, latents: int, coming: int = 0) -> int:
         """Tokens shown of `latents` latents of rows x columns to the chunk of the next `coming`."""
@@ -86,7 +94,7 @@ class Memory:
     @property
     def page_strides(self) -> list[int]:
         """Strides of the places of a page: whole cycles of the schedule, as many as hold a window; [] of no pages."""
-        if self.policy == "window" or self.capacity == self.window + 1:
+        if self.policy == "window":
             return []
         cycle = (1,) if self.policy == "full" else self.schedule
         return list(cycle * -(-self.window // len(cycle)))

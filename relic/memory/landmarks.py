@@ -7,6 +7,8 @@ The bank has one slot more than landmarks. A latent that leaves the window is wr
 that now lie closest together the younger one's slot becomes free: what was seen first has drifted least.
 """
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -34,8 +36,7 @@ class Landmarks:
 
     def place(self, latent: int, pose: Tensor) -> Tensor:
         """The slots [B] into which a latent must be written whose camera is at `pose` [B, 4, 4]."""
-        if self.store.shared:
-            self.store = self.store.copy()
+        self.store = self.store.own()
         slot = self.free
         self.poses[self.samples, slot], self.latents[self.samples, slot] = pose.to(self.poses.dtype), latent
         self.filled = min(self.filled + 1, self.count + 1)
@@ -59,8 +60,9 @@ class Landmarks:
         return apart.masked_fill(unusable, torch.inf).topk(count, largest=False).indices
 
     def branch(self) -> "Landmarks":
-        """A bank that goes on from here; the latents themselves are shared until one of both takes in a new one."""
-        self.store.shared = True
-        made = object.__new__(Landmarks)
-        made.__dict__ = {**self.__dict__, "poses": self.poses.clone(), "latents": self.latents.clone()}
+        """A bank that goes on from here; the latents themselves are shared until one of both takes in a new one, and
+        copies all of them."""
+        self.store.owners += 1
+        made = copy.copy(self)
+        made.poses, made.latents = self.poses.clone(), self.latents.clone()
         return made

@@ -2,7 +2,8 @@
 
 A video of B chunks: the first B - K clean (teacher forcing), the last K noisy (diffusion forcing). Everything is causal
 by chunk. A clean chunk sees what serving would show it: the window whole, older latents by the memory's policy. A noisy
-chunk sees every clean latent as an old one, pooled by its schedule, and the earlier noisy ones whole.
+chunk sees every clean latent as an old one, pooled by its schedule, even those that a walk's window would show whole,
+and the earlier noisy ones whole; `beside` has no such difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ class Segment:
 
     start: int
     stop: int
-    seen: tuple[tuple[int, int], ...]  # (latent, stride), in order of time
+    seen: tuple[tuple[int, int], ...]  # (latent, stride), none twice
     weigh_pooled: bool = False  # pooled tokens weigh as much as the cells they stand for
 
 
@@ -63,7 +64,7 @@ def beside(
 
     def shown(start: int, at: int) -> tuple[tuple[int, int], ...]:
         seen = [(slot.latent, slot.stride) for slot in memory.slots(start)]
-        seen += [(latent, 1) for latent in (landmarks or {}).get(start, ())]
+        seen += [(latent, 1) for latent in (landmarks or {}).get(start, ()) if (latent, 1) not in seen]
         return (*seen, *((latent, 1) for latent in range(at, at + chunk)))
 
     segments = [Segment(c, c + chunk, shown(c, c), memory.weigh_pooled) for c in range(0, clean, chunk)]

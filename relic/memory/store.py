@@ -1,12 +1,13 @@
 """Storage of keys and values, allocated once, in FP8, bfloat16 or float32.
 
 E4M3 has 3 bits of mantissa and ends at 448. Each token and head has a scale that brings its largest entry there, so
-that the rounding of an entry is at most 2^-4 of itself, or, below 2^-15 of the row's largest, 2^-19 of that. The scale
+that the rounding of an entry is at most 2^-4 of itself, or, below 2^-13 of the row's largest, 2^-17 of that. The scale
 is a power of two: dividing by it and multiplying with it round nothing, what is read and written again is the same, and
 bfloat16 holds it exactly. One for each token and not for each chunk: it costs 2 bytes for `head_width`, a quiet token
 beside a loud one keeps its bits, and the memory is the same whatever the size of the chunks.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -28,13 +29,13 @@ def power_of_two(scale: Tensor) -> Tensor:
 
 
 class Store:
-    """Numbers [..., n, K, head_width] (tokens, heads), read as float32. `shared`: another memory reads them too, so
-    they must not change."""
+    """Numbers [..., n, K, head_width] (tokens, heads), read as float32. While it has several `owners`, memories that
+    read it, it must not change."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...], device: torch.device | str):
         self.data = torch.zeros(shape, dtype=DTYPES[dtype], device=device)
         self.scales = torch.ones(*shape[:-1], 1, dtype=torch.bfloat16, device=device) if dtype == "fp8" else None
-        self.shared = False
+        self.owners = 1
 
     def write(self, at: Any, x: Tensor) -> None:
         """Keeps x at an index of the data."""
@@ -51,10 +52,17 @@ class Store:
 
     def copy(self) -> "Store":
         """The same numbers in storage of their own."""
-        made = object.__new__(Store)
-        made.data, made.shared = self.data.clone(), False
+        made = copy.copy(self)
+        made.data, made.owners = self.data.clone(), 1
         made.scales = self.scales.clone() if self.scales is not None else None
         return made
+
+    def own(self) -> "Store":
+        """The store to write to: itself, or a copy for the owner that asks and leaves."""
+        if self.owners == 1:
+            return self
+        self.owners -= 1
+        return self.copy()
 
     @property
     def num_bytes(self) -> int:

@@ -16,7 +16,12 @@ def native_bfloat16(device: torch.device | str) -> bool:
 def autocast(device: torch.device | str) -> torch.autocast:
     """bfloat16 matrix products and convolutions where the device has them, float32 otherwise."""
     device = torch.device(device)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computed_in(device) is not None)
+
+
+def computed_in(device: torch.device | str) -> torch.dtype | None:
+    """What `autocast` computes matrix products in; None where it leaves them as they are."""
+    return torch.bfloat16 if native_bfloat16(device) else None
 
 
 def full_precision(device: torch.device | str) -> AbstractContextManager[object]:

@@ -1,13 +1,13 @@
 """A causal model on data: what a chunk is, given the true chunks before it; and how its many steps become few.
 
 `flow_loss` is flow matching. The last `noisy_chunks` chunks of a video are noisy, each at a timestep of its own, the
-earlier ones clean and seen as the memory shows them (memory/masks.py). With one noisy chunk this is teacher forcing;
-with all of them, diffusion forcing (arXiv 2407.01392).
+earlier ones clean, and to them pooled, all of them (memory/masks.py, `hybrid`). With one noisy chunk this is teacher
+forcing; with all of them, diffusion forcing (arXiv 2407.01392).
 
 The others distil a model that teacher forcing has made, and that sees what the student sees. A bidirectional teacher's
 trajectories depend on what comes later, so that one noisy chunk leads to many clean ones, and a causal student that
 regresses them learns their mean; a causal model's are a function of the noise ("frame-level injectivity", Causal
-Forcing, arXiv 2602.02214). Both losses are of the last chunk of a video of random length, as they would walk it.
+Forcing, arXiv 2602.02214). Both losses are of the last chunk of a video of random length.
 
 - `jump_loss`, causal ODE distillation of Causal Forcing: that model's ODE is solved for the chunk, when it is needed,
   and the jumps from its states at the student's timesteps regress its end.

@@ -188,6 +188,10 @@ class StudentInit:
         check_passed(self.ode_steps, self.ode_shift, self.rollout.timesteps)
         if self.latents % self.rollout.chunk or self.latents < 2:
             raise ValueError(f"{self.latents} latents cannot be cut into chunks of {self.rollout.chunk}")
+        if self.latents > self.rollout.memory.capacity:
+            raise ValueError(
+                f"{self.latents} latents are more than the memory's capacity, {self.rollout.memory.capacity}"
+            )
         for name, known in (("forcing", FORCINGS), ("initialisation", INITIALISATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are {', '.join(known)}")
@@ -197,7 +201,8 @@ class StudentInit:
         """Noisy chunks of a video, of those that it has."""
         if self.initialisation != "ode":
             return 1
-        return {"hybrid": self.noisy_chunks, "teacher": 1, "diffusion": self.latents}[self.forcing]
+        chunks = self.latents // self.rollout.chunk
+        return {"hybrid": self.noisy_chunks, "teacher": 1, "diffusion": chunks}[self.forcing]
 
 
 @dataclass(frozen=True, kw_only=True)

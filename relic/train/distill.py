@@ -7,6 +7,7 @@ one is punished; the gradient comes back chunk by chunk (train/replay.py).
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -84,11 +85,11 @@ def train(
             random = np.random.default_rng((cfg.seed, step))
             draws = stage.batch * (cfg.critic_steps + 1)
             rows = dataset.indices(cfg.seed, step, draws)
-            batches = [rows[i : i + stage.batch] for i in range(0, draws, stage.batch)]
-            batch = [dataset.batch(picked, num_latents=stage.latents, device=device) for picked in batches]
+            picked = (rows[i : i + stage.batch] for i in range(0, draws, stage.batch))
+            batches = (dataset.batch(some, num_latents=stage.latents, device=device) for some in picked)
             exit_step = int(random.integers(len(cfg.rollout.timesteps)))
             # 1. the critic learns what the student makes now
-            for given in batch[:-1]:
+            for given in itertools.islice(batches, cfg.critic_steps):
                 video = roll_out(generator, cfg, given, exit_step, random)
                 loss = flow_loss(critic, video.latents, video.conditions, cfg.shift, random)
                 loss.backward()
@@ -96,7 +97,7 @@ def train(
                 optimizer.update(critic, critic_optimizers, loss, cfg.critic_optimizer, rate)
                 measured["critic_loss"] = loss.item()
             # 2. a whole video, without a graph
-            video = roll_out(generator, cfg, batch[-1], exit_step, random)
+            video = roll_out(generator, cfg, next(batches), exit_step, random)
             # 3. the difference of the scores over all of it
             difference = score_difference(teacher, critic, video.latents, video.conditions, cfg, random)
             # 4. back-propagation, chunk by chunk

@@ -1,4 +1,4 @@
-"""Replayed back-propagation: section 4.4.2 and eq. 5 of RELIC. A gradient of the whole video in one chunk's memory.
+"""Replayed back-propagation: section 4.4.2 and eq. 5 of RELIC. A gradient of the whole video by one chunk's graph.
 
 A loss over a video that the student made chunk by chunk needs, by plain autograd, the graphs of all chunks at once. But
 its gradient with respect to the video, [B, F, C, H, W], is known as soon as the video is, and needs no graph. Then the
@@ -6,7 +6,7 @@ chain rule goes chunk by chunk: the walk is walked again, of every chunk only th
 with autograd, the chunk's slice of the gradient is sent back through it, and its graph is freed before the next.
 
 What a chunk saw is had again by remembering the stored clean latents in order: the walk's own memory has pooled and
-dropped it since. That it is the same, bit by bit, is asserted by a checksum of every chunk. The context is detached, as
+dropped it since. That it is the same is asserted by a checksum of every chunk's context. The context is detached, as
 in the paper: no gradient runs from a chunk into the ones before it, so the sum of the chunks' gradients is the gradient
 of the full graph with detached context, to rounding.
 """

@@ -9,6 +9,7 @@ the same Euler steps; where they arrive elsewhere, a file is damaged, and the st
 import itertools
 import json
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,9 @@ class Solved:
 
 def load(folders: list[Path], timesteps: tuple[float, ...], latents: int) -> Solved:
     """The trajectories of all parts, in the batches' order, for a student of `timesteps` and `latents`."""
-    solved = Solved(sorted((path for folder in folders for path in folder.glob("*.safetensors")), key=by_name))
+    solved = Solved(
+        sorted((path for folder in folders for path in folder.glob("*.safetensors")), key=attrgetter("name"))
+    )
     if not len(solved):
         raise ValueError('there are no trajectories; the initialisation "ode" needs trajectories.clips above 0')
     if solved.timesteps != timesteps or solved.num_latents < latents:
@@ -173,7 +176,3 @@ def rms(latents: Tensor) -> Tensor:
 def one_digit(timestep: float) -> float:
     """What names a timestep: 833.3 stands for 2500 / 3."""
     return round(timestep, 1)
-
-
-def by_name(path: Path) -> str:
-    return path.name
