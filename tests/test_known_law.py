@@ -162,11 +162,13 @@ def test_a_student_far_from_the_law_reaches_it(seed: int, tmp_path: Path):
 
 @pytest.mark.slow
 def test_with_a_critic_that_stands_still_it_does_not(tmp_path: Path):
-    assert floors(of_all_exits(distilled(replace(CFG, critic_steps=0), 0, tmp_path)))["joint"] > 3
+    student = distilled(replace(CFG, critic_steps=0), 0, tmp_path)
+    assert min(floors(of_all_exits(student))["joint"], floors(videos(student, 0))["joint"]) > 3
 
 
 @pytest.mark.slow
 def test_with_the_score_differences_of_other_videos_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     own = distill.score_difference
     monkeypatch.setattr(distill, "score_difference", lambda *given: own(*given).roll(1, 0))
-    assert floors(of_all_exits(distilled(CFG, 0, tmp_path)))["joint"] > 3
+    student = distilled(CFG, 0, tmp_path)
+    assert min(floors(of_all_exits(student))["joint"], floors(videos(student, 0))["joint"]) > 3

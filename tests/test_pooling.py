@@ -96,3 +96,18 @@ def test_weighing_pooled_tokens_gives_them_the_mass_that_the_plain_form_loses():
     for stride in (2, 4):
         found = errors(stride)
         assert found["weighed"] < 0.2 * found["plain"]
+
+
+def test_rotating_first_is_about_as_near_at_stride_2_and_nearer_at_stride_4():
+    keys, values, times = field(0), field(1), range(LATENTS)
+    q, k, v = turned(field(3)[:1], 1, range(LATENTS, LATENTS + 1)), turned(keys, 1, times), tokens(values)
+    true, ratios = dot_product(q, k, v), []
+    for stride in (2, 4):
+        pooled_v = tokens(pooling.pool(values, stride))
+        first = turned(pooling.pool(keys, stride), stride, times)
+        last = tokens(pooling.pool(k.reshape(keys.shape), stride))
+        ratios.append(
+            float((dot_product(q, last, pooled_v) - true).norm() / (dot_product(q, first, pooled_v) - true).norm())
+        )
+    assert 0.5 < ratios[0] < 2
+    assert ratios[1] < 0.9
