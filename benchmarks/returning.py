@@ -269,11 +269,8 @@ def train(cfg: Recipe, clips: dict[str, tuple[np.ndarray, np.ndarray]], folder: 
         if (step + 1) % 50 == 0:
             shown = {n: round(float(np.mean(values[-40:])), 4) for n, values in losses.items()}
             print(f"step {step + 1} of {cfg.steps}: {shown}", flush=True)
-        if step + 1 in cfg.marks:
-            ema.module.cfg = model.cfg
+        if step + 1 in (*cfg.marks, cfg.steps):
             weights.save(ema.module, folder / f"step-{step + 1}")
         checkpoint.save_if_due(step + 1)
 
-    ema.module.cfg = model.cfg
-    weights.save(ema.module, folder / f"step-{cfg.steps}")
     return ema.module.eval()

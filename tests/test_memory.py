@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import remembered
+from tiny_models import grid, remembered, turned_by
 
 from relic.memory.cache import Memory
 from relic.memory.config import POLICIES, SCHEDULE
@@ -218,9 +218,9 @@ def test_rotating_before_pooling_would_cancel_fast_frequencies():
     from relic.model import rope
 
     table = rope.frequencies(48, trained_frames=8, frames=8)
-    positions = rope.grid(torch.zeros(1), 8, 8)
+    positions = grid(torch.zeros(1), 8, 8)
     key = torch.ones(1, 64, 1, 48)
-    rotated = rope.rotate(key, rope.angles(positions, table))
+    rotated = turned_by(key, rope.angles(positions, table))
     rotated_first = pool(rotated.reshape(1, 8, 8, 48), 4)
     fast = slice(16, 18)  # the fastest pair of the rows
     assert rotated_first[..., fast].norm(dim=-1).max() < 0.6 * 2**0.5

@@ -10,6 +10,8 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import returning
+import revisited
 import torch
 from synthetic import track
 from tiny_models import conditions, latents, transformer
@@ -21,10 +23,6 @@ from relic.memory.config import Memory
 from relic.model import weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import returning  # noqa: E402
-import revisited  # noqa: E402
 
 
 def run(folder: Path, *options: str) -> dict[str, Any]:

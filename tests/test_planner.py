@@ -2,17 +2,15 @@
 
 import subprocess
 import sys
-import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from measure import Held
 from tiny_models import conditions, transformer
 from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from relic import __main__ as command
@@ -207,29 +205,6 @@ def test_a_training_steps_peak_is_torchs_own(checkpointing: bool, low: int) -> N
     assert wanted == pytest.approx(tracker.get_tracker_snapshot("peak")[CPU]["Total"], rel=0.15)
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes of new storages at a time. MemTracker refuses a model that is called again and again."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.alive, self.peak = 0, 0
-        self.known: Any = weakref.WeakSet(parameter.untyped_storage() for parameter in model.parameters())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = func(*args, **(kwargs or {}))
-        for x in tree_leaves(given):
-            if isinstance(x, Tensor) and x.untyped_storage() not in self.known:
-                storage = x.untyped_storage()
-                self.known.add(storage)
-                weakref.finalize(storage, self.change, -storage.nbytes())
-                self.change(storage.nbytes())
-        return given
-
-    def change(self, num_bytes: int) -> None:
-        self.alive += num_bytes
-        self.peak = max(self.peak, self.alive)
-
-
 LONG_MEMORY = MemoryConfig(window=2, capacity=16, schedule=(1,))  # most of a walk's bytes are the memory's
 WALKING = Walking(chunk=2, memory=LONG_MEMORY)
 
@@ -248,12 +223,12 @@ def last_chunk(low: int) -> Pass:
 def test_a_walks_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relic.model.precision.native_bfloat16", lambda device: low == 2)
     model, chunk = transformer(WIDE), last_chunk(low)
-    with Peak(model) as measured:
+    with Held() as measured:
         play(walk(model), conditions(16, batch=2).actions, num_latents=16)
     storage = footprint.memory_bytes(WIDE, LONG_MEMORY, rows=8, columns=10, batch=2)
     storage += footprint.context_bytes(WIDE, LONG_MEMORY, chunk)
     assert storage + footprint.walking(WIDE, LONG_MEMORY, chunk, footprint.without_graph(WIDE, chunk)) == (
-        pytest.approx(measured.peak, rel=0.15)
+        pytest.approx(measured.most, rel=0.15)
     )
 
 
@@ -262,9 +237,9 @@ def test_a_solutions_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("relic.model.precision.native_bfloat16", lambda device: low == 2)
     model, given = transformer(WIDE), Pass(latents=16, rows=8, columns=10, batch=2, low=low)
     image, ode = torch.randn(2, 4, 16, 20), Sampler(steps=2)
-    with Peak(model) as measured:
+    with Held() as measured:
         sampler.sample(model, ode, image_latent=image, conditions=conditions(16, batch=2), num_latents=16, seed=0)
-    assert footprint.without_graph(WIDE, given, remember=False) == pytest.approx(measured.peak, rel=0.15)
+    assert footprint.without_graph(WIDE, given, remember=False) == pytest.approx(measured.most, rel=0.15)
 
 
 @pytest.mark.parametrize("low", [2, 4])
@@ -272,7 +247,7 @@ def test_a_replays_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("relic.model.precision.native_bfloat16", lambda device: low == 2)
     model, chunk = transformer(WIDE), last_chunk(low)
     actions = conditions(16, batch=2).actions
-    with Peak(model) as measured:
+    with Held() as measured:
         first, again = walk(model), walk(model)
         made, passes = play(first, actions, num_latents=16)
         replay.backward(again, actions, made, passes, made)
@@ -280,7 +255,7 @@ def test_a_replays_peak_is_torchs_own(low: int, monkeypatch: pytest.MonkeyPatch)
     storage += footprint.context_bytes(WIDE, LONG_MEMORY, chunk)
     gradients = 4 * footprint.parameters(WIDE)  # of the earlier chunks
     held = footprint.walking(WIDE, LONG_MEMORY, chunk, expected(WIDE, chunk))
-    assert 2 * storage + gradients + held == pytest.approx(measured.peak, rel=0.15)
+    assert 2 * storage + gradients + held == pytest.approx(measured.most, rel=0.15)
 
 
 # The plan

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from tiny_models import turned_by
 
 from relic.memory import pooling
 from relic.memory.config import pooled_tokens
@@ -65,7 +66,7 @@ def tokens(x: torch.Tensor) -> torch.Tensor:
 def turned(keys: torch.Tensor, stride: int, times: range) -> torch.Tensor:
     yx = pooling.centres(ROWS, COLUMNS, stride).flatten(0, 1)
     positions = torch.cat([torch.cat([torch.full((len(yx), 1), float(t)).double(), yx], -1) for t in times])
-    return rope.rotate(tokens(keys), rope.angles(positions, rope.frequencies(WIDTH, 8, 8)))
+    return turned_by(tokens(keys), rope.angles(positions, rope.frequencies(WIDTH, 8, 8)))
 
 
 def errors(stride: int) -> dict[str, float]:

@@ -1,9 +1,8 @@
 """Replayed back-propagation equals plain back-propagation, in one chunk's memory."""
 
-import weakref
-
 import pytest
 import torch
+from measure import Graph
 from tiny_models import conditions, latents, transformer
 
 from relic.generate.config import Rollout as Config
@@ -117,21 +116,8 @@ def test_the_replayed_pass_gives_the_same_latents():
 def test_saved_tensors_do_not_grow_with_the_number_of_chunks():
     peaks = []
     for num_latents in (24, 48, 72):  # the schedule has come round once by the first
-        alive, peak = 0, 0
-
-        def keep(x: torch.Tensor):
-            nonlocal alive, peak
-            held, size = x.clone(), x.numel() * x.element_size()
-            alive, peak = alive + size, max(peak, alive + size)
-
-            def freed() -> None:
-                nonlocal alive
-                alive -= size
-
-            weakref.finalize(held, freed)
-            return held
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
+        graph = Graph(MODEL)
+        with graph:
             replayed(MODEL, num_latents)
-        peaks.append(peak)
+        peaks.append(graph.most)
     assert peaks[0] == peaks[1] == peaks[2] > 0

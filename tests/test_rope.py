@@ -1,24 +1,25 @@
 """Rotary embedding and YaRN."""
 
 import torch
+from tiny_models import grid, turned_by
 
 from relic.model import rope
 
 
 def angles(times: list[float], frames: int = 8) -> torch.Tensor:
-    return rope.angles(rope.grid(torch.tensor(times), 2, 3), rope.frequencies(64, 8, frames))
+    return rope.angles(grid(torch.tensor(times), 2, 3), rope.frequencies(64, 8, frames))
 
 
 def test_scores_depend_on_relative_positions_only():
     q, k = torch.randn(1, 6, 1, 64), torch.randn(1, 6, 1, 64)
-    near = (rope.rotate(q, angles([2.0])) * rope.rotate(k, angles([0.0]))).sum(-1)
-    far = (rope.rotate(q, angles([7.0])) * rope.rotate(k, angles([5.0]))).sum(-1)
+    near = (turned_by(q, angles([2.0])) * turned_by(k, angles([0.0]))).sum(-1)
+    far = (turned_by(q, angles([7.0])) * turned_by(k, angles([5.0]))).sum(-1)
     torch.testing.assert_close(near, far, atol=1e-4, rtol=1e-4)
 
 
 def test_rotation_keeps_lengths():
     x = torch.randn(2, 12, 3, 64)
-    rotated = rope.rotate(x, angles([1.0, 2.0]))
+    rotated = turned_by(x, angles([1.0, 2.0]))
     torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from einops import rearrange
-from tiny_models import CFG, conditions, latents, transformer
+from tiny_models import CFG, conditions, latents, transformer, turned_by
 
 from relic.memory import masks
 from relic.memory.config import Memory
@@ -24,7 +24,7 @@ def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary, seg
             pooled = rearrange(pool(cell, stride), "b h w (k d) -> b (h w) k d", k=k.shape[2])
             yx = centres(rotary.rows, rotary.columns, stride).flatten(0, 1)
             position = torch.cat([torch.full((len(yx), 1), float(rotary.times[i]), dtype=yx.dtype), yx], 1)
-            keys.append(rope.rotate(pooled, rope.angles(position, rotary.table)))
+            keys.append(turned_by(pooled, rope.angles(position, rotary.table)))
             cell = rearrange(v, "b (f h w) k d -> f b h w (k d)", f=frames, h=rotary.rows)[i]
             values.append(rearrange(pool(cell, stride), "b h w (k d) -> b (h w) k d", k=k.shape[2]))
             owner += [(i, stride)] * len(yx)
@@ -33,7 +33,7 @@ def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary, seg
     for s in segments:
         mask[s.start * tokens : s.stop * tokens] = torch.tensor([pair in s.seen for pair in owner])
     q, k, v = (rearrange(x, "b n k d -> b k n d") for x in (
-        rope.rotate(q, rotary.angles(1)), torch.cat(keys, 1), torch.cat(values, 1)))  # fmt: skip
+        turned_by(q, rotary.angles(1)), torch.cat(keys, 1), torch.cat(values, 1)))  # fmt: skip
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return rearrange(out, "b k n d -> b n k d")
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from relic.data import embeddings, shards
 from relic.memory.cache import Memory
-from relic.model import config
+from relic.model import config, rope
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.tracking import Run
@@ -99,3 +99,19 @@ def remembered(memory: Memory) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     order = positions[:, 0].argsort(stable=True)
     keys, values = torch.cat([part.read(slice(None)) for part in parts], 3)[:, :, :, order]
     return keys, values, positions[order]
+
+
+def turned_by(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Rotates the channel pairs of x [B, N, K, head_width] by angles [N, head_width / 2]."""
+    return rope.turn(x, rope.cos_sin(angle))
+
+
+def grid(frames: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Positions [F rows columns, 3] of the tokens of latent frames at times `frames` [F]."""
+    t, y, x = torch.meshgrid(
+        frames.double(),
+        torch.arange(rows, device=frames.device).double(),
+        torch.arange(columns, device=frames.device).double(),
+        indexing="ij",
+    )
+    return torch.stack([t, y, x], -1).flatten(0, 2)

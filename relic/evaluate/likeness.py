@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from relic.evaluate.revisit import cell_means
+from relic.evaluate.revisit import centred, of_length_1
 
 WINDOW, SIGMA = 11, 1.5  # pixels a side, and standard deviation, of the Gaussian window
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -44,10 +44,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def fingerprints(frames: np.ndarray) -> np.ndarray:
     """What a place is recognised by [..., cells]: the mean grey of a frame's cells, of mean 0 and length 1; their
     products are the correlations of `revisit.similarities`."""
-    cells = np.stack([cell_means(frame) for frame in frames.reshape(-1, *frames.shape[-3:])])
-    cells -= cells.mean(1, keepdims=True)
-    cells /= np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-9)
-    return cells.reshape(*frames.shape[:-3], -1)
+    return of_length_1(centred(frames.reshape(-1, *frames.shape[-3:]))).reshape(*frames.shape[:-3], -1)
 
 
 def recognised(made: np.ndarray, known: np.ndarray, true: np.ndarray, within: int) -> np.ndarray:

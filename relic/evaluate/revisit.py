@@ -49,12 +49,20 @@ def distances(poses: Tensor, cfg: Revisit, step: float | None) -> np.ndarray:
 
 def similarities(video: np.ndarray) -> np.ndarray:
     """Correlation [T, T] of the frames of a video uint8 [T, H, W, 3] in -1..1; 1 where one has no structure."""
-    cells = np.stack([cell_means(frame) for frame in video])
-    cells -= cells.mean(1, keepdims=True)
-    spread = cells.std(1, keepdims=True)
-    unit = cells / np.maximum(spread * np.sqrt(cells.shape[1]), 1e-9)
-    flat = spread[:, 0] < FLAT
+    cells = centred(video)
+    unit, flat = of_length_1(cells), cells.std(1) < FLAT
     return np.where(flat[:, None] | flat, 1.0, unit @ unit.T)
+
+
+def centred(video: np.ndarray) -> np.ndarray:
+    """Mean grey over the cells of frames uint8 [T, H, W, 3], less each frame's mean [T, cells]."""
+    cells = np.stack([cell_means(frame) for frame in video])
+    return cells - cells.mean(1, keepdims=True)
+
+
+def of_length_1(cells: np.ndarray) -> np.ndarray:
+    """Rows [T, cells] over their lengths: their products are correlations."""
+    return cells / np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-9)
 
 
 def cell_means(frame: np.ndarray) -> np.ndarray:

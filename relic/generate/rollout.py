@@ -214,9 +214,9 @@ class Rollout:
                     )  # fmt: skip
                 keys, values = zip(*own, strict=True)
                 encoded.append((keys, values))
-            first = 0 if self.num_latents else 1  # of the first chunk, latent 0 is one frame
-            frames = slice(max(0, 4 * index - 3 * first), 4 * (index + 1) - 3 * first)
-            self.recent.append((clean[:, index], self.conditions.frames(frames.start, frames.stop)))
+            of = self.conditions
+            own_frames = of.frames(4 * index, 4 * index + 4) if self.num_latents else of.latents(index, index + 1)
+            self.recent.append((clean[:, index], own_frames))
         return encoded
 
 

@@ -40,7 +40,7 @@ class Store:
     def write(self, at: Any, x: Tensor) -> None:
         """Keeps x at an index of the data."""
         if self.scales is not None:
-            scale = power_of_two(x.abs().amax(-1, keepdim=True) / FP8_LARGEST)
+            scale = power_of_two(fp8_scale(x))
             self.scales[at] = scale.to(self.scales.dtype)
             x = x / scale
         self.data[at] = x.to(self.data.dtype)

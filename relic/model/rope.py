@@ -48,11 +48,6 @@ def angles(positions: Tensor, table: Tensor) -> Tensor:
     return (positions.double() @ table.mT).float()
 
 
-def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Rotates the channel pairs of x [B, N, K, head_width] by angles [N, head_width / 2]."""
-    return turn(x, cos_sin(angle))
-
-
 def cos_sin(angle: Tensor) -> Tensor:
     """Cosines and sines [..., N, 1, head_width / 2, 2], what `turn` takes, of angles [..., N, head_width / 2]."""
     return torch.stack([angle.cos(), angle.sin()], -1).unsqueeze(-3)
@@ -74,14 +69,3 @@ def turned_pairs(pairs: Tensor, by: Tensor) -> Tensor:
     """The same in real numbers."""
     (even, odd), (cos, sin) = pairs.unbind(-1), by.unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-
-
-def grid(frames: Tensor, rows: int, columns: int) -> Tensor:
-    """Positions [F rows columns, 3] of the tokens of latent frames at times `frames` [F]."""
-    t, y, x = torch.meshgrid(
-        frames.double(),
-        torch.arange(rows, device=frames.device).double(),
-        torch.arange(columns, device=frames.device).double(),
-        indexing="ij",
-    )
-    return torch.stack([t, y, x], -1).flatten(0, 2)

@@ -39,6 +39,7 @@ from relic.tracking import Run
 from relic.train import optimizer
 from relic.train.checkpoint import Checkpoint
 from relic.train.config import StudentInit
+from relic.train.teacher import noised
 from relic.train.trajectories import kept
 
 
@@ -68,16 +69,12 @@ def flow_loss(
     """Mean squared error of the velocity of the noisy chunks of latents [B, F, C, H, W], whose F divides by the chunk.
 
     The image latent stays clean and bears no loss."""
-    batch, length = latents.shape[:2]
-    chunk, device = rollout.chunk, latents.device
+    length, chunk = latents.shape[1], rollout.chunk
     first_noisy = max(1, length - chunk * noisy_chunks)
-    share = torch.from_numpy(generator.random((batch, length // chunk), np.float32)).to(device)
-    timesteps = flow.shifted(share, shift).repeat_interleave(chunk, 1)
-    timesteps[:, :first_noisy] = 0
-    noise = torch.from_numpy(generator.standard_normal(latents.shape, np.float32)).to(device)
+    noisy, timesteps, noise = noised(latents, shift, generator, chunk=chunk, num_clean=first_noisy)
     segments = masks.hybrid(length, chunk, noisy_chunks, rollout.memory, landmarks=landmarks)
-    with autocast(device):
-        velocity, _ = model(flow.add_noise(latents, noise, timesteps), timesteps, conditions, segments=segments)
+    with autocast(latents.device):
+        velocity, _ = model(noisy, timesteps, conditions, segments=segments)
     return functional.mse_loss(velocity[:, first_noisy:].float(), (noise - latents)[:, first_noisy:])
 
 

@@ -178,8 +178,7 @@ def score_difference(
 
     Critic's minus teacher's guess of the clean video from a noisy one, over the sample's mean distance to the teacher's
     guess (DMD's eq. 8)."""
-    span = {"least": cfg.least_timestep, "largest": cfg.largest_timestep}
-    noisy, timesteps, _ = noised(latents, cfg.shift, random, **span)
+    noisy, timesteps, _ = noised(latents, cfg.shift, random, least=cfg.least_timestep, largest=cfg.largest_timestep)
     real = flow.clean_of(noisy, guided(teacher, cfg.guidance, noisy, timesteps, conditions), timesteps)
     fake = flow.clean_of(noisy, guided(critic, 1.0, noisy, timesteps, conditions), timesteps)
     distance = (latents - real)[:, 1:].abs().mean((1, 2, 3, 4), keepdim=True)

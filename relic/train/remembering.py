@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from relic.generate.config import Rollout
 from relic.memory import masks
-from relic.model import flow
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.train.teacher import noised
 
 
 def remembered_loss(
@@ -31,13 +31,10 @@ def remembered_loss(
 ) -> Tensor:
     """Mean squared error of the velocity of the chunks from latent `first` on, each at a timestep of its own, given the
     clean latents before it as a walk's memory shows them (`masks.beside`); latents [B, F, C, H, W]."""
-    batch, length = latents.shape[:2]
-    chunk, device = rollout.chunk, latents.device
-    clean, noisy = latents[:, : length - chunk], latents[:, first:]
-    share = torch.from_numpy(generator.random((batch, noisy.shape[1] // chunk), np.float32)).to(device)
-    timesteps = flow.shifted(share, shift).repeat_interleave(chunk, 1)
-    noise = torch.from_numpy(generator.standard_normal(noisy.shape, np.float32)).to(device)
-    both = torch.cat([clean, flow.add_noise(noisy, noise, timesteps)], 1)
+    length, chunk, device = latents.shape[1], rollout.chunk, latents.device
+    clean, target = latents[:, : length - chunk], latents[:, first:]
+    noisy, timesteps, noise = noised(target, shift, generator, chunk=chunk, num_clean=0)
+    both = torch.cat([clean, noisy], 1)
     times = torch.cat([torch.arange(clean.shape[1]), torch.arange(first, length)]).to(device)
     parts = conditions.latents(0, clean.shape[1]), conditions.latents(first, length)
     doubled = replace(
@@ -49,4 +46,4 @@ def remembered_loss(
     levels = torch.cat([torch.zeros(clean.shape[:2], device=device), timesteps], 1)
     with autocast(device):
         velocity, _ = model(both, levels, doubled, times=times, segments=segments)
-    return functional.mse_loss(velocity[:, clean.shape[1] :].float(), noise - noisy)
+    return functional.mse_loss(velocity[:, clean.shape[1] :].float(), noise - target)

@@ -67,7 +67,6 @@ def main(
         run.progress(start + step + 1, start + cfg.steps, f"loss {np.mean(losses[-50:]):.4f}")
         checkpoint.save_if_due(step + 1)
 
-    ema.module.cfg = student.cfg
     weights.save(ema.module, out)
     return {"loss_before": before, "loss": validation_loss(ema.module, measure)}
 

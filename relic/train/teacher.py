@@ -91,14 +91,22 @@ def flow_loss(
 
 
 def noised(
-    latents: Tensor, shift: float, generator: np.random.Generator, *, least: float = 0.0, largest: float = flow.STEPS
+    latents: Tensor,
+    shift: float,
+    generator: np.random.Generator,
+    *,
+    chunk: int = 0,
+    num_clean: int = 1,
+    least: float = 0.0,
+    largest: float = flow.STEPS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents [B, F, C, H, W] at a random timestep a sample, kept from `least` to `largest`, the image clean at 0; the
-    timesteps [B, F]; and the noise."""
-    device = latents.device
-    share = torch.from_numpy(generator.random((len(latents), 1), np.float32)).to(device)
-    timesteps = flow.shifted(share, shift).clamp(least, largest).repeat(1, latents.shape[1])
-    timesteps[:, 0] = 0
+    """Latents [B, F, C, H, W] at a random timestep a chunk (0: a sample), kept from `least` to `largest`, the first
+    `num_clean` clean at 0; the timesteps [B, F]; and the noise."""
+    (batch, length), device = latents.shape[:2], latents.device
+    chunk = chunk or length
+    share = torch.from_numpy(generator.random((batch, length // chunk), np.float32)).to(device)
+    timesteps = flow.shifted(share, shift).clamp(least, largest).repeat_interleave(chunk, 1)
+    timesteps[:, :num_clean] = 0
     noise = torch.from_numpy(generator.standard_normal(latents.shape, np.float32)).to(device)
     return flow.add_noise(latents, noise, timesteps), timesteps, noise
 
