@@ -65,7 +65,7 @@ class Rollout:
             batch=batch,
             rows=height // model.cfg.patch[1],
             columns=width // model.cfg.patch[2],
-            heads=model.cfg.heads,
+            heads=model.cfg.heads // model.sequence.size,
             head_width=model.cfg.head_width,
             device=device,
         )

@@ -18,6 +18,7 @@ from torch.nn import functional
 from relic.memory.masks import Segment
 from relic.memory.pooling import centres, log_cells, pool
 from relic.model import flex, rope
+from relic.parallel.sequence import ALONE, Sequence
 
 
 class KeyValue(NamedTuple):
@@ -60,6 +61,7 @@ class Rotary:
         self.times, self.rows, self.columns, self.table = times, rows, columns, table
         self.turns = {stride: rope.cos_sin(self.angles(stride)) for stride in {own, *strides}}
         self.own = self.turns[own]
+        self.tokens = len(cells(rows, columns, own, times.device))  # of a latent
 
     def angles(self, stride: int) -> Tensor:
         """Angles [tokens of all latents, head_width / 2], pooled by `stride`."""
@@ -135,6 +137,8 @@ def pooled(x: Tensor, rotary: Rotary, stride: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
+    sequence: Sequence = ALONE
+
     def __init__(self, width: int, heads: int, backend: str):
         super().__init__()
         self.heads, self.backend = heads, backend
@@ -154,11 +158,12 @@ class SelfAttention(nn.Module):
         """x [B, F, S, D]; pose [B, F, D] is added to queries and keys, never to values, before their norm (figure 4).
 
         Returns the output [B, F, S, D] and, to `remember`, this call's keys (not rotated)
-        and values [B, F S, K, head_width]."""
+        and values [B, F S, K, head_width]; of a shared sequence, of this process's heads of all tokens."""
         v = self.to_v(x)
         q, k = (to(x).add_(pose[:, :, None]) for to in (self.to_q, self.to_k))  # in place: a linear layer's own result
         q, k = (norm(y.float()).to(v.dtype) for norm, y in ((self.norm_q, q), (self.norm_k, k)))
-        q, k, v = (rearrange(y, "b f s (k d) -> b (f s) k d", k=self.heads) for y in (q, k, v))
+        q, k, v = (rearrange(y, "b f s (k d) -> b f s k d", k=self.heads) for y in (q, k, v))
+        q, k, v = (self.sequence.by_heads(y, rotary.tokens).flatten(1, 2) for y in (q, k, v))
         own = KeyValue(k, v) if remember else None
         if segments is not None:
             out = segmented(q, k, v, rotary, segments, backend=self.backend)
@@ -167,7 +172,8 @@ class SelfAttention(nn.Module):
             if past is not None:
                 k, v, bias = past.joined(k, v)
             out = dot_product(q, k, v, bias, backend=self.backend)
-        return self.to_out(rearrange(out, "b (f s) k d -> b f s (k d)", f=x.shape[1])), own
+        out = self.sequence.by_tokens(rearrange(out, "b (f s) k d -> b f s k d", f=x.shape[1]), rotary.tokens)
+        return self.to_out(out.flatten(3)), own
 
 
 class CrossAttention(nn.Module):

@@ -13,6 +13,7 @@ from relic.model.attention import KeyValue, Past, Rotary
 from relic.model.block import Block, modulated_norm
 from relic.model.conditions import Conditions
 from relic.model.control import POSE_WIDTH, ControlEncoder, pose_features
+from relic.parallel.sequence import ALONE, Sequence
 
 NUM_ACTIONS = 13
 
@@ -28,6 +29,8 @@ def sinusoid(timesteps: Tensor, width: int) -> Tensor:
 
 
 class Transformer(nn.Module):
+    sequence: Sequence = ALONE
+
     def __init__(self, cfg: config.Transformer):
         super().__init__()
         self.cfg = cfg
@@ -69,9 +72,8 @@ class Transformer(nn.Module):
         values; `segments` says who sees whom inside the call (default: everyone everyone); `pooled` of latents that
         have been pooled are the stride, and the rows and columns of tokens before."""
         rows, columns = latents.shape[-2] // self.cfg.patch[1], latents.shape[-1] // self.cfg.patch[2]
-        x = self.patch_embedding(
-            rearrange(latents, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.cfg.patch[1], q=self.cfg.patch[2])
-        )
+        patches = rearrange(latents, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.cfg.patch[1], q=self.cfg.patch[2])
+        x = self.patch_embedding(self.sequence.split(patches))
         embedded = self.time_embedding(sinusoid(timesteps, self.cfg.frequency_width))
         time = rearrange(self.time_projection(functional.silu(embedded)).float(), "b f (m d) -> b f m d", m=6)
         text = self.embed_text(conditions.text)
@@ -90,7 +92,7 @@ class Transformer(nn.Module):
             if key_value is not None:
                 remembered.append(key_value)
         shift, scale = (embedded.float()[:, :, None] + self.head_modulation).unsqueeze(3).unbind(2)
-        x = self.head(modulated_norm(x, shift, scale)).float()
+        x = self.sequence.join(self.head(modulated_norm(x, shift, scale)).float(), rows * columns)
         velocity = rearrange(
             x, "b f (h w) (c p q) -> b f c (h p) (w q)", h=rows, p=self.cfg.patch[1], q=self.cfg.patch[2]
         )

@@ -1,0 +1,110 @@
+"""Who is who: the processes that torchrun started, as data-parallel groups of sequence-parallel neighbours.
+
+Rank r is number r mod `sequence` of data-parallel group r div `sequence`. The processes of a group see the same samples
+and draw the same noise; each group takes an equal part of every batch. One process needs no process group at all, and
+every method then gives back what it is given.
+"""
+
+import datetime
+import os
+import socket
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from relic.parallel.config import Parallel
+from relic.parallel.sequence import ALONE, Sequence, Ulysses
+
+
+class Mesh:
+    """The processes of a training. `sequence` is what a model's tokens and heads are shared by."""
+
+    def __init__(self, cfg: Parallel = Parallel(), *, rank: int = 0, world: int = 1, device: str = "cpu"):
+        """Of processes that have joined (`joined`), which all make it at the same time."""
+        if world % cfg.sequence:
+            raise ValueError(f"sequence is {cfg.sequence}; it must divide the {world} processes")
+        self.cfg, self.rank, self.world, self.device = cfg, rank, world, device
+        self.groups = world // cfg.sequence  # data-parallel
+        self.group = rank // cfg.sequence
+        self.sequence: Sequence = ALONE
+        if cfg.sequence > 1:
+            ranks = [list(range(first, first + cfg.sequence)) for first in range(0, world, cfg.sequence)]
+            mine, _ = dist.new_subgroups_by_enumeration(ranks)
+            self.sequence = Ulysses(mine)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> range:
+        """The places of a global batch that this process's group takes."""
+        if batch % self.groups:
+            raise ValueError(
+                f"a batch of {batch} samples cannot be shared by {self.groups} groups of {self.cfg.sequence} "
+                "process(es); the number of groups must divide it"
+            )
+        share = batch // self.groups
+        return range(self.group * share, (self.group + 1) * share)
+
+    def pieces(self, batch: int) -> list[range]:
+        """`rows`, as many at a time as may be worked on at once."""
+        rows = self.rows(batch)
+        size = self.cfg.samples or len(rows)
+        return [rows[at : at + size] for at in range(0, len(rows), size)]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if self.world > 1:
+            values = values.detach().clone()
+            dist.all_reduce(values)
+            values /= self.world
+        return values
+
+    def said_by_all(self, value: Any) -> list[Any]:
+        """What every process says, by rank. Waits for all."""
+        if self.world == 1:
+            return [value]
+        said: list[Any] = [None] * self.world
+        dist.all_gather_object(said, value)
+        return said
+
+    def said_by_first(self, value: Any) -> Any:
+        """What rank 0 says. Waits for it."""
+        said = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(said, 0, device=torch.device(self.device))
+        return said[0]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def joined(cfg: Parallel) -> Mesh:
+    """The mesh of the processes that torchrun started this one among; of this one alone where it did not.
+
+    ValueError where the address is taken or cannot be reached."""
+    world, rank, local = (int(os.environ.get(name, "0")) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local)
+    device = f"cuda:{local}" if cuda else "cpu"
+    if world <= 1:
+        return Mesh(cfg, device=device)
+    if not dist.is_initialized():
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        try:
+            dist.init_process_group(
+                "nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=cfg.timeout_s),
+                device_id=torch.device(device) if cuda else None,
+            )  # fmt: skip
+        except (dist.DistNetworkError, dist.DistStoreError, socket.error) as error:
+            raise ValueError(
+                f"process {rank} of {world} cannot meet the others at {address}: {error}; "
+                "the port must be free on rank 0's machine and reachable from all"
+            ) from error
+    return Mesh(cfg, rank=rank, world=world, device=device)
