@@ -4,6 +4,7 @@ A server that has imported everything once forks the processes, so that a test d
 
 import multiprocessing
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def run(function: Callable[..., Any], world: int, *args: Any, timeout_s: float =
     for process in processes:
         process.start()
     try:
-        found = dict(queue.get(timeout=timeout_s) for _ in processes)
+        found = dict(pickle.loads(queue.get(timeout=timeout_s)) for _ in processes)
     finally:
         for process in processes:
             process.join(5)
@@ -50,7 +51,7 @@ def _work(queue: Any, function: Callable[..., Any], rank: int, world: int, port:
         found = function(*args)
     except Exception:
         found = Failure(traceback.format_exc())
-    queue.put((rank, found))
+    queue.put(pickle.dumps((rank, found)))  # by value: the sender may end before a tensor's memory is taken
     if dist.is_initialized() and not isinstance(found, Failure):
         dist.barrier()
         dist.destroy_process_group()
