@@ -50,12 +50,13 @@ class Rollout:
         image_latent: Tensor,
         text: Tensor,
         seed: int,
+        first: int = 0,
         unit: Actions | None = None,
         context: Context | None = None,
     ):
         """image_latent [B, C, H, W]; text [B, L] ids or [B, L, width]; `unit` says what a rotation of 1 is. Walks of
-        one size that take turns may share a `context`."""
-        self.model, self.cfg, self.image, self.text, self.seed = model, cfg, image_latent, text, seed
+        one size that take turns may share a `context`. Of a batch that others share, `first` is this part's place."""
+        self.model, self.cfg, self.image, self.text, self.seed, self.first = model, cfg, image_latent, text, seed, first
         self.unit = unit or Actions()
         batch, _, height, width = image_latent.shape
         device = image_latent.device
@@ -159,7 +160,8 @@ class Rollout:
         clean = torch.zeros(shape[0], self.cfg.chunk, *shape[1:], device=device)
         own: list[KeyValue] = []
         for index, time in enumerate(self.cfg.timesteps[:num_passes]):
-            fresh = [noise((self.seed, self.num_latents + i, index), shape, device) for i in range(self.cfg.chunk)]
+            places = range(self.num_latents, self.num_latents + self.cfg.chunk)
+            fresh = [noise((self.seed, place, index), shape, device, first=self.first) for place in places]
             timesteps = torch.full((shape[0], self.cfg.chunk), time, device=device)
             if first:
                 timesteps[:, 0] = 0

@@ -24,11 +24,19 @@ KINDS = {
 }
 
 
-def save(module: Codec | PoseNet | Transformer, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes the weights (in `dtype`, if given) and the configuration; the configuration last."""
+def save(
+    module: Codec | PoseNet | Transformer,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes the weights (in `dtype`, if given) and the configuration; the configuration last. `state` has the weights
+    of a module whose own are elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
     kind = next(name for name, (_, cls) in KINDS.items() if type(module) is cls)
-    state = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in module.state_dict().items()}
+    found = module.state_dict() if state is None else state
+    state = {k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in found.items()}
     save_file(state, folder / "model.safetensors")
     write_config(kind, module.cfg, folder / "config.json")
 

@@ -8,6 +8,7 @@ every method then gives back what it is given.
 import datetime
 import os
 import socket
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -17,15 +18,19 @@ from torch import Tensor
 from relic.parallel.config import Parallel
 from relic.parallel.sequence import ALONE, Sequence, Ulysses
 
+BUCKET = 50_000_000
+
 
 class Mesh:
     """The processes of a training. `sequence` is what a model's tokens and heads are shared by."""
 
-    def __init__(self, cfg: Parallel = Parallel(), *, rank: int = 0, world: int = 1, device: str = "cpu"):
-        """Of processes that have joined (`joined`), which all make it at the same time."""
+    def __init__(self, cfg: Parallel | None = None, *, rank: int = 0, world: int = 1, device: str = ""):
+        """Of processes that have joined (`joined`), which all make it at the same time; by default of this one."""
+        cfg = cfg or Parallel()
         if world % cfg.sequence:
             raise ValueError(f"sequence is {cfg.sequence}; it must divide the {world} processes")
-        self.cfg, self.rank, self.world, self.device = cfg, rank, world, device
+        self.cfg, self.rank, self.world = cfg, rank, world
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.groups = world // cfg.sequence  # data-parallel
         self.group = rank // cfg.sequence
         self.sequence: Sequence = ALONE
@@ -33,6 +38,11 @@ class Mesh:
             ranks = [list(range(first, first + cfg.sequence)) for first in range(0, world, cfg.sequence)]
             mine, _ = dist.new_subgroups_by_enumeration(ranks)
             self.sequence = Ulysses(mine)
+
+    @property
+    def zero(self) -> int:
+        """ZeRO's stage; one process has nothing to cut."""
+        return self.cfg.zero if self.world > 1 else 0
 
     @property
     def is_first(self) -> bool:
@@ -55,13 +65,28 @@ class Mesh:
         size = self.cfg.samples or len(rows)
         return [rows[at : at + size] for at in range(0, len(rows), size)]
 
+    def share(self, piece: Collection[int], batch: int) -> float:
+        """What a piece's mean counts in that of `rows`."""
+        return len(piece) / len(self.rows(batch))
+
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes."""
-        if self.world > 1:
-            values = values.detach().clone()
-            dist.all_reduce(values)
-            values /= self.world
-        return values
+        if self.world == 1:
+            return values.detach()
+        values = values.detach().clone()
+        dist.all_reduce(values)
+        return values / self.world
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Each tensor's mean over all processes, in place; sent some `BUCKET` numbers at a time."""
+        if self.world == 1:
+            return
+        for bucket in buckets(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            dist.all_reduce(flat)
+            flat /= self.world
+            for tensor, averaged in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                tensor.copy_(averaged.view_as(tensor))
 
     def said_by_all(self, value: Any) -> list[Any]:
         """What every process says, by rank. Waits for all."""
@@ -82,6 +107,18 @@ class Mesh:
         """Until all are here."""
         if self.world > 1:
             dist.barrier()
+
+
+def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one precision, as many together as have at most `BUCKET` numbers."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (sum(t.numel() for t in bucket) + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def joined(cfg: Parallel) -> Mesh:

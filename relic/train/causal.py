@@ -35,10 +35,12 @@ from relic.model import flow
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import optimizer
-from relic.train.checkpoint import Checkpoint
+from relic.train import optimizer, trainee
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import StudentInit
+from relic.train.draws import Draws
 from relic.train.teacher import noised
 from relic.train.trajectories import kept
 
@@ -63,7 +65,7 @@ def flow_loss(
     *,
     noisy_chunks: int,
     shift: float,
-    generator: np.random.Generator,
+    draws: Draws,
     landmarks: Sequence[int] = (),
 ) -> Tensor:
     """Mean squared error of the velocity of the noisy chunks of latents [B, F, C, H, W], whose F divides by the chunk.
@@ -71,72 +73,73 @@ def flow_loss(
     The image latent stays clean and bears no loss."""
     length, chunk = latents.shape[1], rollout.chunk
     first_noisy = max(1, length - chunk * noisy_chunks)
-    noisy, timesteps, noise = noised(latents, shift, generator, chunk=chunk, num_clean=first_noisy)
+    noisy, timesteps, noise = noised(latents, shift, draws, chunk=chunk, num_clean=first_noisy)
     segments = masks.hybrid(length, chunk, noisy_chunks, rollout.memory, landmarks=landmarks)
     with autocast(latents.device):
         velocity, _ = model(noisy, timesteps, conditions, segments=segments)
     return functional.mse_loss(velocity[:, first_noisy:].float(), (noise - latents)[:, first_noisy:])
 
 
-def train(cfg: StudentInit, model: Transformer, dataset: Dataset, out: Path, run: Run) -> Transformer:
-    """Teaches `model` by `flow_loss`, a noisy chunk a video, and returns its moving average, frozen."""
-    device = next(model.parameters()).device
-    optimizers, ema = optimizer.Optimizers(model, cfg.optimizer), optimizer.Ema(model, cfg.ema)
-    parts = {"model": model, "optimizers": optimizers, "ema": ema}
-    checkpoint = Checkpoint(out / ".causal.pt", parts, cfg.checkpoint_every_s)
+def train(cfg: StudentInit, start: Path, dataset: Dataset, out: Path, run: Run, mesh: Mesh) -> Path:
+    """Teaches the model of a folder by `flow_loss`, a noisy chunk a video; the hidden folder of its moving average."""
+    folder = out / ".causal"
+    if mesh.said_by_first((folder / "config.json").exists()):
+        return folder
+    model = trainee.trainee("causal", trainee.loaded(start, mesh), cfg.optimizer, mesh, ema=cfg.ema)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out, "causal"), [model], mesh, cfg.checkpoint)
 
-    for step in range(checkpoint.load(), cfg.causal_steps):
-        generator = np.random.default_rng((cfg.seed, 3, step))
-        rows = dataset.indices(cfg.seed + 3, step, cfg.batch)
-        videos = drawn(cfg, dataset, rows, generator, device)
-        loss = flow_loss(
-            model, videos.latents, videos.conditions, cfg.rollout, noisy_chunks=1, shift=cfg.causal_shift,
-            generator=generator, landmarks=videos.landmarks,
-        )  # fmt: skip
-        loss.backward()
+    for step in range(checkpoints.load(), cfg.causal_steps):
+        loss = torch.zeros((), device=mesh.device)
+        for piece in mesh.pieces(cfg.batch):
+            draws = Draws((cfg.seed, 3, step), piece)
+            videos = drawn(cfg, dataset, (cfg.seed + 3, step, cfg.batch), draws, mesh.device)
+            share = mesh.share(piece, cfg.batch) * flow_loss(
+                model.model, videos.latents, videos.conditions, cfg.rollout, noisy_chunks=1, shift=cfg.causal_shift,
+                draws=draws, landmarks=videos.landmarks,
+            )  # fmt: skip
+            share.backward()
+            loss += share.detach()
         rate = optimizer.rate(cfg.optimizer, step, cfg.causal_steps)
-        norm = optimizer.update(model, optimizers, loss, cfg.optimizer, rate)
-        ema.update(model, step)
-        run.log({"causal_loss": loss.item(), "gradient_norm": norm, "learning_rate": rate}, step)
-        run.progress(step + 1, cfg.causal_steps + cfg.steps, f"causal, loss {loss.item():.4f}")
-        if step + 1 == cfg.causal_steps:  # what the jumps' training goes on from
-            checkpoint.save(step + 1)
-        checkpoint.save_if_due(step + 1)
+        value, norm = model.step(loss, rate, step)
+        run.log({"causal_loss": value, "gradient_norm": norm, "learning_rate": rate}, step)
+        run.progress(step + 1, cfg.causal_steps + cfg.steps, f"causal, loss {value:.4f}")
+        checkpoints.save_if_due(step + 1)
 
-    return ema.module
+    checkpoints.close()
+    trainee.save(model.average, folder, mesh)
+    return folder
 
 
-def jump_loss(
-    student: Transformer, draw: tuple[int, int], *, teacher: Transformer, dataset: Dataset, cfg: StudentInit
-) -> Tensor:
-    """Mean squared error of the jumps to the ends of the causal teacher's trajectories. A clip gives a jump for each of
-    the student's timesteps, so a batch is `cfg.batch` jumps."""
+def clips(cfg: StudentInit) -> int:
+    """Clips in a batch of `jump_loss`: each gives a jump for every one of the student's timesteps."""
+    return max(1, cfg.batch // len(cfg.rollout.timesteps))
+
+
+def jump_loss(student: Transformer, draws: Draws, *, teacher: Transformer, dataset: Dataset, cfg: StudentInit) -> Tensor:
+    """Mean squared error of the jumps to the ends of the causal teacher's trajectories, from all of the student's
+    timesteps for each clip."""
     device, levels = next(student.parameters()).device, torch.tensor(cfg.rollout.timesteps)
-    generator = np.random.default_rng((cfg.seed, *draw))
-    rows = dataset.indices(cfg.seed + draw[0], draw[1], max(1, cfg.batch // len(levels)))
-    videos = drawn(cfg, dataset, rows, generator, device)
-    states = trajectory(teacher, videos, cfg, generator)
-    each = torch.arange(len(rows)).repeat_interleave(len(levels))
+    videos = drawn(cfg, dataset, (cfg.seed + draws.key[1], draws.key[2], clips(cfg)), draws, device)
+    states, count = trajectory(teacher, videos, cfg, draws), len(draws.rows)
+    each = torch.arange(count).repeat_interleave(len(levels))
     noisy = videos.latents[each]
     noisy[:, videos.first_noisy :] = rearrange(states[:, :-1], "b t f c h w -> (b t) f c h w")
-    timesteps = levels.to(device).repeat(len(rows))
+    timesteps = levels.to(device).repeat(count)
     guess = jump(student, noisy, timesteps, videos._replace(conditions=videos.conditions.rows(each)), cfg)
     return functional.mse_loss(guess, states[each, -1])
 
 
 def consistency_loss(
-    student: Transformer, draw: tuple[int, int], *, teacher: Transformer, average: Transformer, dataset: Dataset,
+    student: Transformer, draws: Draws, *, teacher: Transformer, average: Transformer, dataset: Dataset,
     cfg: StudentInit,
 ) -> Tensor:  # fmt: skip
     """Mean squared distance between the student's jump from one timestep and the average student's from the next, at
     which a step of the causal teacher arrives."""
     device = next(student.parameters()).device
-    generator = np.random.default_rng((cfg.seed, *draw))
-    rows = dataset.indices(cfg.seed + draw[0], draw[1], cfg.batch)
-    videos = drawn(cfg, dataset, rows, generator, device)
+    videos = drawn(cfg, dataset, (cfg.seed + draws.key[1], draws.key[2], cfg.batch), draws, device)
     times = flow.schedule(cfg.ode_steps, cfg.ode_shift).to(device)
-    place = torch.from_numpy(generator.integers(cfg.ode_steps, size=cfg.batch)).to(device)
-    noise = torch.from_numpy(generator.standard_normal(videos.latents.shape, np.float32)).to(device)
+    place = draws.integers(cfg.ode_steps).to(device)
+    noise = draws.normal(*videos.latents.shape[1:]).to(device)
     noisy = flow.add_noise(videos.latents, noise, spread(times[place], videos))
     target = consistency_target(average, teacher, noisy, times[place], times[place + 1], videos, cfg)
     return functional.mse_loss(jump(student, noisy, times[place], videos, cfg), target)
@@ -154,11 +157,11 @@ def consistency_target(
 
 
 @torch.no_grad()
-def trajectory(model: Transformer, videos: Videos, cfg: StudentInit, generator: np.random.Generator) -> Tensor:
+def trajectory(model: Transformer, videos: Videos, cfg: StudentInit, draws: Draws) -> Tensor:
     """States [B, timesteps + 1, f, C, H, W] of the last chunk's f noisy latents, given the true ones before."""
     first = videos.first_noisy
-    start, shape = videos.latents.clone(), videos.latents[:, first:].shape
-    start[:, first:] = torch.from_numpy(generator.standard_normal(shape, np.float32)).to(start.device)
+    start = videos.latents.clone()
+    start[:, first:] = draws.normal(*start[:, first:].shape[1:]).to(start.device)
     times = flow.schedule(cfg.ode_steps, cfg.ode_shift).tolist()
     path = sampler.integrated(lambda x, t: velocity(model, x, t, videos, cfg), start, times, num_clean=first)
     return kept(((time, latents[:, first:]) for time, latents in path), cfg.rollout.timesteps)
@@ -188,14 +191,16 @@ def spread(timesteps: Tensor, videos: Videos) -> Tensor:
 
 
 def drawn(
-    cfg: StudentInit, dataset: Dataset, rows: list[int], generator: np.random.Generator, device: torch.device
+    cfg: StudentInit, dataset: Dataset, request: tuple[int, int, int], draws: Draws, device: torch.device | str
 ) -> Videos:
-    """The beginnings of samples, of one random length; now and then without the caption."""
-    length = random_length(cfg, generator)
+    """The beginnings of samples, of one random length; now and then without the caption. `request` is the seed, step
+    and size of the batch whose rows are drawn."""
+    length = random_length(cfg, draws.shared)
     first_noisy = max(1, length - cfg.rollout.chunk)
-    batch = dataset.batch(rows, num_latents=length, device=device)
-    dropped = torch.from_numpy(generator.random(len(rows)) < cfg.text_dropout).to(device)
-    landmarks = random_landmarks(cfg.rollout.memory, first_noisy, generator)
+    rows = dataset.indices(*request)
+    batch = dataset.batch([rows[row] for row in draws.rows], num_latents=length, device=device)
+    dropped = draws.chosen(cfg.text_dropout).to(device)
+    landmarks = random_landmarks(cfg.rollout.memory, first_noisy, draws.shared)
     return Videos(batch.latents, batch.conditions.without_text(dropped), first_noisy, landmarks)
 
 

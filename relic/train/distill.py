@@ -6,26 +6,26 @@ trained on nothing but the student's videos. Both see the whole video at once, s
 one is punished; the gradient comes back chunk by chunk (train/replay.py).
 """
 
-import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from relic.data import loader
 from relic.generate.rollout import Pass, Rollout, play
 from relic.generate.sampler import guided
-from relic.model import flow, weights
+from relic.model import flow
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import optimizer, replay
-from relic.train.checkpoint import Checkpoint
+from relic.train import optimizer, replay, trainee
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import Distill, Stage
+from relic.train.draws import Draws
 from relic.train.teacher import flow_loss, noised
 
 
@@ -39,21 +39,23 @@ class Video(NamedTuple):
 
 
 def main(
-    cfg: Distill, *, teacher: list[Path], student: list[Path], samples: list[Path], out: Path, run: Run
-) -> dict[str, float]:
+    cfg: Distill, *, teacher: list[Path], student: list[Path], samples: list[Path], out: Path, run: Run,
+    mesh: Mesh | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Writes model.safetensors and config.json of the distilled student (its moving average)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = mesh or Mesh()
+    for stage in cfg.stages:
+        mesh.rows(stage.batch)  # so that one that cannot be shared is said now
     folders = {stage.latents: stage_folder(teacher[0], stage.latents) for stage in cfg.stages}
-    generator = weights.load_transformer(student[0], device)
-    critic = weights.load_transformer(folders[cfg.stages[0].latents], device)
+    generator = trainee.loaded(student[0], mesh)
+    critic = trainee.loaded(folders[cfg.stages[0].latents], mesh)
     dataset = loader.load(samples, generator.cfg)
-    before = video_error(generator, dataset, cfg)
-    averaged = train(
-        cfg, generator, critic, teacher_of=lambda latents: weights.load_transformer(folders[latents], device),
-        dataset=dataset, out=out, run=run,
+    averaged, before = train(
+        cfg, generator, critic, teacher_of=lambda latents: trainee.frozen(folders[latents], mesh), dataset=dataset,
+        out=out, run=run, mesh=mesh,
     )  # fmt: skip
-    weights.save(averaged, out)
-    return {"loss_before": before, "loss": video_error(averaged, dataset, cfg)}
+    trainee.save(averaged, out, mesh)
+    return {"loss_before": before, "loss": video_error(averaged, dataset, cfg, mesh)}
 
 
 def train(
@@ -61,61 +63,75 @@ def train(
     generator: Transformer,
     critic: Transformer,
     *,
-    teacher_of: Callable[[int], Transformer],
+    teacher_of: Callable[[int], Any],
     dataset: loader.Dataset,
     out: Path,
     run: Run,
-) -> Transformer:
-    """The moving average of the student `generator`, which is trained in place, as is the critic.
+    mesh: Mesh | None = None,
+) -> tuple[Any, float]:
+    """The moving average of the student `generator`, which is trained in place, as is the critic; and the student's
+    `video_error` before.
 
     `teacher_of` a number of latents is asked when the stage of that length begins, and again in a resumed call; `out`
-    holds the checkpoint that such a call goes on from."""
-    device = next(generator.parameters()).device
-    optimizers, ema = optimizer.Optimizers(generator, cfg.optimizer), optimizer.Ema(generator, cfg.ema)
-    critic_optimizers = optimizer.Optimizers(critic, cfg.critic_optimizer)
-    parts = {"student": generator, "ema": ema, "critic": critic}
-    parts |= {"optimizers": optimizers, "critic_optimizers": critic_optimizers}
-    checkpoint = Checkpoint(out / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
+    holds the checkpoints that such a call goes on from."""
+    mesh = mesh or Mesh()
+    student = trainee.trainee("student", generator, cfg.optimizer, mesh, ema=cfg.ema)
+    fake = trainee.trainee("critic", critic, cfg.critic_optimizer, mesh)
+    before = video_error(student.model, dataset, cfg, mesh)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), [student, fake], mesh, cfg.checkpoint)
     total, measured = sum(stage.steps for stage in cfg.stages), {}
 
-    for stage, steps in stages_from(cfg.stages, checkpoint.load()):
+    for stage, steps in stages_from(cfg.stages, checkpoints.load()):
         teacher = teacher_of(stage.latents)
-        critic.cfg = dataclasses.replace(critic.cfg, frames=stage.latents)
+        fake.set_length(stage.latents)
         for step in steps:
-            random = np.random.default_rng((cfg.seed, step))
-            draws = stage.batch * (cfg.critic_steps + 1)
-            rows = dataset.indices(cfg.seed, step, draws)
-            picked = (rows[i : i + stage.batch] for i in range(0, draws, stage.batch))
-            batches = (dataset.batch(some, num_latents=stage.latents, device=device) for some in picked)
-            exit_step = int(random.integers(len(cfg.rollout.timesteps)))
+            exit_step = int(Draws((cfg.seed, step), ()).shared.integers(len(cfg.rollout.timesteps)))
+            drawn = dataset.indices(cfg.seed, step, stage.batch * (cfg.critic_steps + 1))
             # 1. the critic learns what the student makes now
-            for given in itertools.islice(batches, cfg.critic_steps):
-                video = roll_out(generator, cfg, given, exit_step, random)
-                loss = flow_loss(critic, video.latents, video.conditions, cfg.shift, random)
-                loss.backward()
+            for turn in range(cfg.critic_steps):
+                loss = torch.zeros((), device=mesh.device)
+                for given, draws in parts(cfg, stage, drawn, step, turn, dataset, mesh):
+                    video = roll_out(student.model, cfg, given, exit_step, draws)
+                    share = flow_loss(fake.model, video.latents, video.conditions, cfg.shift, draws)
+                    share = share * mesh.share(draws.rows, stage.batch)
+                    share.backward()
+                    loss += share.detach()
                 rate = optimizer.rate(cfg.critic_optimizer, step, total)
-                optimizer.update(critic, critic_optimizers, loss, cfg.critic_optimizer, rate)
-                measured["critic_loss"] = loss.item()
-            # 2. a whole video, without a graph
-            video = roll_out(generator, cfg, next(batches), exit_step, random)
-            # 3. the difference of the scores over all of it
-            difference = score_difference(teacher, critic, video.latents, video.conditions, cfg, random)
-            # 4. back-propagation, chunk by chunk
-            again = start(generator, cfg, video.latents[:, 0], video.conditions.text, video.seed)
-            gradient = difference / elements(difference)
-            replay.backward(again, video.conditions.actions, video.latents, video.passes, gradient)
+                measured["critic_loss"], _ = fake.step(loss, rate, step)
+            size = torch.zeros((), device=mesh.device)
+            for given, draws in parts(cfg, stage, drawn, step, cfg.critic_steps, dataset, mesh):
+                # 2. a whole video, without a graph
+                video = roll_out(student.model, cfg, given, exit_step, draws)
+                # 3. the difference of the scores over all of it
+                difference = score_difference(teacher, fake.model, video.latents, video.conditions, cfg, draws)
+                # 4. back-propagation, chunk by chunk
+                again = start(student.model, cfg, given, video.seed, draws)
+                gradient = difference * (mesh.share(draws.rows, stage.batch) / elements(difference))
+                replay.backward(again, video.conditions.actions, video.latents, video.passes, gradient)
+                size += (difference * gradient).sum()
             # 5. one step
             rate = optimizer.rate(cfg.optimizer, step, total)
-            size = difference.square().sum() / elements(difference)
-            measured["gradient_norm"] = optimizer.update(generator, optimizers, size, cfg.optimizer, rate)
-            ema.update(generator, step)
-            measured["score_difference"] = size.item() ** 0.5
+            value, measured["gradient_norm"] = student.step(size, rate, step)
+            measured["score_difference"] = value**0.5
             run.log({**measured, "exit_step": exit_step, "latents": stage.latents}, step)
             note = f"{stage.latents} latents, score difference {measured['score_difference']:.3f}"
             run.progress(step + 1, total, note)
-            checkpoint.save_if_due(step + 1)
+            checkpoints.save_if_due(step + 1)
+        trainee.release(teacher)
         del teacher  # leaves the device before the next one comes
-    return ema.module
+    checkpoints.close()
+    return student.average, before
+
+
+def parts(
+    cfg: Distill, stage: Stage, drawn: list[int], step: int, turn: int, dataset: loader.Dataset, mesh: Mesh
+) -> Iterator[tuple[loader.Batch, Draws]]:
+    """This process's samples of the batch of a turn, the critic's or the student's, as many at once as the mesh says,
+    and what is random for them."""
+    rows = drawn[turn * stage.batch : (turn + 1) * stage.batch]
+    for piece in mesh.pieces(stage.batch):
+        batch = dataset.batch([rows[row] for row in piece], num_latents=stage.latents, device=mesh.device)
+        yield batch, Draws((cfg.seed, step, turn), piece)
 
 
 def stages_from(stages: tuple[Stage, ...], step: int) -> Iterator[tuple[Stage, range]]:
@@ -127,18 +143,18 @@ def stages_from(stages: tuple[Stage, ...], step: int) -> Iterator[tuple[Stage, r
             yield stage, range(max(begin, step), end)
 
 
-def video_error(student: Transformer, dataset: loader.Dataset, cfg: Distill, batches: int = 2) -> float:
+def video_error(student: Any, dataset: loader.Dataset, cfg: Distill, mesh: Mesh, batches: int = 2) -> float:
     """Mean squared distance of the student's videos to the true ones, always of the same samples and noise.
 
     DMD does not lower it on purpose: it says whether a video still is the one that the actions lead to."""
-    stage, device, errors = cfg.stages[-1], next(student.parameters()).device, []
+    stage, error = cfg.stages[-1], torch.zeros((), device=mesh.device)
     for index in range(batches):
-        random = np.random.default_rng((cfg.seed + 1, index))
         rows = dataset.indices(cfg.seed + 1, index, stage.batch)
-        batch = dataset.batch(rows, num_latents=stage.latents, device=device)
-        video = roll_out(student, cfg, batch, -1, random)
-        errors.append((video.latents - batch.latents)[:, 1:].square().mean().item())
-    return float(np.mean(errors))
+        for batch, draws in parts(replace(cfg, seed=cfg.seed + 1), stage, rows, index, 0, dataset, mesh):
+            video = roll_out(student, cfg, batch, -1, draws)
+            part = (video.latents - batch.latents)[:, 1:].square().mean()
+            error += part * mesh.share(draws.rows, stage.batch) / batches
+    return mesh.mean(error).item()
 
 
 def stage_folder(teacher: Path, num_latents: int) -> Path:
@@ -152,33 +168,34 @@ def stage_folder(teacher: Path, num_latents: int) -> Path:
     )
 
 
-def start(student: Transformer, cfg: Distill, image_latent: Tensor, text: Tensor, seed: int) -> Rollout:
-    return Rollout(student, cfg.rollout, image_latent=image_latent, text=text, seed=seed, unit=cfg.actions)
+def start(student: Any, cfg: Distill, batch: loader.Batch, seed: int, draws: Draws) -> Rollout:
+    return Rollout(
+        student, cfg.rollout, image_latent=batch.latents[:, 0], text=batch.conditions.text, seed=seed,
+        first=draws.rows[0], unit=cfg.actions,
+    )  # fmt: skip
 
 
-def roll_out(
-    student: Transformer, cfg: Distill, batch: loader.Batch, exit_step: int, random: np.random.Generator
-) -> Video:
+def roll_out(student: Any, cfg: Distill, batch: loader.Batch, exit_step: int, draws: Draws) -> Video:
     """The student's own videos of a batch's images and actions, all chunks left at the same timestep."""
-    walk = start(student, cfg, batch.latents[:, 0], batch.conditions.text, int(random.integers(2**31)))
+    walk = start(student, cfg, batch, int(draws.shared.integers(2**31)), draws)
     latents, passes = play(walk, batch.conditions.actions, num_latents=batch.latents.shape[1], exit_step=exit_step)
     return Video(latents, passes, batch.conditions, walk.seed)
 
 
 @torch.no_grad()
 def score_difference(
-    teacher: Transformer,
-    critic: Transformer,
+    teacher: Any,
+    critic: Any,
     latents: Tensor,
     conditions: Conditions,
     cfg: Distill,
-    random: np.random.Generator,
+    draws: Draws,
 ) -> Tensor:
     """The gradient [B, F, C, H, W] of DMD's loss for each latent of videos [B, F, C, H, W]; the image's is 0.
 
     Critic's minus teacher's guess of the clean video from a noisy one, over the sample's mean distance to the teacher's
     guess (DMD's eq. 8)."""
-    noisy, timesteps, _ = noised(latents, cfg.shift, random, least=cfg.least_timestep, largest=cfg.largest_timestep)
+    noisy, timesteps, _ = noised(latents, cfg.shift, draws, least=cfg.least_timestep, largest=cfg.largest_timestep)
     real = flow.clean_of(noisy, guided(teacher, cfg.guidance, noisy, timesteps, conditions), timesteps)
     fake = flow.clean_of(noisy, guided(critic, 1.0, noisy, timesteps, conditions), timesteps)
     distance = (latents - real)[:, 1:].abs().mean((1, 2, 3, 4), keepdim=True)

@@ -3,6 +3,8 @@
 import copy
 import math
 import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +22,26 @@ class Optimizers:
 
     def __init__(self, module: nn.Module, cfg: Optimizer):
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        hidden = [p for name, p in named if cfg.muon and p.ndim == 2 and not EDGES.search(name)]
-        rest = [p for _, p in named if not any(p is h for h in hidden)]
-        groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
-        ]
+        hidden = {name: p for name, p in named if cfg.muon and p.ndim == 2 and not EDGES.search(name)}
+        rest = {name: p for name, p in named if name not in hidden}
+        adamw = torch.optim.AdamW(
+            groups(rest.values(), cfg.weight_decay, lambda p: p.shape), lr=cfg.learning_rate, betas=cfg.betas, fused=True
+        )
+        self.parts: list[torch.optim.Optimizer] = [adamw]
+        # what torch would make at the first step is there from the start, so that a checkpoint can be read into it
+        self.state: dict[str, dict[str, Tensor]] = {}
+        for name, p in rest.items():
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            self.state[name] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            adamw.state[p] = self.state[name]
         if hidden:
-            self.parts.append(
-                torch.optim.Muon(hidden, cfg.learning_rate, cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
+            muon = torch.optim.Muon(
+                hidden.values(), cfg.learning_rate, cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
+            self.parts.append(muon)
+            for name, p in hidden.items():
+                self.state[name] = {"momentum_buffer": torch.zeros_like(p)}
+                muon.state[p] = self.state[name]
 
     def step(self, learning_rate: float) -> None:
         for part in self.parts:
@@ -41,12 +50,20 @@ class Optimizers:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict:
-        return {str(index): part.state_dict() for index, part in enumerate(self.parts)}
+    def tensors(self) -> dict[str, Tensor]:
+        """The live state, by KEY/NAME of the parameter."""
+        return {f"{key}/{name}": tensor for name, found in self.state.items() for key, tensor in found.items()}
 
-    def load_state_dict(self, state: dict) -> None:
-        for index, part in enumerate(self.parts):
-            part.load_state_dict(state[str(index)])
+
+def groups(
+    parameters: Iterable[nn.Parameter], weight_decay: float, shape_of: Callable[[nn.Parameter], Sequence[int]]
+) -> list[dict[str, Any]]:
+    """AdamW's: matrices decay, vectors do not."""
+    found = list(parameters)
+    return [
+        {"params": [p for p in found if len(shape_of(p)) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in found if len(shape_of(p)) < 2], "weight_decay": 0.0},
+    ]
 
 
 def rate(cfg: Optimizer, step: int, total: int) -> float:
@@ -58,14 +75,23 @@ def rate(cfg: Optimizer, step: int, total: int) -> float:
 
 
 def update(module: nn.Module, optimizers: Optimizers, loss: Tensor, cfg: Optimizer, learning_rate: float) -> float:
-    """One step down the gradients that are there; returns the gradient norm. A loss or a norm that is not finite stops
-    before it."""
-    norm = nn.utils.clip_grad_norm_(module.parameters(), cfg.clip_norm).item()
-    for name, value in (("loss", loss.item()), ("gradient norm", norm)):
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the {name} is {value}; the step was not taken")
+    """`descend`, where the loss is finite."""
+    finite("loss", loss.item())
+    return descend(module, optimizers, cfg.clip_norm, learning_rate)
+
+
+def descend(module: nn.Module, optimizers: Optimizers, clip_norm: float, learning_rate: float) -> float:
+    """One step down the gradients that are there; returns their norm before it was clipped. One that is not finite
+    stops before it."""
+    norm = finite("gradient norm", nn.utils.clip_grad_norm_(module.parameters(), clip_norm).item())
     optimizers.step(learning_rate)
     return norm
+
+
+def finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the {name} is {value}; the step was not taken")
+    return value
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
@@ -73,41 +99,21 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-class Trained:
-    """The trained parameters of a module as a part of a checkpoint; the frozen ones come from the start weights."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return trained(self.module)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        assert state.keys() == trained(self.module).keys(), "a checkpoint of other tensors"
-        self.module.load_state_dict(state, strict=False)
-
-
 class Ema:
-    """An exponential moving average of a module's trained weights, early on over the steps so far; the frozen ones are
-    the module's own."""
+    """An exponential moving average of a module's trained weights; the frozen ones are the module's own."""
 
-    def __init__(self, module: Transformer, decay: float):
-        self.names = list(trained(module))
+    def __init__(self, module: Transformer):
         frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+        self.names = list(trained(module))
         self.module: Transformer = copy.deepcopy(module, frozen).requires_grad_(False)
-        self.decay = decay
 
     @torch.no_grad()
-    def update(self, module: Transformer, step: int) -> None:
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages = self.state_dict()
-        for name, current in trained(module).items():
-            averages[name].lerp_(current, share)
+    def update(self, module: Transformer, share: float) -> None:
+        """Moves the average by this share of the way to the module."""
+        for average, current in zip(self.tensors().values(), trained(module).values(), strict=True):
+            average.lerp_(current, share)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The live averages, by name."""
         own = dict(self.module.named_parameters())
         return {name: own[name] for name in self.names}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        assert list(state) == self.names, "a checkpoint of other tensors"
-        self.module.load_state_dict(state, strict=False)

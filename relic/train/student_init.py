@@ -21,74 +21,85 @@ from relic.memory import masks
 from relic.model import flow, weights
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import causal, optimizer
+from relic.train import causal, optimizer, trainee
 from relic.train import trajectories as stored
-from relic.train.checkpoint import Checkpoint
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import StudentInit
+from relic.train.draws import Draws
 
-Loss = Callable[[Transformer, tuple[int, int]], Tensor]  # of a model; all that is random is a function of the pair
+Loss = Callable[[Transformer, Draws], Tensor]  # of a model, for the rows that are drawn
 
 
 def main(
-    cfg: StudentInit, *, teacher: list[Path], samples: list[Path], trajectories: list[Path], out: Path, run: Run
-) -> dict[str, float]:
+    cfg: StudentInit, *, teacher: list[Path], samples: list[Path], trajectories: list[Path], out: Path, run: Run,
+    mesh: Mesh | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Writes model.safetensors and config.json of the student; hidden files are what a killed call goes on from."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    student = weights.load_transformer(teacher[0], device)
+    mesh = mesh or Mesh()
+    start, batch = teacher[0], cfg.batch
+    mesh.rows(batch)  # so that one that cannot be shared is said now
     # 1. where it starts, and what it learns
     if cfg.initialisation == "ode":
         solved = stored.load(trajectories, cfg.rollout.timesteps, cfg.latents)
         loss_of: Loss = partial(jump_loss, solved=solved, cfg=cfg)
     else:
-        dataset = loader.load(samples, student.cfg)
-        many_steps = causal.train(cfg, student, dataset, out, run)
-        student.load_state_dict(many_steps.state_dict())
+        dataset = loader.load(samples, weights.read_config(start, "transformer"))
+        start = causal.train(cfg, start, dataset, out, run, mesh)
+        many_steps = trainee.frozen(start, mesh)
+        batch = causal.clips(cfg)
         loss_of = partial(causal.jump_loss, teacher=many_steps, dataset=dataset, cfg=cfg)
-    optimizers, ema = optimizer.Optimizers(student, cfg.optimizer), optimizer.Ema(student, cfg.ema)
-    parts = {"student": student, "optimizers": optimizers, "ema": ema}
-    checkpoint = Checkpoint(out / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
-    measure = loss_of
-    before, losses = validation_loss(student, measure), []
+    student = trainee.trainee("student", trainee.loaded(start, mesh), cfg.optimizer, mesh, ema=cfg.ema)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), [student], mesh, cfg.checkpoint)
+    measure = partial(validation_loss, loss_of=loss_of, seed=cfg.seed, batch=batch, mesh=mesh)
+    before, losses = measure(student.model), []
     if cfg.initialisation == "consistency":
-        average = ema.module
+        batch, average = cfg.batch, student.average
         loss_of = partial(causal.consistency_loss, teacher=many_steps, average=average, dataset=dataset, cfg=cfg)
 
     # 2. the jumps
-    start = 0 if cfg.initialisation == "ode" else cfg.causal_steps
-    for step in range(checkpoint.load(), cfg.steps):
-        loss = loss_of(student, (1, step))
-        loss.backward()
+    first = 0 if cfg.initialisation == "ode" else cfg.causal_steps
+    for step in range(checkpoints.load(), cfg.steps):
+        loss = torch.zeros((), device=mesh.device)
+        for piece in mesh.pieces(batch):
+            share = loss_of(student.model, Draws((cfg.seed, 1, step), piece)) * mesh.share(piece, batch)
+            share.backward()
+            loss += share.detach()
         rate = optimizer.rate(cfg.optimizer, step, cfg.steps)
-        norm = optimizer.update(student, optimizers, loss, cfg.optimizer, rate)
-        ema.update(student, step)
-        losses.append(loss.item())
-        run.log({"loss": losses[-1], "gradient_norm": norm, "learning_rate": rate}, start + step)
-        run.progress(start + step + 1, start + cfg.steps, f"loss {np.mean(losses[-50:]):.4f}")
-        checkpoint.save_if_due(step + 1)
+        value, norm = student.step(loss, rate, step)
+        losses.append(value)
+        run.log({"loss": value, "gradient_norm": norm, "learning_rate": rate}, first + step)
+        run.progress(first + step + 1, first + cfg.steps, f"loss {np.mean(losses[-50:]):.4f}")
+        checkpoints.save_if_due(step + 1)
 
-    weights.save(ema.module, out)
-    return {"loss_before": before, "loss": validation_loss(ema.module, measure)}
+    checkpoints.close()
+    trainee.save(student.average, out, mesh)
+    return {"loss_before": before, "loss": measure(student.average)}
 
 
 @torch.no_grad()
-def validation_loss(model: Transformer, loss_of: Loss, batches: int = 8) -> float:
+def validation_loss(
+    model: Transformer, *, loss_of: Loss, seed: int, batch: int, mesh: Mesh, batches: int = 8
+) -> float:
     """The error of the jumps, always on the same trajectories, lengths and levels."""
-    return float(np.mean([loss_of(model, (2, index)).item() for index in range(batches)]))
+    loss = torch.zeros((), device=mesh.device)
+    for index in range(batches):
+        for piece in mesh.pieces(batch):
+            loss += loss_of(model, Draws((seed, 2, index), piece)) * mesh.share(piece, batch) / batches
+    return mesh.mean(loss).item()
 
 
-def jump_loss(student: Transformer, draw: tuple[int, int], *, solved: stored.Solved, cfg: StudentInit) -> Tensor:
+def jump_loss(student: Transformer, draws: Draws, *, solved: stored.Solved, cfg: StudentInit) -> Tensor:
     """Mean squared error of the jumps from the noisy chunks' states to the ends of their trajectories."""
     device, chunk, levels = next(student.parameters()).device, cfg.rollout.chunk, torch.tensor(cfg.rollout.timesteps)
-    generator = np.random.default_rng((cfg.seed, *draw))
     # 1. a length in chunks, and clips
-    length = causal.random_length(cfg, generator)
-    numbers = generator.integers(len(solved), size=cfg.batch).tolist()
+    length = causal.random_length(cfg, draws.shared)
+    numbers = draws.integers(len(solved)).tolist()
     clean = torch.stack([solved.state(number, len(levels), 0, length) for number in numbers]).float()
     # 2. a level for every noisy chunk; the image latent and the earlier chunks are clean
     first_noisy = max(1, length - chunk * cfg.num_noisy)
-    picked = torch.from_numpy(generator.integers(len(levels), size=(cfg.batch, length // chunk)))
-    picked = picked.repeat_interleave(chunk, 1)
+    picked = draws.integers(len(levels), length // chunk).repeat_interleave(chunk, 1)
     timesteps = levels[picked]
     timesteps[:, :first_noisy] = 0
     noisy = clean.clone()
@@ -98,10 +109,10 @@ def jump_loss(student: Transformer, draw: tuple[int, int], *, solved: stored.Sol
             noisy[row, span] = solved.state(number, int(picked[row, at]), span.start, span.stop).float()
     clean, noisy, timesteps = clean.to(device), noisy.to(device), timesteps.to(device)
     # 3. the jump to the end of the trajectory, now and then without the caption
-    dropped = torch.from_numpy(generator.random(cfg.batch) < cfg.text_dropout).to(device)
+    dropped = draws.chosen(cfg.text_dropout).to(device)
     conditions = solved.conditions(numbers).latents(0, length).to(device).without_text(dropped)
     memory = cfg.rollout.memory
-    landmarks = causal.random_landmarks(memory, first_noisy, generator)
+    landmarks = causal.random_landmarks(memory, first_noisy, draws.shared)
     with autocast(device):
         segments = masks.hybrid(length, chunk, cfg.num_noisy, memory, landmarks=landmarks)
         velocity, _ = student(noisy, timesteps, conditions, segments=segments)

@@ -19,72 +19,78 @@ from relic.model import flow, weights
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import lora, optimizer
-from relic.train.checkpoint import Checkpoint
+from relic.train import lora, optimizer, trainee
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import Stage, Teacher
+from relic.train.draws import Draws
 
 
-def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str, float]:
+def main(
+    cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh | None = None
+) -> dict[str, float]:
     """Writes stage-<latents>/ for every stage and the last one's model as model.safetensors and config.json; with LoRA
     these are the merged models, and adapter.safetensors holds what was trained."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = mesh or Mesh()
+    for stage in cfg.stages:
+        mesh.rows(stage.batch)  # so that one that cannot be shared is said now
+    model = trainee.trainee("model", starting(cfg, mesh), cfg.optimizer, mesh, ema=cfg.ema)
+    dataset = loader.load(samples, cfg.model)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), [model], mesh, cfg.checkpoint)
+    total, losses = sum(stage.steps for stage in cfg.stages), []
+
+    model.set_length(cfg.stages[-1].latents)
+    before = validation_loss(model.model, dataset, cfg, mesh)
+
+    for step in range(checkpoints.load(), total):
+        stage, is_last = stage_at(cfg.stages, step)
+        model.set_length(stage.latents)
+        torch.manual_seed(cfg.seed + step)  # for the adapters' dropout
+        rows, loss = dataset.indices(cfg.seed, step, stage.batch), torch.zeros((), device=mesh.device)
+        for piece in mesh.pieces(stage.batch):
+            draws = Draws((cfg.seed, step), piece)
+            # 1. samples of this stage's length; now and then without their caption, for guidance
+            batch = dataset.batch([rows[row] for row in piece], num_latents=stage.latents, device=mesh.device)
+            conditions = batch.conditions.without_text(draws.chosen(cfg.text_dropout).to(mesh.device))
+            # 2. the velocity from data to noise
+            share = flow_loss(model.model, batch.latents, conditions, cfg.shift, draws) * mesh.share(piece, stage.batch)
+            share.backward()
+            loss += share.detach()
+        # 3. one step
+        rate = optimizer.rate(cfg.optimizer, step, total)
+        value, norm = model.step(loss, rate, step)
+        losses.append(value)
+        run.log({"loss": value, "gradient_norm": norm, "learning_rate": rate, "latents": stage.latents}, step)
+        run.progress(step + 1, total, f"{stage.latents} latents, loss {np.mean(losses[-50:]):.4f}")
+        if is_last:
+            trainee.save(model.average, out / f"stage-{stage.latents}", mesh)
+        checkpoints.save_if_due(step + 1)
+
+    checkpoints.close()
+    model.set_length(cfg.stages[-1].latents)
+    trainee.save(model.average, out, mesh)
+    if cfg.lora.rank and mesh.is_first:
+        lora.save(model.average, cfg.lora, out, list(optimizer.trained(model.module)))
+    return {"loss_before": before, "loss": validation_loss(model.average.eval(), dataset, cfg, mesh)}
+
+
+def starting(cfg: Teacher, mesh: Mesh) -> Transformer:
+    """The model before its first step, with its adapters."""
     torch.manual_seed(cfg.seed)
-    model = Transformer(cfg.model).to(device)
+    start = None
     if cfg.start:
         start = weights.start_folder(cfg.start)
         weights.check_start(cfg.model, start)
-        weights.load_into(model, start)
+    model = trainee.made(cfg.model, mesh, start)
     if cfg.lora.rank:
         lora.adapt(model, cfg.lora)
-    dataset = loader.load(samples, model.cfg)
-    optimizers, ema = optimizer.Optimizers(model, cfg.optimizer), optimizer.Ema(model, cfg.ema)
-    checkpoint = Checkpoint(
-        out / ".checkpoint.pt",
-        {"model": optimizer.Trained(model), "optimizers": optimizers, "ema": ema},
-        cfg.checkpoint_every_s,
-    )
-    total, losses = sum(stage.steps for stage in cfg.stages), []
-
-    model.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
-    before = validation_loss(model, dataset, cfg, device)
-
-    for step in range(checkpoint.load(), total):
-        stage, is_last = stage_at(cfg.stages, step)
-        generator = np.random.default_rng((cfg.seed, step))
-        torch.manual_seed(cfg.seed + step)  # for the adapters' dropout
-        # 1. a batch of this stage's length; now and then without its caption, for guidance
-        model.cfg = dataclasses.replace(model.cfg, frames=stage.latents)
-        batch = dataset.batch(dataset.indices(cfg.seed, step, stage.batch), num_latents=stage.latents, device=device)
-        dropped = torch.from_numpy(generator.random(stage.batch) < cfg.text_dropout).to(device)
-        conditions = batch.conditions.without_text(dropped)
-        # 2. the velocity from data to noise
-        loss = flow_loss(model, batch.latents, conditions, cfg.shift, generator)
-        loss.backward()
-        # 3. one step
-        rate = optimizer.rate(cfg.optimizer, step, total)
-        norm = optimizer.update(model, optimizers, loss, cfg.optimizer, rate)
-        ema.update(model, step)
-        losses.append(loss.item())
-        run.log({"loss": losses[-1], "gradient_norm": norm, "learning_rate": rate, "latents": stage.latents}, step)
-        run.progress(step + 1, total, f"{stage.latents} latents, loss {np.mean(losses[-50:]):.4f}")
-        if is_last:
-            ema.module.cfg = model.cfg
-            weights.save(lora.merged(ema.module), out / f"stage-{stage.latents}")
-        checkpoint.save_if_due(step + 1)
-
-    ema.module.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
-    weights.save(lora.merged(ema.module), out)
-    if cfg.lora.rank:
-        lora.save(ema.module, cfg.lora, out, ema.names)
-    return {"loss_before": before, "loss": validation_loss(ema.module.eval(), dataset, cfg, device)}
+    return model
 
 
-def flow_loss(
-    model: Transformer, latents: Tensor, conditions: Conditions, shift: float, generator: np.random.Generator
-) -> Tensor:
+def flow_loss(model: Transformer, latents: Tensor, conditions: Conditions, shift: float, draws: Draws) -> Tensor:
     """Mean squared error of the velocity of latents [B, F, C, H, W] at a random timestep a sample, the image aside."""
-    noisy, timesteps, noise = noised(latents, shift, generator)
+    noisy, timesteps, noise = noised(latents, shift, draws)
     with autocast(latents.device):
         velocity, _ = model(noisy, timesteps, conditions)
     return functional.mse_loss(velocity[:, 1:].float(), (noise - latents)[:, 1:])
@@ -93,7 +99,7 @@ def flow_loss(
 def noised(
     latents: Tensor,
     shift: float,
-    generator: np.random.Generator,
+    draws: Draws,
     *,
     chunk: int = 0,
     num_clean: int = 1,
@@ -102,25 +108,27 @@ def noised(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents [B, F, C, H, W] at a random timestep a chunk (0: a sample), kept from `least` to `largest`, the first
     `num_clean` clean at 0; the timesteps [B, F]; and the noise."""
-    (batch, length), device = latents.shape[:2], latents.device
+    length, device = latents.shape[1], latents.device
     chunk = chunk or length
-    share = torch.from_numpy(generator.random((batch, length // chunk), np.float32)).to(device)
+    share = draws.uniform(length // chunk).to(device)
     timesteps = flow.shifted(share, shift).clamp(least, largest).repeat_interleave(chunk, 1)
     timesteps[:, :num_clean] = 0
-    noise = torch.from_numpy(generator.standard_normal(latents.shape, np.float32)).to(device)
+    noise = draws.normal(*latents.shape[1:]).to(device)
     return flow.add_noise(latents, noise, timesteps), timesteps, noise
 
 
 @torch.no_grad()
-def validation_loss(model: Transformer, dataset: Dataset, cfg: Teacher, device: str, batches: int = 4) -> float:
+def validation_loss(model: Transformer, dataset: Dataset, cfg: Teacher, mesh: Mesh, batches: int = 4) -> float:
     """The flow loss at the last stage's length, always on the same samples and noise."""
-    stage, losses = cfg.stages[-1], []
+    stage, loss = cfg.stages[-1], torch.zeros((), device=mesh.device)
     for index in range(batches):
         rows = dataset.indices(cfg.seed + 1, index, stage.batch)
-        batch = dataset.batch(rows, num_latents=stage.latents, device=device)
-        generator = np.random.default_rng((cfg.seed + 1, index))
-        losses.append(flow_loss(model, batch.latents, batch.conditions, cfg.shift, generator).item())
-    return float(np.mean(losses))
+        for piece in mesh.pieces(stage.batch):
+            batch = dataset.batch([rows[row] for row in piece], num_latents=stage.latents, device=mesh.device)
+            draws = Draws((cfg.seed + 1, index), piece)
+            part = flow_loss(model, batch.latents, batch.conditions, cfg.shift, draws)
+            loss += part * mesh.share(piece, stage.batch) / batches
+    return mesh.mean(loss).item()
 
 
 def stage_at(stages: tuple[Stage, ...], step: int) -> tuple[Stage, bool]:

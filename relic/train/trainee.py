@@ -1,0 +1,214 @@
+"""A model in training, with its optimiser and its average, in one process or many.
+
+A training calls `model`, sends gradients back by plain `backward()`, any number of times, and takes a `step`. What lies
+between is the mesh's: alone, nothing; with ZeRO 0, gradients are averaged over all processes in the step, so that the
+chunks of a replay cost one exchange; with ZeRO 1 to 3, DeepSpeed's engine (parallel/zero.py).
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from relic.model import config, tensors, weights
+from relic.model.precision import computed_in
+from relic.model.transformer import Transformer
+from relic.parallel import sequence
+from relic.parallel.mesh import Mesh
+from relic.train import lora, optimizer
+from relic.train.config import Optimizer
+from relic.train.fragments import Fragment
+
+
+def trainee(name: str, module: Transformer, cfg: Optimizer, mesh: Mesh, *, ema: float | None = None) -> "Trainee":
+    """`module`, made by `loaded` or spread by `spread`, to be trained; with `ema`, the decay of its average.
+
+    ValueError where it cannot be cut as the mesh says."""
+    if not mesh.zero:
+        return Trainee(name, module, cfg, mesh, ema)
+    if cfg.muon:
+        raise ValueError(f"muon is on and zero is {mesh.zero}; Muon takes whole matrices: allowed are zero 0, or no muon")
+    if not all(p.requires_grad for p in module.parameters()):
+        raise ValueError(f"lora.rank is above 0 and zero is {mesh.zero}; adapters are small: allowed is zero 0")
+    return ShardedTrainee(name, module, cfg, mesh, ema)
+
+
+class Trainee:
+    """A model that is whole in every process. `model` and `average` are to be called; `module` is what they are of."""
+
+    def __init__(self, name: str, module: Transformer, cfg: Optimizer, mesh: Mesh, ema: float | None):
+        self.name, self.module, self.cfg, self.mesh, self.decay = name, spread(module, mesh), cfg, mesh, ema
+        self.model: Any = module
+        self._start()
+
+    def _start(self) -> None:
+        self.optimizers = optimizer.Optimizers(self.module, self.cfg)
+        self.ema = optimizer.Ema(self.module) if self.decay is not None else None
+        self.average: Any = self.ema.module if self.ema else None
+
+    def set_length(self, latents: int) -> None:
+        """Says how long videos are from now on, to which RoPE is stretched."""
+        for one in (self.model, self.average):
+            if one is not None:
+                module = module_of(one)
+                module.cfg = dataclasses.replace(module.cfg, frames=latents)
+
+    def step(self, loss: Tensor, learning_rate: float, step: int) -> tuple[float, float]:
+        """One step down the gradients that came together; returns the loss [], averaged over all processes, and the
+        norm of the gradients. FloatingPointError where one of them is not finite."""
+        value = optimizer.finite("loss", self.mesh.mean(loss).item())
+        norm = optimizer.finite("gradient norm", self._descend(learning_rate))
+        if self.decay is not None:
+            self._follow(1 - min(self.decay, (1 + step) / (10 + step)))
+        return value, norm
+
+    def _descend(self, learning_rate: float) -> float:
+        self.mesh.average([p.grad for p in self.module.parameters() if p.grad is not None])
+        return optimizer.descend(self.module, self.optimizers, self.cfg.clip_norm, learning_rate)
+
+    def _follow(self, share: float) -> None:
+        assert self.ema is not None
+        self.ema.update(self.module, share)
+
+    def fragments(self) -> list[Fragment]:
+        """Weights, the optimiser's state and the average, for a checkpoint."""
+        found = {f"weights/{name}": p for name, p in optimizer.trained(self.module).items()}
+        found |= self.optimizers.tensors()
+        if self.ema is not None:
+            found |= {f"average/{name}": p for name, p in self.ema.tensors().items()}
+        return [
+            Fragment(f"{self.name}/{name}", tuple(tensor.shape), 0, tensor.detach().view(-1), True)
+            for name, tensor in found.items()
+        ]
+
+    def restored(self) -> None:
+        """The fragments are the live tensors."""
+
+
+class ShardedTrainee(Trainee):
+    """A model whose state is cut among all processes by ZeRO."""
+
+    def _start(self) -> None:
+        from relic.parallel import zero
+
+        groups = optimizer.groups(self.module.parameters(), self.cfg.weight_decay, zero.shape_of)
+        self.sharded = zero.Sharded(
+            self.module, groups, self.mesh, betas=self.cfg.betas, clip_norm=self.cfg.clip_norm,
+            computed_in=computed_in(self.mesh.device),
+        )  # fmt: skip
+        self.model, self.average = self.sharded.model, None
+        if self.decay is not None:
+            with zero.built(self.mesh):
+                copy = Transformer(self.module.cfg)
+            spread(copy, self.mesh)
+            self.average = zero.frozen(copy, self.mesh, computed_in(self.mesh.device))
+            trained = dict(self.module.named_parameters())
+            self.pieces = [(piece, trained[piece.name]) for piece in zero.owned(copy)]
+            self._follow(1.0)
+
+    def _descend(self, learning_rate: float) -> float:
+        return self.sharded.step(learning_rate)
+
+    @torch.no_grad()
+    def _follow(self, share: float) -> None:
+        from relic.parallel import zero
+
+        for piece, parameter in self.pieces:
+            piece.data.lerp_(zero.own_of(parameter, piece), share)
+
+    def fragments(self) -> list[Fragment]:
+        found = [
+            Fragment(f"{self.name}/{kind}/{name}", shape, start, data, kind == "step")
+            for kind, (name, shape, start, data) in self.sharded.pieces()
+        ]
+        if self.average is not None:
+            found += [Fragment(f"{self.name}/average/{name}", shape, start, data, False)
+                      for (name, shape, start, data), _ in self.pieces]  # fmt: skip
+        return found
+
+    def restored(self) -> None:
+        self.sharded.restored()
+
+
+# Models
+
+
+def made(cfg: config.Transformer, mesh: Mesh, folder: Path | None) -> Transformer:
+    """A model as the mesh wants it, with a folder's weights if one is given."""
+    if mesh.zero == 3:
+        from relic.parallel import zero
+
+        with zero.built(mesh):
+            module = Transformer(cfg)
+        if folder:
+            places = tensors.places([folder / "model.safetensors"])
+            zero.fill(module, lambda name: tensors.read(places[name]))
+        return module
+    if not folder:
+        return Transformer(cfg).to(mesh.device)
+    with torch.device(mesh.device):
+        module = Transformer(cfg)
+    weights.load_into(module, folder)
+    return module
+
+
+def loaded(folder: Path, mesh: Mesh) -> Transformer:
+    """A folder's model, to be trained."""
+    return made(weights.read_config(folder, "transformer"), mesh, folder).eval()
+
+
+def frozen(folder: Path, mesh: Mesh) -> Any:
+    """A folder's model, to be called and never trained. Under autocast its matrices are kept in what they are
+    multiplied in, which changes no bit of what it computes."""
+    module = spread(loaded(folder, mesh).requires_grad_(False), mesh)
+    if mesh.zero == 3:
+        from relic.parallel import zero
+
+        return zero.frozen(module, mesh, computed_in(mesh.device))
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            linear.to(computed_in(mesh.device))
+    return module
+
+
+def module_of(model: Any) -> Transformer:
+    """What is under an engine, or the model itself where there is none."""
+    return model if isinstance(model, Transformer) else model.module
+
+
+def release(model: Any) -> None:
+    """Frees what a `frozen` model holds that is not used any more."""
+    if module_of(model) is not model:
+        from relic.parallel import zero
+
+        zero.release(model)
+
+
+def spread(module: Transformer, mesh: Mesh) -> Transformer:
+    """Lets the processes of a group share a model's tokens and heads, and its blocks forget what they computed."""
+    sequence.share(module, mesh.sequence)
+    if mesh.cfg.checkpointing:
+        dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in module.modules())
+        for block in module.blocks:
+            block.forward = functools.partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=dropout
+            )  # type: ignore[method-assign]
+    return module
+
+
+def save(model: Any, folder: Path, mesh: Mesh) -> None:
+    """Writes a trainee's `model` or `average`, its adapters merged, by process 0. All processes call it."""
+    module = module_of(model)
+    if mesh.zero:
+        from relic.parallel import zero
+
+        state = zero.whole(module, mesh)
+        if mesh.is_first:
+            weights.save(module, folder, state=state)
+    elif mesh.is_first:
+        weights.save(lora.merged(module), folder)
+    mesh.wait()
