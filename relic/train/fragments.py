@@ -61,3 +61,82 @@ class Whole:
     def restored(self) -> None:
         for tensor, flat in self.copies:
             tensor.copy_(flat.view(tensor.shape))
+
+
+def shared(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fragment]:
+    """What one process writes: its own fragments, and of those that are everywhere an equal part of the bytes."""
+    common = [fragment for fragment in fragments if fragment.everywhere]
+    total, at = sum(fragment.data.nbytes for fragment in common), 0
+    mine = [fragment for fragment in fragments if not fragment.everywhere and fragment.data.numel()]
+    for fragment in common:
+        size, count = fragment.data.element_size(), fragment.data.numel()
+        first, last = (
+            min(max(math.ceil((total * one // world - at) / size), 0), count) for one in (rank, rank + 1)
+        )  # fmt: skip
+        if first < last:
+            mine.append(fragment._replace(start=fragment.start + first, data=fragment.data[first:last]))
+        at += fragment.data.nbytes
+    return mine
+
+
+class Image:
+    """A safetensors file of fragments, header included, in host memory: made once and filled again at every save."""
+
+    def __init__(self, fragments: Sequence[Fragment], *, pinned: bool):
+        self.layout = layout(fragments)
+        header: dict[str, Any] = {}
+        at = 0
+        for fragment in aligned(fragments):
+            whole = fragment.data.numel() == math.prod(fragment.shape)
+            begin, at = at, at + fragment.data.nbytes
+            header[fragment.name if whole else f"{fragment.name}@{fragment.start}"] = {
+                "dtype": NAMES[fragment.data.dtype],
+                "shape": list(fragment.shape) if whole else [fragment.data.numel()],
+                "data_offsets": [begin, at],
+            }
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % 64)
+        self.first = 8 + len(text)  # of the data, in the file
+        self.memory = torch.empty(self.first + at, dtype=torch.uint8, pin_memory=pinned)
+        self.bytes = memoryview(self.memory.numpy())
+        self.bytes[: self.first] = struct.pack("<Q", len(text)) + text
+
+    def fill(self, fragments: Sequence[Fragment]) -> None:
+        """Copies what the fragments hold now, from wherever it is."""
+        assert layout(fragments) == self.layout, "a part is cut otherwise than at the last save"
+        at = self.first
+        for fragment in aligned(fragments):
+            begin, at = at, at + fragment.data.nbytes
+            self.memory[begin:at].view(fragment.data.dtype).copy_(fragment.data, non_blocking=True)
+        if self.memory.is_pinned():
+            torch.cuda.synchronize()
+
+    def index(self) -> dict[str, dict[str, Any]]:
+        """Of each tensor its dtype, its shape and its pieces: where they begin in it, their length, their place in the
+        file in bytes."""
+        found: dict[str, dict[str, Any]] = {}
+        at = self.first
+        for name, shape, start, count, dtype in self.layout:
+            entry = found.setdefault(name, {"dtype": NAMES[dtype], "shape": list(shape), "pieces": []})
+            entry["pieces"].append([start, count, at])
+            at += count * dtype.itemsize
+        return found
+
+
+def aligned(fragments: Sequence[Fragment]) -> list[Fragment]:
+    """In the order in which they lie in a file: each begins at a multiple of its elements' size."""
+    return sorted(fragments, key=lambda fragment: (-fragment.data.element_size(), fragment.name, fragment.start))
+
+
+def layout(fragments: Sequence[Fragment]) -> list[tuple[str, tuple[int, ...], int, int, torch.dtype]]:
+    return [(f.name, f.shape, f.start, f.data.numel(), f.data.dtype) for f in aligned(fragments)]
+
+
+def gap(shape: Sequence[int], pieces: Sequence[Sequence[int]]) -> int | None:
+    """The first element of a tensor that no piece (start, length, …) holds; None where there is none."""
+    at = 0
+    for start, count, *_ in sorted(pieces):
+        if start > at:
+            return at
+        at = max(at, start + count)
+    return at if at < math.prod(shape) else None
