@@ -16,13 +16,13 @@ from relic.model import flow
 from relic.model.transformer import Transformer
 from relic.tracking import Run
 from relic.train import causal, student_init
-from relic.train.config import Optimizer, StudentInit
+from relic.train.config import Checkpointing, Optimizer, StudentInit
 from relic.train.optimizer import Ema, Optimizers, update
 
 ROLLOUT = Rollout(chunk=2, memory=Memory(window=2, capacity=8))
 QUICK = StudentInit(
     initialisation="causal_ode", latents=4, batch=4, rollout=ROLLOUT, ode_steps=4, causal_steps=30, steps=30,
-    text_dropout=0.0, ema=0.5, optimizer=Optimizer(learning_rate=3e-3, warmup=1), checkpoint_every_s=1e9,
+    text_dropout=0.0, ema=0.5, optimizer=Optimizer(learning_rate=3e-3, warmup=1), checkpoint=Checkpointing(every_s=1e9),
 )  # fmt: skip
 
 

@@ -16,15 +16,16 @@ from relic.generate.config import Rollout
 from relic.memory.config import Memory
 from relic.model import flow, weights
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import distill, optimizer, replay
-from relic.train.config import Distill, Optimizer, Stage
+from relic.train import distill, optimizer, place, replay, saved
+from relic.train.config import Checkpointing, Distill, Optimizer, Stage
 
 FAST = Optimizer(learning_rate=1e-3, betas=(0.0, 0.999), warmup=0)
 QUICK = Distill(
     stages=(Stage(latents=2, steps=2, batch=2), Stage(latents=4, steps=2, batch=2)), critic_steps=1, guidance=1.0,
     rollout=Rollout(chunk=2, memory=Memory(window=2, capacity=8)), optimizer=FAST, critic_optimizer=FAST,
-    checkpoint_every_s=-1,
+    checkpoint=Checkpointing(every_s=-1),
 )  # fmt: skip
 
 
@@ -120,8 +121,9 @@ def test_every_exit_step_occurs_and_leaves_a_gradient_and_the_critic_is_trained(
     cfg = replace(QUICK, stages=(Stage(latents=2, steps=12, batch=2),))
     distill.main(cfg, **inputs, out=tmp_path, run=run)
     assert {logged["exit_step"] for logged in run.logged if logged["gradient_norm"] > 0} == {0, 1, 2, 3}
-    critic = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)["critic"]
-    assert not torch.equal(critic["head.weight"], transformer().state_dict()["head.weight"])
+    left, _ = saved.newest(place.opened(cfg.checkpoint.place(tmp_path)), Mesh())
+    assert left is not None
+    assert not torch.equal(left.whole("critic/weights/head.weight"), transformer().state_dict()["head.weight"])
 
 
 def test_all_chunks_leave_at_the_exit_step(inputs):
@@ -185,11 +187,11 @@ def test_a_score_difference_that_is_not_finite_stops_before_any_weight_of_the_st
 
 def test_masters_averages_and_moments_are_float32(inputs, tmp_path):
     distill.main(QUICK, **inputs, out=tmp_path, run=Run.silent())
-    state = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)
-    kept = [value for part in ("student", "ema", "critic") for value in state[part].values()]
-    for part in ("optimizers", "critic_optimizers"):
-        kept += [value for moments in state[part]["0"]["state"].values() for value in moments.values()]
-    assert {value.dtype for value in kept} == {torch.float32}
+    left, _ = saved.newest(place.opened(QUICK.checkpoint.place(tmp_path)), Mesh())
+    assert left is not None
+    kinds = {(model, kind) for model in ("student", "critic") for kind in ("weights", "step", "exp_avg", "exp_avg_sq")}
+    assert {tuple(name.split("/")[:2]) for name in left.tensors} == kinds | {("student", "ema")}
+    assert {dtype for _, dtype in left.tensors.values()} == {torch.float32}
 
 
 def test_the_teacher_of_a_stage_comes_with_it_and_the_former_has_left(inputs, tmp_path):

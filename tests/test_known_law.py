@@ -26,7 +26,7 @@ from relic.model import flow
 from relic.model.transformer import Transformer
 from relic.tracking import Run
 from relic.train import distill, optimizer, teacher
-from relic.train.config import Distill, Optimizer, Stage
+from relic.train.config import Checkpointing, Distill, Optimizer, Stage
 
 COUNT, CHUNK = 1024, 2
 CFG = Distill(
@@ -34,7 +34,7 @@ CFG = Distill(
     rollout=Rollout(chunk=CHUNK, timesteps=(1000.0, 500.0), memory=Memory(window=2, capacity=8, dtype="fp32")),
     optimizer=Optimizer(learning_rate=1.5e-3, betas=(0.0, 0.99), warmup=10, final_share=0.05, weight_decay=0),
     critic_optimizer=Optimizer(learning_rate=7e-3, betas=(0.9, 0.99), warmup=0, final_share=0.05, weight_decay=0),
-    checkpoint_every_s=1e9,
+    checkpoint=Checkpointing(every_s=1e9),
 )  # fmt: skip
 FITTING = Optimizer(learning_rate=1e-2, warmup=5, final_share=0.05, weight_decay=0)
 LAW = Law()

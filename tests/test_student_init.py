@@ -15,12 +15,12 @@ from relic.memory.config import Memory
 from relic.model import flow, weights
 from relic.tracking import Run
 from relic.train import student_init, teacher, trajectories
-from relic.train.config import Stage, StudentInit, Teacher, Trajectories
+from relic.train.config import Checkpointing, Stage, StudentInit, Teacher, Trajectories
 
 ODE = Trajectories(clips=4, batch=2, steps=4, latents=4, verified=0)
 QUICK = StudentInit(
     latents=4, noisy_chunks=1, steps=3, batch=2, rollout=Rollout(chunk=2, memory=Memory(window=2, capacity=8)),
-    causal_steps=2, ode_steps=4, checkpoint_every_s=-1,
+    causal_steps=2, ode_steps=4, checkpoint=Checkpointing(every_s=-1),
 )  # fmt: skip
 
 

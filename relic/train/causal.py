@@ -35,9 +35,10 @@ from relic.model import flow
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
 from relic.train import optimizer
-from relic.train.checkpoint import Checkpoint
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import StudentInit
 from relic.train.teacher import noised
 from relic.train.trajectories import kept
@@ -82,10 +83,11 @@ def train(cfg: StudentInit, model: Transformer, dataset: Dataset, out: Path, run
     """Teaches `model` by `flow_loss`, a noisy chunk a video, and returns its moving average, frozen."""
     device = next(model.parameters()).device
     optimizers, ema = optimizer.Optimizers(model, cfg.optimizer), optimizer.Ema(model, cfg.ema)
-    parts = {"model": model, "optimizers": optimizers, "ema": ema}
-    checkpoint = Checkpoint(out / ".causal.pt", parts, cfg.checkpoint_every_s)
+    parts = optimizer.parts("causal", model, optimizers, ema)
+    mesh = Mesh(device=device.type)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out, "causal"), parts, mesh, cfg.checkpoint)
 
-    for step in range(checkpoint.load(), cfg.causal_steps):
+    for step in range(checkpoints.load(), cfg.causal_steps):
         generator = np.random.default_rng((cfg.seed, 3, step))
         rows = dataset.indices(cfg.seed + 3, step, cfg.batch)
         videos = drawn(cfg, dataset, rows, generator, device)
@@ -100,9 +102,11 @@ def train(cfg: StudentInit, model: Transformer, dataset: Dataset, out: Path, run
         run.log({"causal_loss": loss.item(), "gradient_norm": norm, "learning_rate": rate}, step)
         run.progress(step + 1, cfg.causal_steps + cfg.steps, f"causal, loss {loss.item():.4f}")
         if step + 1 == cfg.causal_steps:  # what the jumps' training goes on from
-            checkpoint.save(step + 1)
-        checkpoint.save_if_due(step + 1)
+            checkpoints.save(step + 1)
+        else:
+            checkpoints.save_if_due(step + 1)
 
+    checkpoints.close()
     return ema.module
 
 

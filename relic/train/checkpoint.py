@@ -10,8 +10,8 @@ checkpoint by an offline conversion, knows nothing of what DeepSpeed does not ho
 process), and has no hashes. Here every save can be read by any number of processes under any ZeRO stage, by
 `safetensors` alone if need be.
 
-Everything random in a step is a function of (seed, step, row), and so is what the loader gives. So the state is tensors,
-one integer and a few facts; no generator is saved, nor a place in the data.
+Everything random in a step is a function of (seed, step, row), and so is what the loader gives. So the state is
+tensors, one integer and a few facts; no generator is saved, nor a place in the data.
 
 The step waits for a copy to host memory (pinned where there is CUDA, and used again). A thread writes it. There are no
 collectives in threads: process 0 looks into the place until every process's index is there.
@@ -31,8 +31,8 @@ from relic.parallel.mesh import Mesh
 from relic.train import place, saved
 from relic.train.config import Checkpointing
 from relic.train.fragments import Fragment, Image, Part, shared
-from relic.train.saved import Saved
 
+PATIENCE_S = 1.0  # that a save waits for the last one before it says so
 READERS = 8  # threads that fill fragments: a place in S3 answers late, but many at once
 
 
@@ -41,8 +41,14 @@ class Checkpoints:
     save and close at the same time."""
 
     def __init__(
-        self, where: str, parts: Sequence[Part], mesh: Mesh, cfg: Checkpointing, *, facts: Mapping[str, Any] | None = None
-    ):  # fmt: skip
+        self,
+        where: str,
+        parts: Sequence[Part],
+        mesh: Mesh,
+        cfg: Checkpointing,
+        *,
+        facts: Mapping[str, Any] | None = None,
+    ):
         """`facts` are JSON values that are saved too; `load` puts the saved ones over them."""
         self.parts, self.mesh, self.cfg, self.facts = parts, mesh, cfg, dict(facts or {})
         self.place = place.opened(where)
@@ -115,6 +121,7 @@ class Checkpoints:
     def _finish(self) -> None:
         if self.writer is None:
             return
+        self.writer.join(PATIENCE_S)
         if self.writer.is_alive() and not self.late and self.mesh.is_first:
             print("a checkpoint is due and the last one is still being written; the training waits for it", flush=True)
             self.late = True

@@ -131,6 +131,19 @@ class MergeAdapter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportCheckpoint:
+    """One part of a training's newest checkpoint as a plain model (train/saved.py)."""
+
+    source: tuple[str, ...]  # the folder of a training's checkpoints, or s3://BUCKET/PREFIX
+    part: str  # such as "student/weights" or "student/ema"
+    out: str
+
+    def __post_init__(self) -> None:
+        if len(self.source) != 1:
+            raise ValueError(f"{len(self.source)} folders are given; allowed is one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Teacher:
     model: Transformer = field(default_factory=Transformer)
     start: str = ""  # a folder of weights, or of those in relic/weights ("tiny/base"); empty: from nothing

@@ -22,9 +22,10 @@ from relic.generate.sampler import guided
 from relic.model import flow, weights
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
 from relic.train import optimizer, replay
-from relic.train.checkpoint import Checkpoint
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import Distill, Stage
 from relic.train.teacher import flow_loss, noised
 
@@ -73,12 +74,14 @@ def train(
     device = next(generator.parameters()).device
     optimizers, ema = optimizer.Optimizers(generator, cfg.optimizer), optimizer.Ema(generator, cfg.ema)
     critic_optimizers = optimizer.Optimizers(critic, cfg.critic_optimizer)
-    parts = {"student": generator, "ema": ema, "critic": critic}
-    parts |= {"optimizers": optimizers, "critic_optimizers": critic_optimizers}
-    checkpoint = Checkpoint(out / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
+    parts = optimizer.parts("student", generator, optimizers, ema)
+    parts += optimizer.parts("critic", critic, critic_optimizers)
+    mesh = Mesh(device=device.type)
+    facts = {"config": {"student": weights.described("transformer", generator.cfg)}}
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, mesh, cfg.checkpoint, facts=facts)
     total, measured = sum(stage.steps for stage in cfg.stages), {}
 
-    for stage, steps in stages_from(cfg.stages, checkpoint.load()):
+    for stage, steps in stages_from(cfg.stages, checkpoints.load()):
         teacher = teacher_of(stage.latents)
         critic.cfg = dataclasses.replace(critic.cfg, frames=stage.latents)
         for step in steps:
@@ -113,8 +116,9 @@ def train(
             run.log({**measured, "exit_step": exit_step, "latents": stage.latents}, step)
             note = f"{stage.latents} latents, score difference {measured['score_difference']:.3f}"
             run.progress(step + 1, total, note)
-            checkpoint.save_if_due(step + 1)
+            checkpoints.save_if_due(step + 1)
         del teacher  # leaves the device before the next one comes
+    checkpoints.close()
     return ema.module
 
 

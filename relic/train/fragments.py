@@ -98,7 +98,7 @@ class Image:
         text += b" " * (-(8 + len(text)) % 64)
         self.first = 8 + len(text)  # of the data, in the file
         self.memory = torch.empty(self.first + at, dtype=torch.uint8, pin_memory=pinned)
-        self.bytes = memoryview(self.memory.numpy())
+        self.bytes = self.memory.numpy().data
         self.bytes[: self.first] = struct.pack("<Q", len(text)) + text
 
     def fill(self, fragments: Sequence[Fragment]) -> None:
@@ -132,7 +132,7 @@ def layout(fragments: Sequence[Fragment]) -> list[tuple[str, tuple[int, ...], in
     return [(f.name, f.shape, f.start, f.data.numel(), f.data.dtype) for f in aligned(fragments)]
 
 
-def gap(shape: Sequence[int], pieces: Sequence[Sequence[int]]) -> int | None:
+def gap(shape: Sequence[int], pieces: Sequence[list[int]]) -> int | None:
     """The first element of a tensor that no piece (start, length, …) holds; None where there is none."""
     at = 0
     for start, count, *_ in sorted(pieces):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from relic.model.transformer import Transformer
 from relic.train.config import Optimizer
+from relic.train.fragments import Part, Whole
 
 EDGES = re.compile(
     "table|patch_embedding|head|modulation"
@@ -19,20 +20,24 @@ class Optimizers:
     """Muon on the matrices of the hidden layers (torch.optim.Muon, steps scaled to AdamW's), AdamW on the rest."""
 
     def __init__(self, module: nn.Module, cfg: Optimizer):
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        hidden = [p for name, p in named if cfg.muon and p.ndim == 2 and not EDGES.search(name)]
-        rest = [p for _, p in named if not any(p is h for h in hidden)]
+        self.names: dict[Tensor, str] = {p: name for name, p in module.named_parameters() if p.requires_grad}
+        hidden = [p for p, name in self.names.items() if cfg.muon and p.ndim == 2 and not EDGES.search(name)]
+        rest = [p for p in self.names if not any(p is h for h in hidden)]
         groups = [
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": cfg.weight_decay},
             {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
-        ]
+        adamw = torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
+        self.parts: list[torch.optim.Optimizer] = [adamw]
+        # what torch makes at the first step, made now, so that a checkpoint has where to put what it saved
+        for p in rest:
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            adamw.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         if hidden:
-            self.parts.append(
-                torch.optim.Muon(hidden, cfg.learning_rate, cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            muon = torch.optim.Muon(hidden, cfg.learning_rate, cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
+            self.parts.append(muon)
+            for p in hidden:
+                muon.state[p] = {"momentum_buffer": torch.zeros_like(p)}
 
     def step(self, learning_rate: float) -> None:
         for part in self.parts:
@@ -41,12 +46,10 @@ class Optimizers:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict:
-        return {str(index): part.state_dict() for index, part in enumerate(self.parts)}
-
-    def load_state_dict(self, state: dict) -> None:
-        for index, part in enumerate(self.parts):
-            part.load_state_dict(state[str(index)])
+    def state(self) -> dict[str, Tensor]:
+        """What the optimisers remember, live, by KIND/PARAMETER, such as "exp_avg/head.weight"."""
+        kept = [(self.names[p], state) for part in self.parts for p, state in part.state.items()]
+        return {f"{kind}/{name}": value for name, state in kept for kind, value in state.items()}
 
 
 def rate(cfg: Optimizer, step: int, total: int) -> float:
@@ -73,20 +76,6 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
-class Trained:
-    """The trained parameters of a module as a part of a checkpoint; the frozen ones come from the start weights."""
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return trained(self.module)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        assert state.keys() == trained(self.module).keys(), "a checkpoint of other tensors"
-        self.module.load_state_dict(state, strict=False)
-
-
 class Ema:
     """An exponential moving average of a module's trained weights, early on over the steps so far; the frozen ones are
     the module's own."""
@@ -100,14 +89,18 @@ class Ema:
     @torch.no_grad()
     def update(self, module: Transformer, step: int) -> None:
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages = self.state_dict()
+        averages = self.averages()
         for name, current in trained(module).items():
             averages[name].lerp_(current, share)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def averages(self) -> dict[str, Tensor]:
+        """The averaged parameters, live, by name."""
         own = dict(self.module.named_parameters())
         return {name: own[name] for name in self.names}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        assert list(state) == self.names, "a checkpoint of other tensors"
-        self.module.load_state_dict(state, strict=False)
+
+def parts(name: str, module: nn.Module, optimizers: Optimizers, ema: Ema | None = None) -> list[Part]:
+    """What is saved of a model in training, by `name`/KIND/PARAMETER; the frozen parameters come from the start
+    weights."""
+    averages = [] if ema is None else [Whole(f"{name}/ema", ema.averages())]
+    return [Whole(f"{name}/weights", trained(module)), Whole(name, optimizers.state()), *averages]

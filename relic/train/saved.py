@@ -1,6 +1,5 @@
 """Reading checkpoints (train/checkpoint.py): the newest whole one, parts of its tensors, and a plain file of them."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -78,8 +77,8 @@ def newest(where: Place, mesh: Mesh) -> tuple[Saved | None, list[str]]:
     for name in sorted({folder_of(file) for file in files}, reverse=True):
         manifest, fault = mesh.said_by_first(manifest_of(where, name, files) if mesh.is_first else None)
         if not fault:
-            mine = manifest["files"][mesh.rank :: mesh.world]
-            faults = mesh.said_by_all(next(filter(None, (fault_of(where, name, entry) for entry in mine)), ""))
+            mine = (fault_of(where, name, entry, files) for entry in manifest["files"][mesh.rank :: mesh.world])
+            faults = mesh.said_by_all(next(filter(None, mine), ""))
             fault = next(filter(None, faults), "")
         if not fault:
             return Saved(where, name, manifest), passed
@@ -114,10 +113,10 @@ def held(manifest: Mapping[str, Any]) -> dict[str, tuple[list[int], list[list[in
     return found
 
 
-def fault_of(where: Place, name: str, entry: Mapping[str, Any]) -> str:
+def fault_of(where: Place, name: str, entry: Mapping[str, Any], files: Sequence[str]) -> str:
     """What is wrong with a file; empty: nothing."""
     file = entry["file"]
-    if f"{name}/{file}" not in where.files():
+    if f"{name}/{file}" not in files:
         return f"{file} is missing"
     size, digest = where.measured(f"{name}/{file}")
     if size != entry["bytes"]:
@@ -135,7 +134,7 @@ def step_of(name: str) -> int:
 
 def export(cfg: ExportCheckpoint) -> None:
     """Writes the whole tensors of one part of the newest whole checkpoint as model.safetensors, one by one; and
-    config.json, where the fact "config" has one for that part."""
+    config.json, where the fact "config" has one for the part's model."""
     found, _ = newest(place.opened(cfg.source[0]), Mesh())
     if found is None:
         raise ValueError(f"{cfg.source[0]} holds no whole checkpoint; give the folder that holds STEP-… folders")
@@ -147,6 +146,6 @@ def export(cfg: ExportCheckpoint) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     tensors.write(out / "model.safetensors", described, lambda short: found.whole(names[short]))
-    config = found.facts.get("config", {}).get(cfg.part)
+    config = found.facts.get("config", {}).get(cfg.part.partition("/")[0])
     if config is not None:
         artifacts.write_json(out / "config.json", config)

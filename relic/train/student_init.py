@@ -21,10 +21,11 @@ from relic.memory import masks
 from relic.model import flow, weights
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
 from relic.train import causal, optimizer
 from relic.train import trajectories as stored
-from relic.train.checkpoint import Checkpoint
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import StudentInit
 
 Loss = Callable[[Transformer, tuple[int, int]], Tensor]  # of a model; all that is random is a function of the pair
@@ -46,8 +47,10 @@ def main(
         student.load_state_dict(many_steps.state_dict())
         loss_of = partial(causal.jump_loss, teacher=many_steps, dataset=dataset, cfg=cfg)
     optimizers, ema = optimizer.Optimizers(student, cfg.optimizer), optimizer.Ema(student, cfg.ema)
-    parts = {"student": student, "optimizers": optimizers, "ema": ema}
-    checkpoint = Checkpoint(out / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
+    parts = optimizer.parts("student", student, optimizers, ema)
+    facts = {"config": {"student": weights.described("transformer", student.cfg)}}
+    place, mesh = cfg.checkpoint.place(out, "jumps"), Mesh(device=device)
+    checkpoints = Checkpoints(place, parts, mesh, cfg.checkpoint, facts=facts)
     measure = loss_of
     before, losses = validation_loss(student, measure), []
     if cfg.initialisation == "consistency":
@@ -56,7 +59,7 @@ def main(
 
     # 2. the jumps
     start = 0 if cfg.initialisation == "ode" else cfg.causal_steps
-    for step in range(checkpoint.load(), cfg.steps):
+    for step in range(checkpoints.load(), cfg.steps):
         loss = loss_of(student, (1, step))
         loss.backward()
         rate = optimizer.rate(cfg.optimizer, step, cfg.steps)
@@ -65,8 +68,9 @@ def main(
         losses.append(loss.item())
         run.log({"loss": losses[-1], "gradient_norm": norm, "learning_rate": rate}, start + step)
         run.progress(start + step + 1, start + cfg.steps, f"loss {np.mean(losses[-50:]):.4f}")
-        checkpoint.save_if_due(step + 1)
+        checkpoints.save_if_due(step + 1)
 
+    checkpoints.close()
     weights.save(ema.module, out)
     return {"loss_before": before, "loss": validation_loss(ema.module, measure)}
 

@@ -19,9 +19,10 @@ from relic.model import flow, weights
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
 from relic.train import lora, optimizer
-from relic.train.checkpoint import Checkpoint
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import Stage, Teacher
 
 
@@ -39,17 +40,16 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
         lora.adapt(model, cfg.lora)
     dataset = loader.load(samples, model.cfg)
     optimizers, ema = optimizer.Optimizers(model, cfg.optimizer), optimizer.Ema(model, cfg.ema)
-    checkpoint = Checkpoint(
-        out / ".checkpoint.pt",
-        {"model": optimizer.Trained(model), "optimizers": optimizers, "ema": ema},
-        cfg.checkpoint_every_s,
-    )
+    parts = optimizer.parts("teacher", model, optimizers, ema)
     total, losses = sum(stage.steps for stage in cfg.stages), []
 
     model.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
+    facts = {} if cfg.lora.rank else {"config": {"teacher": weights.described("transformer", model.cfg)}}
+    mesh = Mesh(device=device)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, mesh, cfg.checkpoint, facts=facts)
     before = validation_loss(model, dataset, cfg, device)
 
-    for step in range(checkpoint.load(), total):
+    for step in range(checkpoints.load(), total):
         stage, is_last = stage_at(cfg.stages, step)
         generator = np.random.default_rng((cfg.seed, step))
         torch.manual_seed(cfg.seed + step)  # for the adapters' dropout
@@ -71,8 +71,9 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run) -> dict[str,
         if is_last:
             ema.module.cfg = model.cfg
             weights.save(lora.merged(ema.module), out / f"stage-{stage.latents}")
-        checkpoint.save_if_due(step + 1)
+        checkpoints.save_if_due(step + 1)
 
+    checkpoints.close()
     ema.module.cfg = dataclasses.replace(cfg.model, frames=cfg.stages[-1].latents)
     weights.save(lora.merged(ema.module), out)
     if cfg.lora.rank:
