@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from measure import Graph, Held, facts, peak_bytes, random_text, random_transformer, seconds, write
 from torch import Tensor
@@ -38,6 +37,7 @@ from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.train import distill, optimizer, replay
 from relic.train.config import Distill, Stage
+from relic.train.draws import Draws
 from relic.train.teacher import flow_loss
 
 CHUNKS = (5, 10, 20, 40, 80)
@@ -142,7 +142,7 @@ class Updates:
 
     def phases(self, batch: Batch) -> Iterator[str]:
         """One update; yields a phase's name at its end."""
-        cfg, random = self.cfg, np.random.default_rng(0)
+        cfg, random = self.cfg, Draws((0, 0), range(len(batch.latents)))
         video = distill.roll_out(self.generator, cfg, batch, -1, random)
         yield "rollout"
         loss = flow_loss(self.critic, video.latents, video.conditions, cfg.shift, random)

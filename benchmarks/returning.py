@@ -18,10 +18,12 @@ from relic.model import config, weights
 from relic.model.codec import Codec
 from relic.model.conditions import PADDING, Conditions
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.train import optimizer
-from relic.train.checkpoint import Checkpoint
+from relic.train.checkpoint import Checkpoints
 from relic.train.codec import as_batch
-from relic.train.config import Optimizer
+from relic.train.config import Checkpointing, Optimizer
+from relic.train.draws import Draws
 from relic.train.remembering import remembered_loss
 from relic.worlds.config import Doom, Rooms
 
@@ -61,7 +63,7 @@ class Recipe:
         default_factory=lambda: Optimizer(muon=True, learning_rate=8e-4, warmup=40, final_share=0.02)
     )
     ema: float = 0.99
-    checkpoint_every_s: float = 60.0
+    checkpoint: Checkpointing = field(default_factory=lambda: Checkpointing(every_s=60.0))
     seed: int = 0  # of the training
     recording_seed: int = 3000
 
@@ -245,11 +247,11 @@ def train(cfg: Recipe, clips: dict[str, tuple[np.ndarray, np.ndarray]], folder: 
         weights.check_start(cfg.model, start)
         weights.load_into(model, start)
     optimizers, ema = optimizer.Optimizers(model, cfg.optimizer), optimizer.Ema(model, cfg.ema)
-    parts = {"model": model, "optimizers": optimizers, "ema": ema}
-    checkpoint = Checkpoint(folder / ".checkpoint.pt", parts, cfg.checkpoint_every_s)
+    parts = optimizer.parts("model", model, optimizers, ema)
+    checkpoints = Checkpoints(cfg.checkpoint.place(folder), parts, Mesh(device=device), cfg.checkpoint)
     losses: dict[str, list[float]] = {}
 
-    for step in range(checkpoint.load(), cfg.steps):
+    for step in range(checkpoints.load(), cfg.steps):
         generator = np.random.default_rng((cfg.seed, step))
         # 1. the next policy, walks of one length
         way = int(generator.choice(cfg.ways))
@@ -259,7 +261,8 @@ def train(cfg: Recipe, clips: dict[str, tuple[np.ndarray, np.ndarray]], folder: 
         # 2. every chunk of the way back, given what was before it
         loss = remembered_loss(
             model, latents.to(device), conditions.to(device), replace(cfg.rollout, memory=named[name]), first=way,
-            shift=cfg.shift, generator=generator, landmarks=landmarks_of(cfg, named[name], way, generator),
+            shift=cfg.shift, draws=Draws((cfg.seed, step), range(len(latents))),
+            landmarks=landmarks_of(cfg, named[name], way, generator),
         )  # fmt: skip
         loss.backward()
         # 3. one step
@@ -271,6 +274,7 @@ def train(cfg: Recipe, clips: dict[str, tuple[np.ndarray, np.ndarray]], folder: 
             print(f"step {step + 1} of {cfg.steps}: {shown}", flush=True)
         if step + 1 in (*cfg.marks, cfg.steps):
             weights.save(ema.module, folder / f"step-{step + 1}")
-        checkpoint.save_if_due(step + 1)
+        checkpoints.save_if_due(step + 1)
 
+    checkpoints.close()
     return ema.module.eval()

@@ -19,7 +19,7 @@ from relic.options import about, parse, uris, value_of
 
 OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
-    "weights": "Wan-2.1's weights in and out, an adapter merged: relic weights import | export | merge DIR --out DIR",
+    "weights": "weights in, out, merged, of a checkpoint: relic weights import|export|merge|checkpoint DIR --out DIR",
     "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
     "serve": "open the page where people walk through the world of a run, or of an export",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
@@ -106,11 +106,12 @@ def serve(args: list[str]) -> None:
 
 
 def pretrained_weights(args: list[str]) -> None:
-    """`relic weights import DIR_OR_FILES --out DIR`, `export DIR --out DIR`, `merge DIR --adapter DIR --out DIR`."""
+    """`relic weights import DIR_OR_FILES --out DIR`, `export DIR --out DIR`, `merge DIR --adapter DIR --out DIR`,
+    `checkpoint DIR --part student/ema --out DIR`."""
     from relic.model.config import ExportWeights, ImportWeights
-    from relic.train.config import MergeAdapter
+    from relic.train.config import ExportCheckpoint, MergeAdapter
 
-    kinds = {"import": ImportWeights, "export": ExportWeights, "merge": MergeAdapter}
+    kinds = {"import": ImportWeights, "export": ExportWeights, "merge": MergeAdapter, "checkpoint": ExportCheckpoint}
     if args and args[0] in ("-h", "--help"):
         print(f"usage: relic weights {'|'.join(kinds)} [OPTIONS]   (relic weights import --help lists the options)")
         print(f"\n{OTHERS['weights']}")
@@ -125,7 +126,7 @@ def pretrained_weights(args: list[str]) -> None:
         raise UserError(f"relic weights {action} needs weights: relic weights {action} DIR --out DIR")
     options = parse(kinds[action], source + rest[len(given) :], f"relic weights {action}", OTHERS["weights"])
     from relic.model import wan
-    from relic.train import lora
+    from relic.train import lora, saved
 
     files = [Path(name) for name in options.source]
     if action == "import":
@@ -134,6 +135,8 @@ def pretrained_weights(args: list[str]) -> None:
         )
     elif action == "export":
         wan.export_weights(files[0], Path(options.out), shard_bytes=round(options.shard_gb * 1e9))
+    elif action == "checkpoint":
+        saved.export(options)
     else:
         lora.merge(files[0], Path(options.adapter), Path(options.out))
     print(options.out, flush=True)

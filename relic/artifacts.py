@@ -197,7 +197,7 @@ class LocalStore:
         finished = {**manifest, "files": files}
         write_json(partial / MANIFEST, finished)
         partial.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         _remember(folder, files)
         for path in [p for p in folder.rglob(".*") if p.exists()]:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -208,7 +208,7 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

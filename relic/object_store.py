@@ -3,18 +3,25 @@ overwrite each other's files, and the manifest, written once with `If-None-Match
 
 Needs the extra `s3` (boto3, which finds credentials and AWS_ENDPOINT_URL by itself)."""
 
+import contextlib
+import hashlib
+import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from relic.artifacts import MANIFEST, LocalStore, cache_folder, discard, verify
 from relic.mistakes import UserError
 
+PARTS = TransferConfig(multipart_chunksize=2**26)  # of 10,000 at most: 640 GB an object
 REFUSALS = ("NoSuchBucket", "AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 
 
@@ -25,7 +32,7 @@ class S3Store:
         self.place = place
         self.bucket, _, self.prefix = place.partition("/")
         self.local = LocalStore(cache_folder() / "s3" / place)
-        self.client = boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
+        self.client = client()
 
     def uri(self, step: str, key: str) -> str:
         return f"s3://{self.place}/{step}/{key}"
@@ -112,6 +119,81 @@ class S3Store:
             arriving.rename(folder)
             arriving.with_name(f"{arriving.name}.verified").replace(folder.with_name(f"{key}.verified"))
         return folder
+
+
+class S3Folder:
+    """A prefix in a bucket as a place for checkpoints (train/place.py); an object is whole or not there by itself."""
+
+    def __init__(self, place: str) -> None:
+        self.uri = f"s3://{place}"
+        self.bucket, _, self.prefix = place.partition("/")
+        self.client = client()
+
+    def name(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def files(self) -> list[str]:
+        """All that is there."""
+        with said(self.uri):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.name(""))
+            found = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        return sorted(key.removeprefix(self.name("")) for key in found)
+
+    def write(self, name: str, data: memoryview) -> str:
+        """The sha256 of what was written."""
+        with said(self.uri):
+            self.client.upload_fileobj(Memory(data), self.bucket, self.name(name), Config=PARTS)
+        return hashlib.sha256(data).hexdigest()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        with said(self.uri):
+            asked = f"bytes={start}-{'' if stop is None else stop - 1}"
+            return self.client.get_object(Bucket=self.bucket, Key=self.name(name), Range=asked)["Body"].read()
+
+    def measured(self, name: str) -> tuple[int, str]:
+        """Bytes and sha256 of an object, all of which is read."""
+        size, found = 0, hashlib.sha256()
+        with said(self.uri):
+            for data in self.client.get_object(Bucket=self.bucket, Key=self.name(name))["Body"].iter_chunks(2**20):
+                size += len(data)
+                found.update(data)
+        return size, found.hexdigest()
+
+    def remove(self, folder: str) -> None:
+        """The manifest first, so that a folder in which something is missing never has one."""
+        names = [name for name in self.files() if name.startswith(f"{folder}/")]
+        with said(self.uri):
+            for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
+                self.client.delete_object(Bucket=self.bucket, Key=self.name(name))
+
+
+class Memory(io.RawIOBase):
+    """Bytes in memory as a file, without a copy."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self.data[self.at : self.at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self.at += len(piece)
+        return len(piece)
+
+
+def client() -> Any:
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
+
+
+@contextlib.contextmanager
+def said(uri: str) -> Iterator[None]:
+    """Says in words what boto3 raises."""
+    try:
+        yield
+    except (ClientError, BotoCoreError, S3UploadFailedError) as error:
+        raise refusal(uri, error) from error
 
 
 def code_of(error: ClientError) -> str:

@@ -16,6 +16,7 @@ from relic.model.config import Codec, PoseNet, Transformer
 from relic.recipe import Recipe, gate
 from relic.recipes_wan import relic_14b, wan_1b
 from relic.train.config import (
+    Checkpointing,
     CodecTraining,
     Distill,
     Optimizer,
@@ -198,7 +199,7 @@ def quick() -> Recipe:
         curate=replace(base.curate, doom=maps, train=6, known=4, unseen=4, num_frames=29),
         codec=replace(base.codec, steps=10, batch=2, piece_frames=5, piece_size=32),
         pose_net=replace(base.pose_net, steps=10, batch=2),
-        teacher=replace(base.teacher, stages=stages, checkpoint_every_s=0.5),
+        teacher=replace(base.teacher, stages=stages, checkpoint=Checkpointing(every_s=0.5)),
         trajectories=replace(base.trajectories, clips=4, batch=2, steps=12, latents=8),
         student_init=replace(base.student_init, latents=8, steps=10, batch=2, rollout=rollout),
         distill=replace(

@@ -14,6 +14,7 @@ from relic.memory.config import Memory
 from relic.model.config import TAEHV, PoseNet, Transformer
 from relic.recipe import Recipe, gate
 from relic.train.config import (
+    Checkpointing,
     CodecTraining,
     Distill,
     Optimizer,
@@ -56,7 +57,9 @@ def wan_1b() -> Recipe:
             unseen=0,
         ),
         codec=CodecTraining(pretrained="wan/vae", model=TAEHV),  # `model`: the decoder that serves, for `relic plan`
-        pose_net=PoseNetTraining(model=PoseNet(height=128, width=224), steps=20000, batch=24, checkpoint_every_s=600.0),
+        pose_net=PoseNetTraining(
+            model=PoseNet(height=128, width=224), steps=20000, batch=24, checkpoint=Checkpointing(every_s=600.0)
+        ),
         shard=Shard(batch=1, shard_bytes=2**30, text_encoder=UMT5),
         teacher=Teacher(
             model=model,
@@ -67,7 +70,7 @@ def wan_1b() -> Recipe:
                 Stage(latents=VIDEO, steps=4000, batch=64),
             ),
             optimizer=finetuning,
-            checkpoint_every_s=1800.0,
+            checkpoint=Checkpointing(every_s=1800.0),
         ),
         trajectories=Trajectories(clips=1024, batch=1, steps=48, latents=VIDEO),
         student_init=StudentInit(
@@ -78,7 +81,7 @@ def wan_1b() -> Recipe:
             steps=3000,
             batch=64,
             optimizer=replace(finetuning, learning_rate=5e-6),
-            checkpoint_every_s=1800.0,
+            checkpoint=Checkpointing(every_s=1800.0),
         ),
         distill=Distill(
             stages=(
@@ -92,7 +95,7 @@ def wan_1b() -> Recipe:
             ema=0.99,
             optimizer=adversarial,
             critic_optimizer=replace(adversarial, learning_rate=4e-7),
-            checkpoint_every_s=1800.0,
+            checkpoint=Checkpointing(every_s=1800.0),
         ),
         evaluate=Evaluate(
             known=220,

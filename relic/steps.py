@@ -65,6 +65,7 @@ STEPS: dict[str, Step] = {step.name: step for step in TABLE}
 def parameters(step: Step, config: Any, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
     """All that a step's outcome depends on beside its inputs."""
     values = {} if config is None else asdict(config)
+    values.pop("checkpoint", None)  # how often a training's state is saved, and where, changes nothing that is made
     for field in step.files:
         if values.get(field):
             values[f"{field}_sha256"] = content(values[field])

@@ -20,7 +20,9 @@ def run(function: Callable[..., Any], world: int, *args: Any, timeout_s: float =
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = CONTEXT.Queue()
-    processes = [CONTEXT.Process(target=_work, args=(queue, function, rank, world, port, args)) for rank in range(world)]
+    processes = [
+        CONTEXT.Process(target=_work, args=(queue, function, rank, world, port, args)) for rank in range(world)
+    ]
     for process in processes:
         process.start()
     try:

@@ -124,7 +124,8 @@ def test_artifact_is_there_only_after_commit(store: LocalStore) -> None:
 def test_manifest_lists_every_file_but_hidden_ones(store: LocalStore) -> None:
     with store.working("grow", KEY) as out:
         (out / "a.txt").write_text("abc")
-        (out / ".checkpoint.pt").write_text("state")
+        (out / ".checkpoints" / "1").mkdir(parents=True)
+        (out / ".checkpoints" / "1" / "manifest.json").write_text("{}")
         store.commit("grow", KEY, FACTS)
     manifest = artifacts.read_manifest(store.uri("grow", KEY))
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -7,22 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import CFG, conditions, latents, transformer, write_samples
+from tiny_models import CFG, conditions, draws, latents, transformer, write_samples
 
 from relic.data import loader
 from relic.generate.config import Rollout
 from relic.memory.config import Memory
-from relic.model import flow
+from relic.model import flow, weights
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
 from relic.train import causal, student_init
-from relic.train.config import Optimizer, StudentInit
+from relic.train.config import Checkpointing, Optimizer, StudentInit
+from relic.train.draws import Draws
 from relic.train.optimizer import Ema, Optimizers, update
 
 ROLLOUT = Rollout(chunk=2, memory=Memory(window=2, capacity=8))
 QUICK = StudentInit(
     initialisation="causal_ode", latents=4, batch=4, rollout=ROLLOUT, ode_steps=4, causal_steps=30, steps=30,
-    text_dropout=0.0, ema=0.5, optimizer=Optimizer(learning_rate=3e-3, warmup=1), checkpoint_every_s=1e9,
+    text_dropout=0.0, ema=0.5, optimizer=Optimizer(learning_rate=3e-3, warmup=1), checkpoint=Checkpointing(every_s=1e9),
 )  # fmt: skip
 
 
@@ -37,19 +39,21 @@ def videos(clean: torch.Tensor | None = None) -> causal.Videos:
 
 
 def path(model: Transformer, found: causal.Videos) -> torch.Tensor:
-    return causal.trajectory(model, found, QUICK, np.random.default_rng(0))
+    return causal.trajectory(model, found, QUICK, draws(2))
 
 
-def learned(loss_of: student_init.Loss, model: Transformer, average: Ema, steps: int = 30) -> tuple[float, float]:
+def learned(
+    loss_of: student_init.Loss, model: Transformer, average: Ema, rows: int, steps: int = 30
+) -> tuple[float, float]:
     """The loss on the same draws before some steps down it and after them."""
 
     def measured() -> float:
         with torch.no_grad():
-            return float(np.mean([loss_of(model, (2, index)).item() for index in range(8)]))
+            return float(np.mean([loss_of(model, Draws((0, 2, index), range(rows))).item() for index in range(8)]))
 
     optimizers, before = Optimizers(model, QUICK.optimizer), measured()
     for step in range(steps):
-        loss = loss_of(model, (1, step))
+        loss = loss_of(model, Draws((0, 1, step), range(rows)))
         loss.backward()
         update(model, optimizers, loss, QUICK.optimizer, QUICK.optimizer.learning_rate)
         average.update(model, step)
@@ -79,7 +83,7 @@ def test_flow_matching_asks_of_the_noisy_chunks_only(noisy_chunks: int, first_no
     exact: Any = Exact(clean)
     loss = causal.flow_loss(
         exact, clean, conditions(6, batch=2), ROLLOUT, noisy_chunks=noisy_chunks, shift=3.0,
-        generator=np.random.default_rng(0),
+        draws=draws(2),
     )  # fmt: skip
     noisy, timesteps, _ = exact.asked[0]
     assert loss < 1e-9
@@ -89,17 +93,18 @@ def test_flow_matching_asks_of_the_noisy_chunks_only(noisy_chunks: int, first_no
 
 def test_flow_matching_learns_from_data(dataset: loader.Dataset, tmp_path) -> None:
     model = transformer()
-    drawn = causal.drawn(QUICK, dataset, [0, 1, 2, 3], np.random.default_rng(1), torch.device("cpu"))
+    drawn = causal.drawn(QUICK, dataset, (0, 0, 4), draws(4), "cpu")
 
     @torch.no_grad()
     def loss(model: Transformer) -> float:
-        generator = np.random.default_rng(2)
         return causal.flow_loss(
-            model, drawn.latents, drawn.conditions, ROLLOUT, noisy_chunks=1, shift=3.0, generator=generator
+            model, drawn.latents, drawn.conditions, ROLLOUT, noisy_chunks=1, shift=3.0, draws=draws(4)
         ).item()
 
     before = loss(model)
-    assert loss(causal.train(QUICK, model, dataset, tmp_path, Run.silent())) < 0.8 * before
+    weights.save(model, tmp_path / "start")
+    folder = causal.train(QUICK, tmp_path / "start", dataset, tmp_path, Run.silent(), Mesh())
+    assert loss(weights.load_transformer(folder)) < 0.8 * before
 
 
 # Its trajectories
@@ -129,10 +134,10 @@ def test_causal_jumps_regress_the_ends_at_every_timestep(dataset: loader.Dataset
     student: Any = Exact(torch.zeros(8, 4, 4, 8, 12))
     student.register_parameter("weight", torch.nn.Parameter(torch.zeros(1)))
     cfg = replace(QUICK, batch=8)
-    loss = causal.jump_loss(student, (1, 0), teacher=transformer(), dataset=dataset, cfg=cfg)
-    generator = np.random.default_rng((cfg.seed, 1, 0))
-    given = causal.drawn(cfg, dataset, dataset.indices(cfg.seed + 1, 0, 2), generator, torch.device("cpu"))
-    states, (noisy, timesteps, asked) = causal.trajectory(transformer(), given, cfg, generator), student.asked[0]
+    loss = causal.jump_loss(student, draws(2), teacher=transformer(), dataset=dataset, cfg=cfg)
+    again = draws(2)
+    given = causal.drawn(cfg, dataset, (cfg.seed, 0, 2), again, "cpu")
+    states, (noisy, timesteps, asked) = causal.trajectory(transformer(), given, cfg, again), student.asked[0]
     torch.testing.assert_close(timesteps[:, -1], torch.tensor([*ROLLOUT.timesteps] * 2))
     for clip, level in ((0, 0), (0, 3), (1, 2)):
         assert torch.equal(noisy[4 * clip + level, given.first_noisy :], states[clip, level])
@@ -174,7 +179,7 @@ def test_the_consistency_target_is_the_averages_jump_from_where_the_teacher_step
 def test_causal_jumps_are_learned(dataset: loader.Dataset) -> None:
     student = transformer(seed=1)
     loss_of = partial(causal.jump_loss, teacher=transformer(), dataset=dataset, cfg=QUICK)
-    before, after = learned(loss_of, student, Ema(student, QUICK.ema))
+    before, after = learned(loss_of, student, Ema(student, QUICK.ema), causal.clips(QUICK))
     assert after < 0.8 * before
 
 
@@ -185,10 +190,11 @@ def test_consistency_is_learned_and_with_it_the_jumps_to_the_end(dataset: loader
 
     @torch.no_grad()
     def jumps() -> float:
-        found = [causal.jump_loss(student, (2, i), teacher=teacher, dataset=dataset, cfg=cfg) for i in range(8)]
+        drawn = [Draws((0, 2, index), range(causal.clips(cfg))) for index in range(8)]
+        found = [causal.jump_loss(student, each, teacher=teacher, dataset=dataset, cfg=cfg) for each in drawn]
         return torch.stack(found).mean().item()
 
     from_noise = jumps()
-    before, after = learned(loss_of, student, ema, steps=40)
+    before, after = learned(loss_of, student, ema, cfg.batch, steps=40)
     assert after < 0.5 * before
     assert jumps() < 0.5 * from_noise

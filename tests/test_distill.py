@@ -6,25 +6,25 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny_models import CFG, KilledAt, conditions, latents, transformer, whole_and_resumed, write_samples
+from tiny_models import CFG, KilledAt, conditions, draws, latents, transformer, whole_and_resumed, write_samples
 
 from relic.data import loader
 from relic.generate.config import Rollout
 from relic.memory.config import Memory
 from relic.model import flow, weights
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import distill, optimizer, replay
-from relic.train.config import Distill, Optimizer, Stage
+from relic.train import distill, optimizer, place, replay, saved
+from relic.train.config import Checkpointing, Distill, Optimizer, Stage
 
 FAST = Optimizer(learning_rate=1e-3, betas=(0.0, 0.999), warmup=0)
 QUICK = Distill(
     stages=(Stage(latents=2, steps=2, batch=2), Stage(latents=4, steps=2, batch=2)), critic_steps=1, guidance=1.0,
     rollout=Rollout(chunk=2, memory=Memory(window=2, capacity=8)), optimizer=FAST, critic_optimizer=FAST,
-    checkpoint_every_s=-1,
+    checkpoint=Checkpointing(every_s=-1),
 )  # fmt: skip
 
 
@@ -80,13 +80,13 @@ def test_models_of_embeddings_are_distilled_with_guidance(inputs, tmp_path):
 
 def test_a_critic_that_equals_the_teacher_leaves_nothing_to_change():
     difference = distill.score_difference(
-        transformer(), transformer(), latents(4, batch=2), conditions(4, batch=2), QUICK, np.random.default_rng(0)
+        transformer(), transformer(), latents(4, batch=2), conditions(4, batch=2), QUICK, draws(2)
     )
     assert not difference.any()
 
 
 def test_the_difference_is_the_critics_guess_minus_the_teachers_over_the_distance_to_it(monkeypatch):
-    video, timesteps, random = latents(4, batch=2), torch.full((2, 4), 500.0), np.random.default_rng(0)
+    video, timesteps, random = latents(4, batch=2), torch.full((2, 4), 500.0), draws(2)
     cfg = replace(QUICK, least_timestep=500.0, largest_timestep=500.1)
     velocities = {"teacher": latents(4, batch=2, seed=1), "critic": latents(4, batch=2, seed=2)}
     seen = []
@@ -99,8 +99,8 @@ def test_the_difference_is_the_critics_guess_minus_the_teachers_over_the_distanc
 
 def test_the_difference_points_from_the_teachers_guess_to_the_critics_and_spares_the_image():
     given = (latents(4, batch=2), conditions(4, batch=2), QUICK)
-    there = distill.score_difference(transformer(), transformer(seed=1), *given, np.random.default_rng(0))
-    back = distill.score_difference(transformer(seed=1), transformer(), *given, np.random.default_rng(0))
+    there = distill.score_difference(transformer(), transformer(seed=1), *given, draws(2))
+    back = distill.score_difference(transformer(seed=1), transformer(), *given, draws(2))
     assert torch.nn.functional.cosine_similarity(there.flatten(), back.flatten(), 0) < -0.95
     assert there[:, 1:].any()
     assert not there[:, 0].any()
@@ -109,7 +109,7 @@ def test_the_difference_points_from_the_teachers_guess_to_the_critics_and_spares
 def test_its_videos_are_those_of_the_served_rollout(inputs):
     batch = loader.load(inputs["samples"], CFG).batch([0, 1], num_latents=4)
     student = transformer(seed=1)
-    video = distill.roll_out(student, QUICK, batch, -1, np.random.default_rng(0))
+    video = distill.roll_out(student, QUICK, batch, -1, draws(2))
     walk = distill.start(student, QUICK, batch.latents[:, 0], batch.conditions.text, video.seed)
     served = [walk.step(batch.conditions.actions[:, 1:5]), walk.step(batch.conditions.actions[:, 5:13])]
     assert torch.equal(torch.cat(served, 1), video.latents[:, 1:])
@@ -120,22 +120,23 @@ def test_every_exit_step_occurs_and_leaves_a_gradient_and_the_critic_is_trained(
     cfg = replace(QUICK, stages=(Stage(latents=2, steps=12, batch=2),))
     distill.main(cfg, **inputs, out=tmp_path, run=run)
     assert {logged["exit_step"] for logged in run.logged if logged["gradient_norm"] > 0} == {0, 1, 2, 3}
-    critic = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)["critic"]
-    assert not torch.equal(critic["head.weight"], transformer().state_dict()["head.weight"])
+    left, _ = saved.newest(place.opened(cfg.checkpoint.place(tmp_path)), Mesh())
+    assert left is not None
+    assert not torch.equal(left.whole("critic/weights/head.weight"), transformer().state_dict()["head.weight"])
 
 
 def test_all_chunks_leave_at_the_exit_step(inputs):
     batch = loader.load(inputs["samples"], CFG).batch([0, 1], num_latents=4)
     for exit_step, time in enumerate(QUICK.rollout.timesteps):
-        video = distill.roll_out(transformer(), QUICK, batch, exit_step, np.random.default_rng(0))
+        video = distill.roll_out(transformer(), QUICK, batch, exit_step, draws(2))
         first, second = (made.timesteps for made in video.passes)
         assert (first[:, 1:] == time).all()
         assert (second == time).all()
 
 
 def test_the_critic_takes_five_steps_before_one_of_the_student(inputs, tmp_path, monkeypatch):
-    taken, update, cfg = [], optimizer.update, replace(QUICK, stages=(Stage(latents=2, steps=2, batch=2),))
-    monkeypatch.setattr(optimizer, "update", lambda model, *rest: taken.append(model) or update(model, *rest))
+    taken, descend, cfg = [], optimizer.descend, replace(QUICK, stages=(Stage(latents=2, steps=2, batch=2),))
+    monkeypatch.setattr(optimizer, "descend", lambda model, *rest: taken.append(model) or descend(model, *rest))
     student, critic = trained(replace(cfg, critic_steps=Distill().critic_steps), inputs, tmp_path)
     assert taken == 2 * [*5 * [critic], student]
 
@@ -145,7 +146,7 @@ def test_the_teacher_is_guided_and_the_critic_is_not(monkeypatch):
     monkeypatch.setattr(
         distill, "guided", lambda model, guidance, noisy, *_: strengths.update({model: guidance}) or noisy
     )
-    cfg, random = replace(QUICK, guidance=3.0), np.random.default_rng(0)
+    cfg, random = replace(QUICK, guidance=3.0), draws(1)
     distill.score_difference("teacher", "critic", latents(4), conditions(4), cfg, random)  # type: ignore[arg-type]
     assert strengths == {"teacher": 3.0, "critic": 1.0}
 
@@ -153,7 +154,7 @@ def test_the_teacher_is_guided_and_the_critic_is_not(monkeypatch):
 def test_the_loss_is_taken_at_shifted_timesteps_from_20_to_980(monkeypatch):
     seen, cfg = [], Distill()
     monkeypatch.setattr(distill, "guided", lambda _model, _guidance, noisy, times, _: seen.append(times) or noisy)
-    given = torch.zeros(4000, 3, 1, 1, 1), conditions(1), cfg, np.random.default_rng(0)
+    given = torch.zeros(4000, 3, 1, 1, 1), conditions(1), cfg, draws(4000)
     distill.score_difference("teacher", "critic", *given)  # type: ignore[arg-type]
     times = seen[0]
     assert not times[:, 0].any()
@@ -185,11 +186,11 @@ def test_a_score_difference_that_is_not_finite_stops_before_any_weight_of_the_st
 
 def test_masters_averages_and_moments_are_float32(inputs, tmp_path):
     distill.main(QUICK, **inputs, out=tmp_path, run=Run.silent())
-    state = torch.load(tmp_path / ".checkpoint.pt", weights_only=True)
-    kept = [value for part in ("student", "ema", "critic") for value in state[part].values()]
-    for part in ("optimizers", "critic_optimizers"):
-        kept += [value for moments in state[part]["0"]["state"].values() for value in moments.values()]
-    assert {value.dtype for value in kept} == {torch.float32}
+    left, _ = saved.newest(place.opened(QUICK.checkpoint.place(tmp_path)), Mesh())
+    assert left is not None
+    kinds = {(model, kind) for model in ("student", "critic") for kind in ("weights", "step", "exp_avg", "exp_avg_sq")}
+    assert {tuple(name.split("/")[:2]) for name in left.tensors} == kinds | {("student", "ema")}
+    assert {dtype for _, dtype in left.tensors.values()} == {torch.float32}
 
 
 def test_the_teacher_of_a_stage_comes_with_it_and_the_former_has_left(inputs, tmp_path):

@@ -26,7 +26,8 @@ from relic.model import flow
 from relic.model.transformer import Transformer
 from relic.tracking import Run
 from relic.train import distill, optimizer, teacher
-from relic.train.config import Distill, Optimizer, Stage
+from relic.train.config import Checkpointing, Distill, Optimizer, Stage
+from relic.train.draws import Draws
 
 COUNT, CHUNK = 1024, 2
 CFG = Distill(
@@ -34,7 +35,7 @@ CFG = Distill(
     rollout=Rollout(chunk=CHUNK, timesteps=(1000.0, 500.0), memory=Memory(window=2, capacity=8, dtype="fp32")),
     optimizer=Optimizer(learning_rate=1.5e-3, betas=(0.0, 0.99), warmup=10, final_share=0.05, weight_decay=0),
     critic_optimizer=Optimizer(learning_rate=7e-3, betas=(0.9, 0.99), warmup=0, final_share=0.05, weight_decay=0),
-    checkpoint_every_s=1e9,
+    checkpoint=Checkpointing(every_s=1e9),
 )  # fmt: skip
 FITTING = Optimizer(learning_rate=1e-2, warmup=5, final_share=0.05, weight_decay=0)
 LAW = Law()
@@ -70,7 +71,7 @@ def mixed(made: Tensor) -> Tensor:
 def videos(student: Transformer, seed: int, *, count: int = COUNT, exit_step: int = -1) -> Tensor:
     """What a student makes of the law's images."""
     images = Samples(LAW.sample(count, seed=1000 + seed)).batch(list(range(count)), num_latents=LENGTH)
-    return distill.roll_out(student, CFG, images, exit_step, np.random.default_rng(seed)).latents
+    return distill.roll_out(student, CFG, images, exit_step, Draws((seed,), range(count))).latents
 
 
 def of_all_exits(student: Transformer) -> Tensor:
@@ -80,19 +81,19 @@ def of_all_exits(student: Transformer) -> Tensor:
     return torch.cat([videos(student, 0, exit_step=0)[:half], videos(student, 0, exit_step=1)[half:]])
 
 
-def fit(model: Transformer, seed: int, loss_of: Callable[[np.random.Generator, int], Tensor], steps: int = 200) -> None:
+def fit(model: Transformer, seed: int, loss_of: Callable[[Draws, int], Tensor], steps: int = 200) -> None:
     """Trains a model for a while."""
     optimizers = optimizer.Optimizers(model, FITTING)
     for step in range(steps):
-        loss = loss_of(np.random.default_rng((seed, step)), step)
+        loss = loss_of(Draws((seed, step), range(256)), step)
         loss.backward()
         optimizer.update(model, optimizers, loss, FITTING, optimizer.rate(FITTING, step, steps))
 
 
-def jump_loss(student: Transformer, states: Tensor, random: np.random.Generator) -> Tensor:
+def jump_loss(student: Transformer, states: Tensor, random: Draws) -> Tensor:
     """Of the jumps from states [level, video, F, C, H, W], a level for every chunk, to the last ones."""
-    rows = torch.from_numpy(random.integers(states.shape[1], size=(256, 1)))
-    picked = torch.from_numpy(random.integers(len(states) - 1, size=(256, LENGTH // CHUNK))).repeat_interleave(CHUNK, 1)
+    rows = random.integers(states.shape[1], 1)
+    picked = random.integers(len(states) - 1, LENGTH // CHUNK).repeat_interleave(CHUNK, 1)
     noisy, clean = states[picked, rows, torch.arange(LENGTH)], states[-1, rows[:, 0]]
     timesteps = torch.tensor(CFG.rollout.timesteps)[picked]
     timesteps[:, 0] = 0
@@ -116,7 +117,7 @@ def begun(seed: int) -> tuple[Transformer, Transformer]:
     student, critic = Transformer(MODEL), Transformer(MODEL)
     fit(student, seed, lambda random, _: jump_loss(student, states, random))
 
-    def of_student(random: np.random.Generator, step: int) -> Tensor:
+    def of_student(random: Draws, step: int) -> Tensor:
         made = videos(student, 1000 * seed + step, count=256, exit_step=step % 2)
         return teacher.flow_loss(critic, made, conditions(256), CFG.shift, random)
 
@@ -130,7 +131,7 @@ def distilled(cfg: Distill, seed: int, out: Path) -> Transformer:
     return distill.train(
         replace(cfg, seed=seed), student, critic, teacher_of=lambda _: cast(Transformer, LAW),
         dataset=dataset, out=out, run=Run.silent(),
-    )  # fmt: skip
+    )[0]  # fmt: skip
 
 
 def test_what_the_teachers_flow_leads_to_is_of_the_law():

@@ -21,6 +21,7 @@ from relic.generate.rollout import Rollout as Walk
 from relic.generate.rollout import play
 from relic.memory.config import Memory
 from relic.model import weights
+from relic.train.config import Checkpointing
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -124,7 +125,7 @@ def test_keys_or_values_are_pooled_behind_the_window_and_by_1_not_at_all(which):
 
 
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
-    cfg = replace(returning.memory_quick(), checkpoint_every_s=-1)
+    cfg = replace(returning.memory_quick(), checkpoint=Checkpointing(every_s=-1))
     frames = np.random.default_rng(0).integers(0, 256, (2, 29, 64, 96, 3), np.uint8)
     clips = {"rooms": (frames, np.stack([track(np.full(28, turn)) for turn in (2.0, -3.0)]))}
     for folder in ("whole", "resumed"):

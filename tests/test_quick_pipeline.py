@@ -119,7 +119,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
     found = Played(tmp_path_factory.mktemp("quick"))
     for node, begun in (
         ("curate-0", "curate/*.partial/clips/.*.json"),
-        ("teacher", "teacher/*.partial/.checkpoint.pt"),
+        ("teacher", "teacher/*.partial/.checkpoints/*/manifest.json"),
     ):
         found.ran[node] = kill_in(node, found.out, begun)
         found.left[node] = running(found.out, patience_s=10)

@@ -15,12 +15,13 @@ from relic.memory.config import Memory
 from relic.model import flow, weights
 from relic.tracking import Run
 from relic.train import student_init, teacher, trajectories
-from relic.train.config import Stage, StudentInit, Teacher, Trajectories
+from relic.train.config import Checkpointing, Stage, StudentInit, Teacher, Trajectories
+from relic.train.draws import Draws
 
 ODE = Trajectories(clips=4, batch=2, steps=4, latents=4, verified=0)
 QUICK = StudentInit(
     latents=4, noisy_chunks=1, steps=3, batch=2, rollout=Rollout(chunk=2, memory=Memory(window=2, capacity=8)),
-    causal_steps=2, ode_steps=4, checkpoint_every_s=-1,
+    causal_steps=2, ode_steps=4, checkpoint=Checkpointing(every_s=-1),
 )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def test_who_knows_the_ends_has_no_loss_and_is_asked_of_stored_states(inputs, fo
     cfg, truth = replace(QUICK, forcing=forcing, rollout=replace(QUICK.rollout, chunk=1), noisy_chunks=2), Truth(found)
     levels = dict(zip(torch.tensor([*ODE.timesteps, 0.0]).tolist(), range(5), strict=True))
     for step in range(8):
-        assert student_init.jump_loss(truth, (1, step), solved=found, cfg=cfg) < 1e-9
+        assert student_init.jump_loss(truth, Draws((0, 1, step), range(cfg.batch)), solved=found, cfg=cfg) < 1e-9
         noisy, timesteps, _ = truth.asked[-1]
         noisy_from = max(1, noisy.shape[1] - cfg.num_noisy)
         assert (timesteps[:, :noisy_from] == 0).all()
@@ -101,7 +102,7 @@ def test_landmarks_are_clean_latents_drawn_anew_and_shown_whole(inputs):
     found = trajectories.load(inputs["trajectories"], ODE.timesteps, 4)
     truth, seen = Truth(found), set()
     for step in range(20):
-        student_init.jump_loss(truth, (1, step), solved=found, cfg=cfg)
+        student_init.jump_loss(truth, Draws((0, 1, step), range(cfg.batch)), solved=found, cfg=cfg)
         noisy, _, segments = truth.asked[-1]
         plain = masks.hybrid(noisy.shape[1], 1, 1, memory)
         more = set(segments[-1].seen) - set(plain[-1].seen)

@@ -9,10 +9,10 @@ from tiny_models import CFG, whole_and_resumed, write_samples
 from relic.model import weights
 from relic.tracking import Run
 from relic.train import teacher
-from relic.train.config import Optimizer, Stage, Teacher
+from relic.train.config import Checkpointing, Optimizer, Stage, Teacher
 
 STAGES = (Stage(latents=2, steps=3, batch=2), Stage(latents=4, steps=3, batch=2))
-QUICK = Teacher(model=CFG, stages=STAGES, checkpoint_every_s=-1, optimizer=Optimizer(warmup=1))
+QUICK = Teacher(model=CFG, stages=STAGES, checkpoint=Checkpointing(every_s=-1), optimizer=Optimizer(warmup=1))
 
 
 @pytest.fixture(scope="module")

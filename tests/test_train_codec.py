@@ -17,10 +17,11 @@ from relic.model.codec import Codec, patches
 from relic.pretrained import codecs
 from relic.tracking import Run
 from relic.train import codec
-from relic.train.config import CodecTraining
+from relic.train.config import Checkpointing, CodecTraining
 
 SMALL = config.Codec(latent_channels=4, decoder_widths=(8, 8, 8, 8))
-QUICK = CodecTraining(model=SMALL, steps=4, batch=2, piece_frames=5, piece_size=32, checkpoint_every_s=-1)
+OFTEN = Checkpointing(every_s=-1)
+QUICK = CodecTraining(model=SMALL, steps=4, batch=2, piece_frames=5, piece_size=32, checkpoint=OFTEN)
 
 
 @pytest.fixture(scope="module")

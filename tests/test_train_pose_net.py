@@ -15,10 +15,11 @@ from relic.model import config, weights
 from relic.model.pose_net import integrate, motions
 from relic.tracking import Run
 from relic.train import pose_net
-from relic.train.config import Optimizer, PoseNetTraining
+from relic.train.config import Checkpointing, Optimizer, PoseNetTraining
 
 SMALL = config.PoseNet(height=32, width=48, widths=(8, 16, 16), hidden=16)
-QUICK = PoseNetTraining(model=SMALL, steps=4, batch=2, piece_frames=6, checkpoint_every_s=-1)
+SELDOM = Checkpointing(every_s=60)
+QUICK = PoseNetTraining(model=SMALL, steps=4, batch=2, piece_frames=6, checkpoint=Checkpointing(every_s=-1))
 TWO_DEGREES = np.radians(2.0)
 
 
@@ -61,7 +62,13 @@ def test_resumed_equals_uninterrupted(clips, tmp_path):
 
 
 def test_turns_of_held_out_walks_are_read(clips, tmp_path):
-    cfg = replace(QUICK, steps=60, batch=6, optimizer=Optimizer(learning_rate=5e-3, warmup=5), checkpoint_every_s=60)
+    cfg = replace(
+        QUICK,
+        steps=60,
+        batch=6,
+        optimizer=Optimizer(learning_rate=5e-3, warmup=5),
+        checkpoint=Checkpointing(every_s=60),
+    )
     found = pose_net.main(cfg, clips=clips, out=tmp_path, run=Run.silent())
     assert found["rot_deg_still"] == pytest.approx(np.abs([turns(6), turns(7)]).mean())
     assert found["rot_deg"] < 0.4 * found["rot_deg_still"]

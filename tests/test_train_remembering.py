@@ -1,9 +1,8 @@
 """What a causal model is trained on is what it meets on a walk."""
 
-import numpy as np
 import pytest
 import torch
-from tiny_models import conditions, latents, transformer
+from tiny_models import conditions, draws, latents, transformer
 
 from relic.generate.config import Rollout
 from relic.generate.rollout import Pass
@@ -35,13 +34,11 @@ def test_the_loss_of_a_noisy_chunk_is_that_of_the_same_chunk_on_a_walk(policy, m
     every = (
         {4: (1,), 6: (1, 2, 3)} if policy == "relic_landmarks" else {}
     )  # all that have left the window but the image
-    loss = remembered_loss(
-        model, clean, control, cfg, first=6, shift=3.0, generator=np.random.default_rng(0), landmarks=every
-    )
+    loss = remembered_loss(model, clean, control, cfg, first=6, shift=3.0, draws=draws(1), landmarks=every)
     # the same numbers drawn once more
-    random = np.random.default_rng(0)
-    timesteps = flow.shifted(torch.from_numpy(random.random((1, 1), np.float32)), 3.0).repeat(1, 2)
-    noise = torch.from_numpy(random.standard_normal((1, 2, *clean.shape[2:]), np.float32))
+    random = draws(1)
+    timesteps = flow.shifted(random.uniform(1), 3.0).repeat(1, 2)
+    noise = random.normal(2, *clean.shape[2:])
     walk = Walk(model, cfg, image_latent=clean[:, 0], text=control.text, seed=0)
     for start in range(0, 6, 2):
         rows = control.actions[:, walk.num_frames :][:, : walk.num_actions]

@@ -15,6 +15,7 @@ from relic.model import config, rope
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.tracking import Run
+from relic.train.draws import Draws
 
 CFG = config.Transformer(
     width=48, ffn=64, layers=2, heads=2, latent_channels=4, text_width=8, text_tokens=4, control_width=16
@@ -67,6 +68,11 @@ def conditions(num_latents: int, batch: int = 1, seed: int = 0) -> Conditions:
 
 def latents(num_latents: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, num_latents, 4, 8, 12, generator=torch.Generator().manual_seed(seed))
+
+
+def draws(batch: int, seed: int = 0) -> Draws:
+    """What is random for a batch."""
+    return Draws((seed, 0, 0), range(batch))
 
 
 def write_samples(folder: Path, count: int = 4, num_latents: int = 4) -> list[Path]:

@@ -42,7 +42,12 @@ def save(
 
 
 def write_config(kind: str, cfg: Any, path: Path) -> None:
-    path.write_text(json.dumps({"kind": kind, **dataclasses.asdict(cfg)}, indent=1))
+    path.write_text(json.dumps(described(kind, cfg), indent=1))
+
+
+def described(kind: str, cfg: Any) -> dict[str, Any]:
+    """What config.json says of a network."""
+    return {"kind": kind, **dataclasses.asdict(cfg)}
 
 
 def load_codec(folder: Path, device: torch.device | str = "cpu") -> Codec:

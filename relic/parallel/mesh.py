@@ -7,7 +7,6 @@ every method then gives back what it is given.
 
 import datetime
 import os
-import socket
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -139,7 +138,7 @@ def joined(cfg: Parallel) -> Mesh:
                 "nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=cfg.timeout_s),
                 device_id=torch.device(device) if cuda else None,
             )  # fmt: skip
-        except (dist.DistNetworkError, dist.DistStoreError, socket.error) as error:
+        except (OSError, dist.DistNetworkError, dist.DistStoreError) as error:
             raise ValueError(
                 f"process {rank} of {world} cannot meet the others at {address}: {error}; "
                 "the port must be free on rank 0's machine and reachable from all"

@@ -148,4 +148,4 @@ def share(model: nn.Module, sequence: Sequence) -> None:
         if isinstance(heads := getattr(module, "heads", 0), int) and heads % sequence.size:
             raise ValueError(f"{heads} heads cannot be shared by {sequence.size} processes; sequence must divide them")
         if hasattr(module, "sequence"):
-            module.sequence = sequence
+            module.sequence = sequence  # type: ignore[assignment]

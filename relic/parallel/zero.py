@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from relic.parallel.mesh import Mesh
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-import deepspeed  # noqa: E402  asks for its accelerator when it is imported
-from deepspeed.utils import logger  # noqa: E402
+import deepspeed
+from deepspeed.utils import logger
 
 logger.setLevel(logging.ERROR)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a weight, beside the count of its steps
@@ -71,15 +71,17 @@ class Sharded:
     def pieces(self) -> Iterator[tuple[str, Piece]]:
         """("weights", piece) of every tensor's weights and ("exp_avg", piece) … of its state; a step's count is whole
         on all processes."""
-        for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
+        for name, parameter in parameters(self.module):
             if self.stage == 3:
                 index, at, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
                 shape, start = tuple(parameter.ds_shape), size * dist.get_rank()
                 size = max(0, min(size, parameter.ds_numel - start))
             elif (mapped := parameter._hp_mapping) is not None:
-                index, at, size = mapped.param_group_index, mapped.hp_fragment_address.start, mapped.lp_fragment_address.numel
+                index, at, size = (
+                    mapped.param_group_index,
+                    mapped.hp_fragment_address.start,
+                    mapped.lp_fragment_address.numel,
+                )
                 shape, start = tuple(parameter.shape), mapped.lp_fragment_address.start
             else:
                 index, at, size, shape, start = self._group_of(parameter), 0, 0, tuple(parameter.shape), 0
@@ -93,7 +95,7 @@ class Sharded:
         if self.stage < 3:
             self.zero.update_lp_params()
         elif self.model.zero_offload_optimizer() is not None:  # else the pieces are the weights
-            for parameter in self.module.parameters():
+            for _, parameter in parameters(self.module):
                 index, at, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
                 parameter.ds_tensor.data.copy_(self._flat()[index].narrow(0, at, size))
 
@@ -103,6 +105,11 @@ class Sharded:
 
     def _group_of(self, parameter: nn.Parameter) -> int:
         return next(i for i, group in enumerate(self.zero.bit16_groups) if any(p is parameter for p in group))
+
+
+def parameters(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """By name; with what DeepSpeed has hung on them."""
+    yield from module.named_parameters()
 
 
 def built(mesh: Mesh) -> AbstractContextManager[Any]:
@@ -124,7 +131,7 @@ def frozen(module: nn.Module, mesh: Mesh, computed_in: torch.dtype | None) -> An
 
 def owned(module: nn.Module) -> Iterator[Piece]:
     """This process's pieces of a module that was made under `built`."""
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters(module):
         start = parameter.ds_tensor.numel() * dist.get_rank()
         own = max(0, min(parameter.ds_tensor.numel(), parameter.ds_numel - start))
         yield Piece(name, tuple(parameter.ds_shape), start, parameter.ds_tensor.data[:own])
@@ -144,7 +151,7 @@ def own_of(parameter: nn.Parameter, like: Piece) -> Tensor:
 def whole(module: nn.Module, mesh: Mesh) -> dict[str, Tensor]:
     """A module's whole weights by name in rank 0's host memory, nothing elsewhere. All processes call it."""
     state = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters(module):
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if mesh.is_first:
                 state[name] = parameter.detach().to("cpu", copy=True)
@@ -158,7 +165,7 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 def release(engine: Any) -> None:
     """Frees what a `frozen` module holds: its hooks refer to it in circles."""
-    for parameter in engine.module.parameters():
+    for _, parameter in parameters(engine.module):
         parameter.ds_tensor.data = parameter.ds_tensor.data[:0].clone()
     engine.destroy()
 

@@ -115,7 +115,9 @@ def clips(cfg: StudentInit) -> int:
     return max(1, cfg.batch // len(cfg.rollout.timesteps))
 
 
-def jump_loss(student: Transformer, draws: Draws, *, teacher: Transformer, dataset: Dataset, cfg: StudentInit) -> Tensor:
+def jump_loss(
+    student: Transformer, draws: Draws, *, teacher: Transformer, dataset: Dataset, cfg: StudentInit
+) -> Tensor:
     """Mean squared error of the jumps to the ends of the causal teacher's trajectories, from all of the student's
     timesteps for each clip."""
     device, levels = next(student.parameters()).device, torch.tensor(cfg.rollout.timesteps)

@@ -18,11 +18,13 @@ from relic.data import clip
 from relic.model import weights
 from relic.model.codec import Codec, VideoCodec, patches
 from relic.model.precision import autocast
+from relic.parallel.mesh import Mesh
 from relic.pretrained import codecs
 from relic.tracking import Run
 from relic.train import optimizer
-from relic.train.checkpoint import Checkpoint
+from relic.train.checkpoint import Checkpoints
 from relic.train.config import CodecTraining
+from relic.train.fragments import Whole
 
 MEASURED = 16  # test clips
 
@@ -42,9 +44,10 @@ def main(cfg: CodecTraining, *, clips: list[Path], out: Path, run: Run) -> dict[
     codec.encoder.requires_grad_(False)
     optimizers = optimizer.Optimizers(codec, cfg.optimizer)
     before = psnr(codec, test)
-    checkpoint = Checkpoint(out / ".checkpoint.pt", {"codec": codec, "optimizers": optimizers}, cfg.checkpoint_every_s)
+    parts = [Whole("codec/weights", codec.state_dict()), Whole("codec", optimizers.state())]
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, Mesh(device=device), cfg.checkpoint)
 
-    for step in range(checkpoint.load(), cfg.steps):
+    for step in range(checkpoints.load(), cfg.steps):
         generator = np.random.default_rng((cfg.seed, step))
         frames = pieces(train, cfg, generator).to(device).float().div(255)
         with autocast(device):
@@ -59,8 +62,9 @@ def main(cfg: CodecTraining, *, clips: list[Path], out: Path, run: Run) -> dict[
         optimizer.update(codec, optimizers, loss, cfg.optimizer, optimizer.rate(cfg.optimizer, step, cfg.steps))
         run.log({"loss": loss.item()}, step)
         run.progress(step + 1, cfg.steps, f"loss {loss.item():.4f}")
-        checkpoint.save_if_due(step + 1)
+        checkpoints.save_if_due(step + 1)
 
+    checkpoints.close()
     weights.save(codec, out)
     return {
         "codec_psnr_db_before": before,

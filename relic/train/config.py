@@ -1,6 +1,7 @@
 """Dials of the training steps."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from relic.generate.config import Rollout
 from relic.geometry.config import Actions
@@ -21,6 +22,29 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """When and where a training's state is saved (train/checkpoint.py). Nothing here changes what is learnt, so no
+    artifact's key counts it."""
+
+    every_s: float = 15.0  # seconds from one to the next
+    keep_last: int = 2  # of the whole ones, these are kept
+    keep_every: int = 0  # and those of every so many steps; 0: none besides
+    to: str = ""  # a folder that all processes see, or s3://BUCKET/PREFIX; empty: hidden, in the step's working folder
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1 or self.keep_every < 0:
+            raise ValueError(
+                f"keep_last is {self.keep_last} and keep_every {self.keep_every}; allowed are at least 1 and at least 0"
+            )
+
+    def place(self, out: Path, training: str = "") -> str:
+        """Where a step keeps those of one of its trainings; `out` is its working folder, STEP/KEY.partial, by which
+        the trainings that share `to` are told apart."""
+        own = (out.parent.name, out.name.removesuffix(".partial")) if self.to else (".checkpoints",)
+        return "/".join(part for part in (self.to.rstrip("/") or out.as_posix(), *own, training) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CodecTraining:
     pretrained: str = ""  # a folder with Wan's VAE (docs/weights.md), taken as it is and measured; empty: train `model`
     model: Codec = field(default_factory=Codec)
@@ -31,7 +55,7 @@ class CodecTraining:
     piece_size: int = 64  # pixels a side of the piece's crop
     noise: float = 0.1  # standard deviation added to the latents, whose scale is 1: a diffusion model's are never exact
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=5e-4))
-    checkpoint_every_s: float = 15.0
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,7 +77,7 @@ class PoseNetTraining:
     smear: float = 0.7  # most of it that gives way to the mean of four frames (a latent's), in half of the pieces
     noise: float = 0.03  # largest standard deviation of the noise on the pixels, which are in 0..1
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=3e-3, final_share=0.02))
-    checkpoint_every_s: float = 15.0
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +131,19 @@ class MergeAdapter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportCheckpoint:
+    """One part of a training's newest checkpoint as a plain model (train/saved.py)."""
+
+    source: tuple[str, ...]  # the folder of a training's checkpoints, or s3://BUCKET/PREFIX
+    part: str  # such as "student/weights" or "student/ema"
+    out: str
+
+    def __post_init__(self) -> None:
+        if len(self.source) != 1:
+            raise ValueError(f"{len(self.source)} folders are given; allowed is one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Teacher:
     model: Transformer = field(default_factory=Transformer)
     start: str = ""  # a folder of weights, or of those in relic/weights ("tiny/base"); empty: from nothing
@@ -116,7 +153,7 @@ class Teacher:
     text_dropout: float = 0.1
     ema: float = 0.99
     optimizer: Optimizer = field(default_factory=Optimizer)
-    checkpoint_every_s: float = 15.0
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -181,7 +218,7 @@ class StudentInit:
     text_dropout: float = 0.1
     ema: float = 0.98
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-4))
-    checkpoint_every_s: float = 15.0
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -225,7 +262,7 @@ class Distill:
     critic_optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(learning_rate=4e-7, betas=(0.0, 0.999), warmup=0, final_share=1.0)
     )
-    checkpoint_every_s: float = 15.0
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ def train(
     student = trainee.trainee("student", generator, cfg.optimizer, mesh, ema=cfg.ema)
     fake = trainee.trainee("critic", critic, cfg.critic_optimizer, mesh)
     before = video_error(student.model, dataset, cfg, mesh)
-    checkpoints = Checkpoints(cfg.checkpoint.place(out), [student, fake], mesh, cfg.checkpoint)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), [student, fake], mesh, cfg.checkpoint, facts=student.facts())
     total, measured = sum(stage.steps for stage in cfg.stages), {}
 
     for stage, steps in stages_from(cfg.stages, checkpoints.load()):
@@ -105,7 +105,8 @@ def train(
                 # 3. the difference of the scores over all of it
                 difference = score_difference(teacher, fake.model, video.latents, video.conditions, cfg, draws)
                 # 4. back-propagation, chunk by chunk
-                again = start(student.model, cfg, given, video.seed, draws)
+                text, first = video.conditions.text, draws.rows[0]
+                again = start(student.model, cfg, video.latents[:, 0], text, video.seed, first)
                 gradient = difference * (mesh.share(draws.rows, stage.batch) / elements(difference))
                 replay.backward(again, video.conditions.actions, video.latents, video.passes, gradient)
                 size += (difference * gradient).sum()
@@ -168,18 +169,19 @@ def stage_folder(teacher: Path, num_latents: int) -> Path:
     )
 
 
-def start(student: Any, cfg: Distill, batch: loader.Batch, seed: int, draws: Draws) -> Rollout:
+def start(student: Any, cfg: Distill, image_latent: Tensor, text: Tensor, seed: int, first: int = 0) -> Rollout:
+    """A walk of the videos that are the `first` and following ones of a batch."""
     return Rollout(
-        student, cfg.rollout, image_latent=batch.latents[:, 0], text=batch.conditions.text, seed=seed,
-        first=draws.rows[0], unit=cfg.actions,
+        student, cfg.rollout, image_latent=image_latent, text=text, seed=seed, first=first, unit=cfg.actions
     )  # fmt: skip
 
 
 def roll_out(student: Any, cfg: Distill, batch: loader.Batch, exit_step: int, draws: Draws) -> Video:
     """The student's own videos of a batch's images and actions, all chunks left at the same timestep."""
-    walk = start(student, cfg, batch, int(draws.shared.integers(2**31)), draws)
+    seed = int(draws.shared.integers(2**31))
+    walk = start(student, cfg, batch.latents[:, 0], batch.conditions.text, seed, draws.rows[0])
     latents, passes = play(walk, batch.conditions.actions, num_latents=batch.latents.shape[1], exit_step=exit_step)
-    return Video(latents, passes, batch.conditions, walk.seed)
+    return Video(latents, passes, batch.conditions, seed)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Draws:
-    """`shared` draws what a whole batch has in common; the methods draw for every one of `rows`, from its own stream."""
+    """`shared` draws what a whole batch has in common; the methods draw for each of `rows`, from its own stream."""
 
     def __init__(self, key: tuple[int, ...], rows: Iterable[int]):
         """key: (seed, step) or longer; rows: places in the global batch."""

@@ -53,7 +53,7 @@ def merged(model: Transformer) -> Transformer:
         if isinstance(layer, Linear):
             linear = layer.get_base_layer()
             state[f"{name}.weight"] = (layer.get_delta_weight(ADAPTER) + linear.get_parameter("weight")).cpu()
-            state[f"{name}.bias"] = linear.get_parameter("bias").cpu()
+            state[f"{name}.bias"] = linear.get_parameter("bias").detach().cpu()
     with torch.device("meta"):
         plain = Transformer(model.cfg)
     plain.load_state_dict(state, assign=True)

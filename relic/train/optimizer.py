@@ -4,13 +4,14 @@ import copy
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from relic.model.transformer import Transformer
 from relic.train.config import Optimizer
+from relic.train.fragments import Part, Whole
 
 EDGES = re.compile(
     "table|patch_embedding|head|modulation"
@@ -21,27 +22,21 @@ class Optimizers:
     """Muon on the matrices of the hidden layers (torch.optim.Muon, steps scaled to AdamW's), AdamW on the rest."""
 
     def __init__(self, module: nn.Module, cfg: Optimizer):
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        hidden = {name: p for name, p in named if cfg.muon and p.ndim == 2 and not EDGES.search(name)}
-        rest = {name: p for name, p in named if name not in hidden}
-        adamw = torch.optim.AdamW(
-            groups(rest.values(), cfg.weight_decay, lambda p: p.shape), lr=cfg.learning_rate, betas=cfg.betas, fused=True
-        )
+        self.names: dict[nn.Parameter, str] = {p: name for name, p in module.named_parameters() if p.requires_grad}
+        hidden = [p for p, name in self.names.items() if cfg.muon and p.ndim == 2 and not EDGES.search(name)]
+        rest = [p for p in self.names if not any(p is h for h in hidden)]
+        decayed = groups(rest, cfg.weight_decay, lambda p: p.shape)
+        adamw = torch.optim.AdamW(decayed, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
         self.parts: list[torch.optim.Optimizer] = [adamw]
-        # what torch would make at the first step is there from the start, so that a checkpoint can be read into it
-        self.state: dict[str, dict[str, Tensor]] = {}
-        for name, p in rest.items():
+        # what torch makes at the first step, made now, so that a checkpoint has where to put what it saved
+        for p in rest:
             step = torch.zeros((), dtype=torch.float32, device=p.device)
-            self.state[name] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            adamw.state[p] = self.state[name]
+            adamw.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         if hidden:
-            muon = torch.optim.Muon(
-                hidden.values(), cfg.learning_rate, cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            muon = torch.optim.Muon(hidden, cfg.learning_rate, cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
             self.parts.append(muon)
-            for name, p in hidden.items():
-                self.state[name] = {"momentum_buffer": torch.zeros_like(p)}
-                muon.state[p] = self.state[name]
+            for p in hidden:
+                muon.state[p] = {"momentum_buffer": torch.zeros_like(p)}
 
     def step(self, learning_rate: float) -> None:
         for part in self.parts:
@@ -50,9 +45,10 @@ class Optimizers:
             part.step()
             part.zero_grad(set_to_none=True)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The live state, by KEY/NAME of the parameter."""
-        return {f"{key}/{name}": tensor for name, found in self.state.items() for key, tensor in found.items()}
+    def state(self) -> dict[str, Tensor]:
+        """What the optimisers remember, live, by KIND/PARAMETER, such as "exp_avg/head.weight"."""
+        kept = [(self.names[cast(nn.Parameter, p)], state) for part in self.parts for p, state in part.state.items()]
+        return {f"{kind}/{name}": value for name, state in kept for kind, value in state.items()}
 
 
 def groups(
@@ -102,18 +98,31 @@ def trained(module: nn.Module) -> dict[str, Tensor]:
 class Ema:
     """An exponential moving average of a module's trained weights; the frozen ones are the module's own."""
 
-    def __init__(self, module: Transformer):
-        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+    def __init__(self, module: Transformer, decay: float):
         self.names = list(trained(module))
+        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
         self.module: Transformer = copy.deepcopy(module, frozen).requires_grad_(False)
+        self.decay = decay
 
     @torch.no_grad()
-    def update(self, module: Transformer, share: float) -> None:
-        """Moves the average by this share of the way to the module."""
-        for average, current in zip(self.tensors().values(), trained(module).values(), strict=True):
-            average.lerp_(current, share)
+    def update(self, module: Transformer, step: int) -> None:
+        averages = self.averages()
+        for name, current in trained(module).items():
+            averages[name].lerp_(current, share(self.decay, step))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The live averages, by name."""
+    def averages(self) -> dict[str, Tensor]:
+        """The averaged parameters, live, by name."""
         own = dict(self.module.named_parameters())
         return {name: own[name] for name in self.names}
+
+
+def share(decay: float, step: int) -> float:
+    """How far a step moves an average to the weights; early on it is that of the steps so far."""
+    return 1 - min(decay, (1 + step) / (10 + step))
+
+
+def parts(name: str, module: nn.Module, optimizers: Optimizers, ema: Ema | None = None) -> list[Part]:
+    """What is saved of a model in training, by `name`/KIND/PARAMETER; the frozen parameters come from the start
+    weights."""
+    averages = [] if ema is None else [Whole(f"{name}/ema", ema.averages())]
+    return [Whole(f"{name}/weights", trained(module)), Whole(name, optimizers.state()), *averages]

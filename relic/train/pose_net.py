@@ -17,11 +17,13 @@ from relic.geometry import actions, se3
 from relic.model import config, weights
 from relic.model.pose_net import PoseNet, motions, pictures, relative
 from relic.model.precision import autocast
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
 from relic.train import optimizer
-from relic.train.checkpoint import Checkpoint
+from relic.train.checkpoint import Checkpoints
 from relic.train.codec import as_batch
 from relic.train.config import PoseNetTraining
+from relic.train.fragments import Whole
 
 GREY = 0.4  # about which contrast is changed
 
@@ -42,9 +44,10 @@ def main(cfg: PoseNetTraining, *, clips: list[Path], out: Path, run: Run) -> dic
     optimizers = optimizer.Optimizers(net, cfg.optimizer)
     still = errors([0 * motions(walk.poses) for walk in test], test, net.units[0].item())
     before = measure(net, test)
-    checkpoint = Checkpoint(out / ".checkpoint.pt", {"net": net, "optimizers": optimizers}, cfg.checkpoint_every_s)
+    parts = [Whole("pose_net/weights", net.state_dict()), Whole("pose_net", optimizers.state())]
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, Mesh(device=device), cfg.checkpoint)
 
-    for step in range(checkpoint.load(), cfg.steps):
+    for step in range(checkpoints.load(), cfg.steps):
         generator = np.random.default_rng((cfg.seed, step))
         shown, true = pieces(train, cfg, generator)
         shown = spoilt(shown.to(device), cfg, generator)
@@ -56,8 +59,9 @@ def main(cfg: PoseNetTraining, *, clips: list[Path], out: Path, run: Run) -> dic
         optimizer.update(net, optimizers, loss, cfg.optimizer, optimizer.rate(cfg.optimizer, step, cfg.steps))
         run.log({"loss": loss.item()}, step)
         run.progress(step + 1, cfg.steps, f"loss {loss.item():.4f}")
-        checkpoint.save_if_due(step + 1)
+        checkpoints.save_if_due(step + 1)
 
+    checkpoints.close()
     weights.save(net, out)
     after = measure(net, test)
     return {

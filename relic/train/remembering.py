@@ -5,7 +5,6 @@ of them (memory/masks.py, `beside`)."""
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +14,7 @@ from relic.memory import masks
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
+from relic.train.draws import Draws
 from relic.train.teacher import noised
 
 
@@ -26,14 +26,14 @@ def remembered_loss(
     *,
     first: int,
     shift: float,
-    generator: np.random.Generator,
+    draws: Draws,
     landmarks: Mapping[int, Sequence[int]] | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity of the chunks from latent `first` on, each at a timestep of its own, given the
     clean latents before it as a walk's memory shows them (`masks.beside`); latents [B, F, C, H, W]."""
     length, chunk, device = latents.shape[1], rollout.chunk, latents.device
     clean, target = latents[:, : length - chunk], latents[:, first:]
-    noisy, timesteps, noise = noised(target, shift, generator, chunk=chunk, num_clean=0)
+    noisy, timesteps, noise = noised(target, shift, draws, chunk=chunk, num_clean=0)
     both = torch.cat([clean, noisy], 1)
     times = torch.cat([torch.arange(clean.shape[1]), torch.arange(first, length)]).to(device)
     parts = conditions.latents(0, clean.shape[1]), conditions.latents(first, length)

@@ -51,7 +51,7 @@ def main(
         batch = causal.clips(cfg)
         loss_of = partial(causal.jump_loss, teacher=many_steps, dataset=dataset, cfg=cfg)
     student = trainee.trainee("student", trainee.loaded(start, mesh), cfg.optimizer, mesh, ema=cfg.ema)
-    checkpoints = Checkpoints(cfg.checkpoint.place(out), [student], mesh, cfg.checkpoint)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), [student], mesh, cfg.checkpoint, facts=student.facts())
     measure = partial(validation_loss, loss_of=loss_of, seed=cfg.seed, batch=batch, mesh=mesh)
     before, losses = measure(student.model), []
     if cfg.initialisation == "consistency":
@@ -79,9 +79,7 @@ def main(
 
 
 @torch.no_grad()
-def validation_loss(
-    model: Transformer, *, loss_of: Loss, seed: int, batch: int, mesh: Mesh, batches: int = 8
-) -> float:
+def validation_loss(model: Transformer, *, loss_of: Loss, seed: int, batch: int, mesh: Mesh, batches: int = 8) -> float:
     """The error of the jumps, always on the same trajectories, lengths and levels."""
     loss = torch.zeros((), device=mesh.device)
     for index in range(batches):

@@ -5,7 +5,6 @@ short videos to long ones, RoPE extended by YaRN, and the model of every length 
 student of its length.
 """
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +26,16 @@ from relic.train.config import Stage, Teacher
 from relic.train.draws import Draws
 
 
-def main(
-    cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh | None = None
-) -> dict[str, float]:
+def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh | None = None) -> dict[str, float]:
     """Writes stage-<latents>/ for every stage and the last one's model as model.safetensors and config.json; with LoRA
     these are the merged models, and adapter.safetensors holds what was trained."""
     mesh = mesh or Mesh()
     for stage in cfg.stages:
         mesh.rows(stage.batch)  # so that one that cannot be shared is said now
-    model = trainee.trainee("model", starting(cfg, mesh), cfg.optimizer, mesh, ema=cfg.ema)
+    model = trainee.trainee("teacher", starting(cfg, mesh), cfg.optimizer, mesh, ema=cfg.ema)
     dataset = loader.load(samples, cfg.model)
-    checkpoints = Checkpoints(cfg.checkpoint.place(out), [model], mesh, cfg.checkpoint)
+    facts = {} if cfg.lora.rank else model.facts()  # adapters are no model of their own
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), [model], mesh, cfg.checkpoint, facts=facts)
     total, losses = sum(stage.steps for stage in cfg.stages), []
 
     model.set_length(cfg.stages[-1].latents)

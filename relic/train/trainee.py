@@ -31,7 +31,9 @@ def trainee(name: str, module: Transformer, cfg: Optimizer, mesh: Mesh, *, ema: 
     if not mesh.zero:
         return Trainee(name, module, cfg, mesh, ema)
     if cfg.muon:
-        raise ValueError(f"muon is on and zero is {mesh.zero}; Muon takes whole matrices: allowed are zero 0, or no muon")
+        raise ValueError(
+            f"muon is on and zero is {mesh.zero}; Muon takes whole matrices: allowed are zero 0, or no muon"
+        )
     if not all(p.requires_grad for p in module.parameters()):
         raise ValueError(f"lora.rank is above 0 and zero is {mesh.zero}; adapters are small: allowed is zero 0")
     return ShardedTrainee(name, module, cfg, mesh, ema)
@@ -47,7 +49,7 @@ class Trainee:
 
     def _start(self) -> None:
         self.optimizers = optimizer.Optimizers(self.module, self.cfg)
-        self.ema = optimizer.Ema(self.module) if self.decay is not None else None
+        self.ema = optimizer.Ema(self.module, self.decay) if self.decay is not None else None
         self.average: Any = self.ema.module if self.ema else None
 
     def set_length(self, latents: int) -> None:
@@ -63,30 +65,28 @@ class Trainee:
         value = optimizer.finite("loss", self.mesh.mean(loss).item())
         norm = optimizer.finite("gradient norm", self._descend(learning_rate))
         if self.decay is not None:
-            self._follow(1 - min(self.decay, (1 + step) / (10 + step)))
+            self._follow(step)
         return value, norm
 
     def _descend(self, learning_rate: float) -> float:
         self.mesh.average([p.grad for p in self.module.parameters() if p.grad is not None])
         return optimizer.descend(self.module, self.optimizers, self.cfg.clip_norm, learning_rate)
 
-    def _follow(self, share: float) -> None:
+    def _follow(self, step: int) -> None:
         assert self.ema is not None
-        self.ema.update(self.module, share)
+        self.ema.update(self.module, step)
 
     def fragments(self) -> list[Fragment]:
         """Weights, the optimiser's state and the average, for a checkpoint."""
-        found = {f"weights/{name}": p for name, p in optimizer.trained(self.module).items()}
-        found |= self.optimizers.tensors()
-        if self.ema is not None:
-            found |= {f"average/{name}": p for name, p in self.ema.tensors().items()}
-        return [
-            Fragment(f"{self.name}/{name}", tuple(tensor.shape), 0, tensor.detach().view(-1), True)
-            for name, tensor in found.items()
-        ]
+        parts = optimizer.parts(self.name, self.module, self.optimizers, self.ema)
+        return [fragment for part in parts for fragment in part.fragments()]
 
     def restored(self) -> None:
         """The fragments are the live tensors."""
+
+    def facts(self) -> dict[str, Any]:
+        """What is said of the model beside its tensors: its configuration, so that a part can be exported."""
+        return {"config": {self.name: weights.described("transformer", self.module.cfg)}}
 
 
 class ShardedTrainee(Trainee):
@@ -108,13 +108,18 @@ class ShardedTrainee(Trainee):
             self.average = zero.frozen(copy, self.mesh, computed_in(self.mesh.device))
             trained = dict(self.module.named_parameters())
             self.pieces = [(piece, trained[piece.name]) for piece in zero.owned(copy)]
-            self._follow(1.0)
+            self._move(1.0)
 
     def _descend(self, learning_rate: float) -> float:
         return self.sharded.step(learning_rate)
 
+    def _follow(self, step: int) -> None:
+        assert self.decay is not None
+        self._move(optimizer.share(self.decay, step))
+
     @torch.no_grad()
-    def _follow(self, share: float) -> None:
+    def _move(self, share: float) -> None:
+        """The average, this share of the way to the weights."""
         from relic.parallel import zero
 
         for piece, parameter in self.pieces:
@@ -126,7 +131,7 @@ class ShardedTrainee(Trainee):
             for kind, (name, shape, start, data) in self.sharded.pieces()
         ]
         if self.average is not None:
-            found += [Fragment(f"{self.name}/average/{name}", shape, start, data, False)
+            found += [Fragment(f"{self.name}/ema/{name}", shape, start, data, False)
                       for (name, shape, start, data), _ in self.pieces]  # fmt: skip
         return found
 
