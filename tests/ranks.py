@@ -25,15 +25,18 @@ def run(function: Callable[..., Any], world: int, *args: Any, timeout_s: float =
     ]
     for process in processes:
         process.start()
+    found: dict[int, Any] = {}
+    patience = 5.0
     try:
-        found = dict(pickle.loads(queue.get(timeout=timeout_s)) for _ in processes)
+        while len(found) < world:
+            rank, found[rank] = pickle.loads(queue.get(timeout=timeout_s))
+            if isinstance(found[rank], Failure):
+                patience = 0.0  # the others wait for it
+                raise AssertionError(f"rank {rank} of {world}:\n{found[rank].text}")
     finally:
         for process in processes:
-            process.join(5)
+            process.join(patience)
             process.kill()
-    for rank in range(world):
-        if isinstance(found[rank], Failure):
-            raise AssertionError(f"rank {rank} of {world}:\n{found[rank].text}")
     return [found[rank] for rank in range(world)]
 
 
