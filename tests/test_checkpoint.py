@@ -22,7 +22,7 @@ from relic.parallel.mesh import Mesh
 from relic.train import checkpoint, place, saved
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import Checkpointing, Teacher
-from relic.train.fragments import Fragment, Whole, gap, shared
+from relic.train.fragments import Fragment, Part, Whole, gap, shared
 from relic.train.place import Folder
 
 OFTEN = Checkpointing(every_s=-1)
@@ -154,7 +154,7 @@ def test_other_tensors_are_named(tmp_path):
 
 def cut_and_saved(where: str) -> list[str]:
     mesh = meshes.joined(Parallel())
-    parts = [Cut(values(5), mesh.rank, mesh.world), Whole("all", values(6))]
+    parts: list[Part] = [Cut(values(5), mesh.rank, mesh.world), Whole("all", values(6))]
     saving = Checkpoints(where, parts, mesh, OFTEN)
     saving.save(5)
     saving.close()
@@ -319,6 +319,15 @@ def test_halves_and_damaged_ones_go_and_the_newest_whole_one_stays(tmp_path):
     (tmp_path / "0000000008-0badcafe-0" / ".rank-0000.safetensors.new").write_text("half")
     assert steps_kept(tmp_path, 5) == [4, 5]
     assert restored(tmp_path)[0] == 5
+
+
+def test_what_another_process_writes_already_is_not_removed(tmp_path):
+    saving = checkpoints(tmp_path, values(1))
+    saving.load()
+    saving.place.write(f"0000000002-{saving.attempt}-1/rank-0001.safetensors", memoryview(b"next"))
+    saving.save(1)
+    saving.close()
+    assert [saved.step_of(path.name) for path in sorted(tmp_path.iterdir())] == [1, 2]
 
 
 # The thread
