@@ -143,7 +143,7 @@ class Checkpoints:
                 self._write_json(f"{name}/{MANIFEST}", {**manifest, "sha256": artifacts.digest(manifest)})
                 self._retain(name)
         except Exception as error:  # raised again by the next call of the training
-            error.add_note(f"the checkpoint {name} in {self.place.uri} is not whole")
+            error.add_note(f"while the checkpoint {name} was written to {self.place.uri}")
             self.failure = error
 
     def _write_json(self, name: str, value: Any) -> None:
