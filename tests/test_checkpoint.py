@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from relic import __main__ as command
-from relic import object_store
+from relic import artifacts, object_store
 from relic.parallel import mesh as meshes
 from relic.parallel.config import Parallel
 from relic.parallel.mesh import Mesh
@@ -244,7 +244,7 @@ def lacking(path: Path) -> None:
     manifest = json.loads(path.read_text())
     manifest.pop("sha256")
     manifest["files"][0]["tensors"]["student/weights/b"]["pieces"][0][1] = 10
-    path.write_text(json.dumps({**manifest, "sha256": saved.artifacts.digest(manifest)}))
+    path.write_text(json.dumps({**manifest, "sha256": artifacts.digest(manifest)}))
 
 
 @pytest.mark.parametrize(
