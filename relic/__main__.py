@@ -24,8 +24,7 @@ OTHERS = {
     "serve": "open the page where people walk through the world of a run, or of an export",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
 }
-# What says that a disk is full and is no OSError: safetensors; sqlite; torch.save, which says nothing clearer.
-FULL_DISK = ("No space left on device", "disk is full", "PytorchStreamWriter", ". unexpected pos ")
+FULL_DISK = ("No space left on device", "disk is full")  # what is said of it by no OSError: safetensors; sqlite
 
 
 def main(

@@ -1,6 +1,8 @@
 """Artifacts in S3: STEP/KEY/manifest.json, and every file under STEP/KEY/SHA256/NAME. So two writers of one key never
 overwrite each other's files, and the manifest, written once with `If-None-Match: *`, decides whose are read.
 
+Checkpoints need less: `S3Folder`.
+
 Needs the extra `s3` (boto3, which finds credentials and AWS_ENDPOINT_URL by itself)."""
 
 import contextlib

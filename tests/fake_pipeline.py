@@ -55,8 +55,12 @@ def count(cfg: Counting, *, out: Path, run: Any, part: int = 0, parts: int = 1, 
         if index == cfg.fail_at:
             raise RuntimeError("the counting broke")
         if cfg.full_disk:
-            torch_says = "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"
-            raise RuntimeError(torch_says) if cfg.seed else OSError(28, "No space left on device", str(out / "file"))
+            safetensors_says = "Error while serializing: I/O error: No space left on device (os error 28)"
+            raise (
+                RuntimeError(safetensors_says)
+                if cfg.seed
+                else OSError(28, "No space left on device", str(out / "file"))
+            )
         time.sleep(sleep_s)
         (out / f"file-{index}").write_text(f"{os.getpid()}")
         run.log({"loss": 1 / (index + 1)}, index)

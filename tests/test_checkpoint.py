@@ -1,6 +1,7 @@
 """Checkpoints: what was saved by any number of processes comes back, to any number; a kill leaves a whole one."""
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -12,10 +13,13 @@ import moto
 import pytest
 import ranks
 import torch
+from boto3.s3.transfer import TransferConfig
+from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from relic import __main__ as command
+from relic import artifacts, object_store
 from relic.parallel import mesh as meshes
 from relic.parallel.config import Parallel
 from relic.parallel.mesh import Mesh
@@ -240,7 +244,7 @@ def lacking(path: Path) -> None:
     manifest = json.loads(path.read_text())
     manifest.pop("sha256")
     manifest["files"][0]["tensors"]["student/weights/b"]["pieces"][0][1] = 10
-    path.write_text(json.dumps({**manifest, "sha256": saved.artifacts.digest(manifest)}))
+    path.write_text(json.dumps({**manifest, "sha256": artifacts.digest(manifest)}))
 
 
 @pytest.mark.parametrize(
@@ -321,6 +325,15 @@ def test_halves_and_damaged_ones_go_and_the_newest_whole_one_stays(tmp_path):
     assert restored(tmp_path)[0] == 5
 
 
+def test_what_another_process_writes_already_is_not_removed(tmp_path):
+    saving = checkpoints(tmp_path, values(1))
+    saving.load()
+    saving.place.write(f"0000000002-{saving.attempt}-1/rank-0001.safetensors", memoryview(b"next"))
+    saving.save(1)
+    saving.close()
+    assert [saved.step_of(path.name) for path in sorted(tmp_path.iterdir())] == [1, 2]
+
+
 # The thread
 
 
@@ -373,7 +386,7 @@ def test_a_full_disk_is_said_at_the_next_save_and_nothing_is_touched(tmp_path, m
         saving.writer.join()
     with pytest.raises(OSError, match="No space left") as raised:
         saving.save(3)
-    assert raised.value.__notes__ == [f"the checkpoint 0000000002-{saving.attempt}-0 in {tmp_path} is not whole"]
+    assert raised.value.__notes__ == [f"while the checkpoint 0000000002-{saving.attempt}-0 was written to {tmp_path}"]
     assert same(tensors, values(2))
     saving.save(3)
     saving.close()
@@ -415,6 +428,42 @@ def test_s3_damage_is_found(bucket, capsys):
     boto3.client("s3").put_object(Bucket="trained", Key=name, Body=bytes(766))
     assert restored(bucket)[0] == 1
     assert f"{bucket} is passed over for an older one: rank-0000.safetensors has another" in capsys.readouterr().out
+
+
+def test_s3_takes_a_large_file_in_parts(bucket, monkeypatch):
+    monkeypatch.setattr(object_store, "PARTS", TransferConfig(multipart_threshold=5 * 2**20, multipart_chunksize=2**20))
+    data = os.urandom(11 * 2**20)
+    where = place.opened(bucket)
+    assert where.write("1/file", memoryview(data)) == hashlib.sha256(data).hexdigest()
+    assert where.measured("1/file") == (len(data), hashlib.sha256(data).hexdigest())
+    assert where.read("1/file", 7 * 2**20 - 3, 7 * 2**20 + 4) == data[7 * 2**20 - 3 : 7 * 2**20 + 4]
+
+
+def s3_by_several(endpoint: str) -> bool:
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+    os.environ |= dict(zip(names, (endpoint, "testing", "testing", "us-east-1"), strict=True))
+    mesh = meshes.joined(Parallel())
+    cut, wanted = (Cut(values(seed), mesh.rank, mesh.world) for seed in (5, 5))
+    saving = Checkpoints("s3://trained/several", [cut], mesh, OFTEN)
+    saving.save(5)
+    saving.close()
+    mesh.wait()
+    for _, _, data in cut.shards.values():
+        data.zero_()
+    assert saving.load() == 5
+    return all(torch.equal(cut.shards[name][2], wanted.shards[name][2]) for name in SHAPES)
+
+
+def test_s3_serves_several_processes(monkeypatch):
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        given = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}", **given).create_bucket(Bucket="trained")
+        assert ranks.run(s3_by_several, 2, f"http://{host}:{port}") == [True, True]
+    finally:
+        server.stop()
 
 
 def test_a_place_that_is_none_is_a_sentence(bucket):

@@ -8,6 +8,7 @@ import pytest
 
 from relic import __main__ as command
 from relic import artifacts, options, recipes, steps, tracking
+from relic.train.config import Checkpointing, Teacher
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +111,12 @@ def fake_key() -> str:
     return steps.key(step, steps.parameters(step, config, part=0, parts=1), {})
 
 
+def test_how_often_a_training_is_saved_changes_no_key() -> None:
+    step, often = steps.STEPS["teacher"], Teacher(checkpoint=Checkpointing(every_s=1.0))
+    assert steps.parameters(step, often) == steps.parameters(step, Teacher())
+    assert steps.parameters(step, often) != steps.parameters(step, Teacher(seed=1))
+
+
 # Mistakes
 
 
@@ -176,7 +183,7 @@ def test_a_full_disk_is_one_sentence_with_the_path(tmp_path: Path, capsys: pytes
     assert said.endswith(".partial/file; free some space and run the same command again to go on")
 
 
-def test_a_full_disk_under_torch_save_names_the_working_folder(
+def test_a_full_disk_under_safetensors_names_the_working_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["--recipe", "even", "--store", tmp_path, "--config.full-disk", "--config.seed", "1"]

@@ -143,7 +143,7 @@ class Checkpoints:
                 self._write_json(f"{name}/{MANIFEST}", {**manifest, "sha256": artifacts.digest(manifest)})
                 self._retain(name)
         except Exception as error:  # raised again by the next call of the training
-            error.add_note(f"the checkpoint {name} in {self.place.uri} is not whole")
+            error.add_note(f"while the checkpoint {name} was written to {self.place.uri}")
             self.failure = error
 
     def _write_json(self, name: str, value: Any) -> None:
@@ -161,11 +161,14 @@ class Checkpoints:
         return [json.loads(self.place.read(file)) for file in sorted(wanted)]
 
     def _retain(self, newest: str) -> None:
-        """Removes what the configuration does not keep, and what is not whole; never the newest."""
+        """Removes what the configuration does not keep, and what is not whole; never the newest, nor what comes after
+        it, which other processes may be writing already."""
         files = self.place.files()
+        names = {saved.folder_of(file) for file in files}
         whole = {saved.folder_of(file) for file in files if file.endswith(f"/{MANIFEST}")} - {*self.damaged, newest}
         kept = {newest, *sorted(whole, reverse=True)[: self.cfg.keep_last - 1]}
         if self.cfg.keep_every:
             kept |= {name for name in whole if saved.step_of(name) % self.cfg.keep_every == 0}
-        for name in {saved.folder_of(file) for file in files} - kept:
+        over = {name for name in names if name in self.damaged or saved.step_of(name) < saved.step_of(newest)}
+        for name in over - kept:
             self.place.remove(name)

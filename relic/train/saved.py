@@ -18,6 +18,7 @@ from relic.train.config import ExportCheckpoint
 from relic.train.fragments import gap
 from relic.train.place import Place
 
+MOVED = "a training goes on with the configuration that it began with, or elsewhere from the start"
 Described = tuple[tuple[int, ...], torch.dtype]  # shape of a whole tensor, dtype
 
 
@@ -63,9 +64,6 @@ class Saved:
     def whole(self, name: str) -> Tensor:
         shape = self.tensors[name][0]
         return self.read(name, 0, math.prod(shape)).view(shape)
-
-
-MOVED = "a training goes on with the configuration that it began with, or elsewhere from the start"
 
 
 def newest(where: Place, mesh: Mesh) -> tuple[Saved | None, list[str]]:
