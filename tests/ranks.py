@@ -5,6 +5,7 @@ A server that has imported everything once forks the processes, so that a test d
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +16,7 @@ CONTEXT.set_forkserver_preload(["ranks_preload"])
 
 def run(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 240.0) -> list[Any]:
     """What `function(*args)`, of a module's top level, returns in each of `world` processes, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    queue = CONTEXT.Queue()
-    processes = [CONTEXT.Process(target=_work, args=(queue, function, rank, world, port, args)) for rank in range(world)]
-    for process in processes:
-        process.start()
+    queue, processes = started(function, world, args)
     try:
         found = dict(queue.get(timeout=timeout_s) for _ in processes)
     finally:
@@ -32,6 +27,31 @@ def run(function: Callable[..., Any], world: int, *args: Any, timeout_s: float =
         if isinstance(found[rank], Failure):
             raise AssertionError(f"rank {rank} of {world}:\n{found[rank].text}")
     return [found[rank] for rank in range(world)]
+
+
+def ended(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0) -> list[int | None]:
+    """The exit codes of `world` processes that call `function(*args)`, by rank; None of one that has not ended."""
+    _, processes = started(function, world, args)
+    until = time.monotonic() + timeout_s
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def started(function: Callable[..., Any], world: int, args: tuple) -> tuple[Any, list[Any]]:
+    """A queue, of each rank and what it returns, and the processes that fill it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = CONTEXT.Queue()
+    ranks = range(world)
+    processes = [CONTEXT.Process(target=_work, args=(queue, function, rank, world, port, args)) for rank in ranks]
+    for process in processes:
+        process.start()
+    return queue, processes
 
 
 class Failure:
