@@ -31,11 +31,14 @@ SETTINGS = {
 
 
 class Run:
-    """The report of one step. `folder` is its working folder; without one nothing is kept or printed."""
+    """The report of one step. `folder` is its working folder; without one nothing is kept or printed. Its records are
+    lines of the file `records` there."""
 
-    def __init__(self, folder: Path | None = None, on_progress: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, folder: Path | None = None, on_progress: Callable[[], None] = lambda: None, *, records: str = RECORDS
+    ) -> None:
         self.folder, self.on_progress = folder, on_progress
-        self.records = None if folder is None else folder / RECORDS
+        self.records = None if folder is None else folder / records
         self.started: tuple[float, int] | None = None
         self.printed = 0.0
 

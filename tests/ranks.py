@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +17,7 @@ CONTEXT.set_forkserver_preload(["ranks_preload"])
 
 def run(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 240.0) -> list[Any]:
     """What `function(*args)`, of a module's top level, returns in each of `world` processes, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    queue = CONTEXT.Queue()
-    processes = [
-        CONTEXT.Process(target=_work, args=(queue, function, rank, world, port, args)) for rank in range(world)
-    ]
-    for process in processes:
-        process.start()
+    queue, processes = started(function, world, args)
     found: dict[int, Any] = {}
     patience = 5.0
     try:
@@ -38,6 +31,31 @@ def run(function: Callable[..., Any], world: int, *args: Any, timeout_s: float =
             process.join(patience)
             process.kill()
     return [found[rank] for rank in range(world)]
+
+
+def ended(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0) -> list[int | None]:
+    """The exit codes of `world` processes that call `function(*args)`, by rank; None of one that has not ended."""
+    _, processes = started(function, world, args)
+    until = time.monotonic() + timeout_s
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def started(function: Callable[..., Any], world: int, args: tuple) -> tuple[Any, list[Any]]:
+    """A queue, of each rank and what it returns, and the processes that fill it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = CONTEXT.Queue()
+    ranks = range(world)
+    processes = [CONTEXT.Process(target=_work, args=(queue, function, rank, world, port, args)) for rank in ranks]
+    for process in processes:
+        process.start()
+    return queue, processes
 
 
 class Failure:

@@ -1,8 +1,25 @@
 """How a training is spread over processes. Nothing here changes what is learnt, so no artifact's key counts it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 OFFLOADS = ("none", "optimizer", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching:
+    """When a training says how it goes, and whom it names (train/watch.py)."""
+
+    every_s: float = 10.0  # from one gathering of the processes' figures to the next
+    slow: float = 1.5  # a process whose own part of a step takes this many times the median's is named
+    stalled_share: float = 0.5  # of its steps' time: a process that waits longer for data is named
+    stalled_s: float = 30.0  # a single wait for data that is longer is said while it lasts
+
+    def __post_init__(self) -> None:
+        if self.every_s <= 0 or self.slow <= 1 or not 0 < self.stalled_share < 1 or self.stalled_s <= 0:
+            raise ValueError(
+                f"every_s is {self.every_s}, slow {self.slow}, stalled_share {self.stalled_share} and stalled_s "
+                f"{self.stalled_s}; allowed are more than 0, more than 1, between 0 and 1, and more than 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +31,8 @@ class Parallel:
     offload: str = "none"  # to the host's memory, of ZeRO's shards: "none" | "optimizer" | "all" (weights too, ZeRO 3)
     checkpointing: bool = False  # a block keeps its input only and is computed again in the backward
     samples: int = 0  # that a process takes at once, the rest of its batch by accumulation; 0: all
-    timeout_s: float = 600.0  # a process that waits longer for the others says where everyone stands and ends
+    timeout_s: float = 600.0  # when no step ends for so long, all say where they stand and end (train/watchdog.py)
+    watching: Watching = field(default_factory=Watching)
 
     def __post_init__(self) -> None:
         if self.zero not in range(4):

@@ -17,7 +17,8 @@ from torch import Tensor
 from relic.parallel.config import Parallel
 from relic.parallel.sequence import ALONE, Sequence, Ulysses
 
-BUCKET = 50_000_000
+BUCKET = 50_000_000  # numbers that are sent together
+GIVING_UP = 1.5  # times `timeout_s`, when a collective ends by itself: later than the watchdog, which says more
 
 
 class Mesh:
@@ -135,7 +136,7 @@ def joined(cfg: Parallel) -> Mesh:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
             dist.init_process_group(
-                "nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=cfg.timeout_s),
+                "nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=GIVING_UP * cfg.timeout_s),
                 device_id=torch.device(device) if cuda else None,
             )  # fmt: skip
         except (OSError, dist.DistNetworkError, dist.DistStoreError) as error:
