@@ -28,14 +28,16 @@ KEY_LENGTH = 20  # hexadecimal digits
 # Files that are whole or not there
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename: a reader sees the old file or the whole new one."""
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write beside, fsync, rename: a reader sees the old file or the whole new one. Without `sync` that holds until the
+    machine fails, which is enough for what is checked when it is read."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

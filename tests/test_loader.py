@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +11,18 @@ import samples
 import torch
 
 from relic import artifacts
-from relic.data import embeddings, join, loader
+from relic.data import embeddings, join, loader, shards
+from relic.data.config import Loader
 from relic.data.encode import controls
 from relic.geometry.config import Actions
 from relic.model import config
 from relic.model.text import tokenize
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
 
 WORDS = config.Transformer()
 EMBEDDED = replace(WORDS, text_vocabulary=0, text_width=8)
+AT_ONCE = Loader(retries=0)  # damage is damage
 
 
 @pytest.fixture
@@ -131,12 +136,62 @@ def test_a_training_that_resumes_sees_the_batches_of_one_that_went_on(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], resumed, strict=True))
 
 
-def test_ranks_share_the_global_batch(dataset):
-    whole = dataset.indices(0, 5, 4)
-    assert dataset.indices(0, 5, 4, rank=0, world=2) + dataset.indices(0, 5, 4, rank=1, world=2) == whole
+def rows_of(dataset: loader.Dataset, step: int, world: int) -> list[list[int]]:
+    """The samples of a step's batch of 8 by rank."""
+    whole = dataset.indices(0, step, 8)
+    return [[whole[row] for row in Mesh(rank=rank, world=world).rows(8)] for rank in range(world)]
 
 
-def test_small_data_is_read_once(dataset, tmp_path):
+@pytest.mark.parametrize("worlds", [[2] * 6, [4] * 6, [4] * 3 + [2] * 3, [1] * 2 + [8] * 4])
+@pytest.mark.parametrize("mixture", [(), (3.0, 1.0)])
+def test_every_sample_comes_at_its_place_whatever_the_processes(tmp_path, worlds, mixture):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    samples.write(folders[0], [[0, 1, 2], [3, 4]])
+    samples.write(folders[1], [[5, 6]])
+
+    def seen(world_of: list[int]) -> list[float]:
+        found = []
+        for step, world in enumerate(world_of):  # a process that starts here knows the step and nothing else
+            ranks = [loader.load(folders, WORDS, Loader(mixture=mixture)) for _ in range(world)]
+            requests = [iter([(rows, 1)]) for rows in rows_of(ranks[0], step, world)]
+            parts = [next(each.ahead(request)) for each, request in zip(ranks, requests, strict=True)]
+            found += [value for part in parts for value in part.latents[:, 0, 0, 0, 0].tolist()]
+        return found
+
+    assert seen(worlds) == seen([1] * 6)
+
+
+def test_a_mixture_draws_each_artifact_by_its_share(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    samples.write(folders[0], [[0, 1, 2, 3, 4, 5, 6, 7]])
+    samples.write(folders[1], [[8, 9]])
+    counts = []
+    for mixture in ((), (1.0, 3.0)):
+        dataset = loader.load(folders, WORDS, Loader(mixture=mixture, max_weight=1))
+        counts.append(sum(index < 8 for step in range(100) for index in dataset.indices(0, step, 100)))
+    assert counts == [8000, 2500]
+
+
+def test_mixtures_and_dials_that_do_not_fit_are_refused(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"mixture is \(1.0, 1.0\) for 1 artifact"):
+        loader.load([tmp_path], WORDS, Loader(mixture=(1.0, 1.0)))
+    samples.write(tmp_path / "empty", [])
+    with pytest.raises(ValueError, match="no samples to draw from"):
+        loader.load([tmp_path, tmp_path / "empty"], WORDS, Loader(mixture=(1.0, 1.0)))
+    for mixture in ((0.0,), (1.0, -1.0), (1.0, 5000.0), (1.0, float("nan")), (float("inf"),)):
+        with pytest.raises(ValueError, match="none below a thousandth of their sum"):
+            Loader(mixture=mixture)
+    with pytest.raises(ValueError, match="damaged is 'repair'; allowed are stop, skip"):
+        Loader(damaged="repair")
+    with pytest.raises(ValueError, match=r"max_weight is 0\.5"):
+        Loader(max_weight=0.5)
+    with pytest.raises(ValueError, match=r"prefetch -1, .* none may be negative"):
+        Loader(prefetch=-1)
+
+
+def test_small_data_is_read_once(tmp_path):
+    samples.write(tmp_path, [[0, 1, 2]])
+    dataset = loader.load([tmp_path], WORDS, AT_ONCE)
     first = dataset.batch([0, 1], num_latents=4).latents
     (tmp_path / "shard-00000.bin").unlink()
     assert torch.equal(dataset.batch([0, 1], num_latents=4).latents, first)
@@ -146,9 +201,145 @@ def test_small_data_is_read_once(dataset, tmp_path):
 
 def test_large_data_is_read_every_time(tmp_path):
     samples.write(tmp_path, [[0, 1]])
-    dataset = loader.load([tmp_path], WORDS, cache_bytes=10)
+    dataset = loader.load([tmp_path], WORDS, Loader(memory_bytes=10))
     dataset.batch([0, 1], num_latents=4)
     assert dataset.cache == {}
+
+
+def test_batches_fetched_ahead_are_those_fetched_when_needed(dataset):
+    requests = [([0, 3], 4), ([2], 1), ([4, 1, 0], 3)]
+    for ahead, (indices, num_latents) in zip(dataset.ahead(iter(requests)), requests, strict=True):
+        now = dataset.batch(indices, num_latents=num_latents)
+        assert torch.equal(ahead.latents, now.latents)
+        assert torch.equal(ahead.conditions.actions, now.conditions.actions)
+        assert torch.equal(ahead.conditions.text, now.conditions.text)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_as_many_batches_are_fetched_ahead_as_the_dial_says(tmp_path, prefetch):
+    samples.write(tmp_path, [[0, 1]])
+    asked: list[int] = []
+
+    def requests():
+        for number in range(9):
+            asked.append(number)
+            yield [0], 1
+
+    batches = loader.load([tmp_path], WORDS, Loader(prefetch=prefetch)).ahead(requests())
+    next(batches)
+    assert len(asked) == 1 + prefetch
+    next(batches)
+    assert len(asked) == 2 + prefetch
+    batches.close()
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_who_fetches_ahead_waits_only_for_what_is_not_there(tmp_path, monkeypatch, prefetch):
+    samples.write(tmp_path, [[0, 1]])
+    read = shards.read
+    monkeypatch.setattr(shards, "read", lambda *given, **kw: time.sleep(0.2) or read(*given, **kw))
+    dataset = loader.load([tmp_path], WORDS, Loader(prefetch=prefetch, memory_bytes=0))
+    batches, waits = dataset.ahead(iter([([0], 1)] * 3)), []
+    for _ in range(3):
+        before = dataset.waited_s
+        next(batches)
+        waits.append(dataset.waited_s - before)
+        time.sleep(0.4)  # a step
+    assert waits[0] >= 0.2
+    assert all((wait < 0.2) == bool(prefetch) for wait in waits[1:])
+
+
+def test_what_goes_wrong_ahead_is_raised_in_its_place(dataset):
+    batches = dataset.ahead(iter([([0], 4), ([1], 9), ([2], 4)]))
+    assert len(next(batches).latents) == 1
+    with pytest.raises(ValueError, match="sample walk-1 has 4 latents; 9 are asked for"):
+        next(batches)
+
+
+@pytest.mark.parametrize("end", ["closed", "collected", "raised"])
+def test_the_threads_end_with_the_batches(dataset, end):
+    before = set(threading.enumerate())
+    batches = dataset.ahead(iter([([0], 4), ([1], 9 if end == "raised" else 4)] * 9))
+    next(batches)
+    mine = set(threading.enumerate()) - before
+    assert mine
+    if end == "closed":
+        batches.close()
+    elif end == "raised":
+        with pytest.raises(ValueError, match="9 are asked for"):
+            next(batches)
+    else:
+        del batches
+    for thread in mine:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in mine)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_gets_the_batches_that_a_processor_gets(dataset):
+    requests = [(dataset.indices(0, step, 4), 4) for step in range(9)]
+    for there, here in zip(dataset.ahead(iter(requests), device="cuda"), dataset.ahead(iter(requests)), strict=True):
+        assert there.latents.is_cuda
+        assert torch.equal(there.latents.cpu(), here.latents)
+        assert torch.equal(there.conditions.poses.cpu(), here.conditions.poses)
+
+
+def damaged(folder: Path, numbers: list[int]) -> Path:
+    """An artifact of 8 samples, in some of which a byte is changed."""
+    entries = samples.write(folder, [[0, 1, 2, 3], [4, 5, 6, 7]]).entries
+    with (folder / "shard-00000.bin").open("r+b") as file:
+        for number in numbers:
+            file.seek(entries[number]["offset"] + entries[number]["length"] - 1)
+            file.write(b"\x55")
+    return folder
+
+
+def test_a_damaged_sample_is_named_and_stopped_at(tmp_path):
+    dataset = loader.load([damaged(tmp_path, [2])], WORDS, AT_ONCE)
+    with pytest.raises(ValueError, match=r"shard-00000\.bin: sample walk-2 \(\d+ bytes from byte \d+ on\) has sha256"):
+        dataset.batch([1, 2], num_latents=4)
+
+
+def test_a_skipped_sample_is_counted_and_every_process_takes_the_same_whole_one(tmp_path, capsys):
+    folder, cfg = damaged(tmp_path, [2, 3, 6]), replace(AT_ONCE, damaged="skip")
+    order = [list(range(8)), [7, 6, 5, 4, 3, 2, 1, 0]]
+    one, other = (loader.load([folder], WORDS, cfg) for _ in order)
+    taken = [d.batch(rows, num_latents=2).latents[:, 0, 0, 0, 0] for d, rows in zip((one, other), order, strict=True)]
+    assert torch.equal(taken[0], taken[1].flip(0))
+    whole = [0, 1, 4, 5, 7]
+    assert set(taken[0].tolist()) == set(whole)
+    assert taken[0][whole].tolist() == whole
+    assert (one.skipped, other.skipped) == (3, 3)
+    assert one.batch([2], num_latents=2).conditions.text.tolist() == tokenize([f"room {int(taken[0][2])}"], 16).tolist()
+    assert one.skipped == 4
+    assert "skipped: " in (said := capsys.readouterr().out)
+    assert said.count("sample walk-2 ") == 2  # once by each
+
+
+def test_a_substitute_is_of_the_same_set(tmp_path):
+    folders = [tmp_path / "a", damaged(tmp_path / "b", [2])]
+    samples.write(folders[0], [[20, 21, 22, 23]])
+    dataset = loader.load(folders, WORDS, replace(AT_ONCE, damaged="skip", mixture=(1.0, 1.0)))
+    assert dataset.batch([4 + 2], num_latents=1).latents.max() < 8
+
+
+def test_a_set_that_is_damaged_all_over_is_stopped_at(tmp_path):
+    dataset = loader.load([damaged(tmp_path, list(range(8)))], WORDS, replace(AT_ONCE, damaged="skip"))
+    with pytest.raises(ValueError, match="sample walk-3 is damaged, and so is each of the 16 samples drawn"):
+        dataset.batch([3], num_latents=2)
+
+
+def test_a_store_that_cannot_be_reached_is_not_skipped(tmp_path, monkeypatch):
+    samples.write(tmp_path, [[0, 1]])
+
+    def fails(*_):
+        raise OSError("s3://bucket/shard-00000.bin cannot be reached")
+
+    monkeypatch.setattr(shards.LocalShards, "read", fails)
+    dataset = loader.load([tmp_path], WORDS, replace(AT_ONCE, damaged="skip"))
+    with pytest.raises(OSError, match="cannot be reached"):
+        dataset.batch([0], num_latents=1)
 
 
 def test_joined_parts_load_as_the_parts_do(tmp_path):
@@ -168,7 +359,7 @@ def test_rare_actions_are_drawn_more_often(tmp_path):
     shares = [[1.0, *[0.0] * 12]] * 9 + [[0.5, 0.5, *[0.0] * 11]]
     writer.append([samples.sample(number, share=share) for number, share in enumerate(shares)])
     writer.finish({"latent_shape": samples.SHAPE})
-    balanced, plain = loader.load([tmp_path], WORDS), loader.load([tmp_path], WORDS, max_weight=1)
+    balanced, plain = loader.load([tmp_path], WORDS), loader.load([tmp_path], WORDS, Loader(max_weight=1))
     times = [sum(d.indices(0, step, 10).count(9) for step in range(40)) / 40 for d in (balanced, plain)]
     assert times[1] == 1
     assert times[0] == pytest.approx(2, rel=0.05)

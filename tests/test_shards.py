@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 import safetensors.torch
@@ -8,7 +9,9 @@ import torch
 
 from relic import artifacts
 from relic.data import loader, shards
-from relic.data.shards import JOURNAL, LocalShards, open_shards, read, read_index
+from relic.data.cache import Cache
+from relic.data.shards import JOURNAL, Damaged, LocalShards, RemoteShards, open_shards, read, read_index
+from relic.mistakes import UserError
 from relic.model import config
 
 
@@ -167,8 +170,98 @@ def test_joined_samples_in_s3_are_loaded_without_fetching_their_artifacts(remote
     )
     latents = loader.load([tmp_path], config.Transformer()).batch([2, 0, 1, 2], num_latents=2).latents
     assert latents[:, 0, 0, 0, 0].tolist() == [2, 0, 1, 2]
+    assert len(list((artifacts.cache_folder() / "samples").glob("*-*"))) == 3
     _, step, key = artifacts.split(uri)
     assert not artifacts.open_store(uri.removesuffix(f"/{step}/{key}")).local.folder(step, key).exists()
+
+
+@pytest.fixture
+def cached(remote, tmp_path, monkeypatch) -> tuple[RemoteShards, list[dict], Mock]:
+    """The shards with a cache, the index's entries, and what is asked of S3 from now on."""
+    uri, entries = remote
+    source = RemoteShards(uri, Cache(tmp_path, 10**6))
+    asked = Mock(wraps=source.store.client.get_object)
+    monkeypatch.setattr(source.store.client, "get_object", asked)
+    return source, entries, asked
+
+
+def test_a_sample_in_s3_is_fetched_once_for_all_processes_of_a_machine(cached, tmp_path):
+    source, entries, asked = cached
+    first = [read(source, entries[number])["latents"] for number in (0, 1, 0)]
+    other = RemoteShards(source.uri, Cache(tmp_path, 10**6))
+    other.store = None  # it has all it needs
+    assert torch.equal(read(other, entries[0])["latents"], first[0])
+    assert torch.equal(first[2], first[0])
+    assert asked.call_count == 2
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1] + b"\x55", lambda data: data[:100], lambda data: b""])
+def test_a_damaged_copy_is_thrown_away_and_fetched_again(cached, tmp_path, damage):
+    source, entries, asked = cached
+    expected = read(source, entries[0])["latents"]
+    (copy,) = tmp_path.glob("*-*")
+    whole = copy.read_bytes()
+    copy.write_bytes(damage(whole))
+    with pytest.raises(Damaged, match="sample walk-0"):
+        read(source, entries[0])
+    assert not copy.exists()
+    copy.write_bytes(damage(whole))
+    assert torch.equal(read(source, entries[0], retries=1)["latents"], expected)
+    assert copy.read_bytes() == whole
+    assert asked.call_count == 2
+
+
+class Unsteady:
+    """Shards that fail as told, a read at a time, and then no more."""
+
+    uri = "unsteady"
+
+    def __init__(self, folder, failures: list[Exception | bytes]) -> None:
+        self.shards, self.failures = LocalShards(folder), failures
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        failure = self.failures.pop(0) if self.failures else self.shards.read(name, offset, length)
+        if isinstance(failure, Exception):
+            raise failure
+        return failure
+
+    forget = LocalShards.forget
+
+
+def test_reads_that_fail_are_tried_again_after_longer_and_longer_pauses(tmp_path, monkeypatch):
+    (entry,) = samples.write(tmp_path, [[0]]).entries
+    pauses: list[float] = []
+    monkeypatch.setattr(shards.time, "sleep", pauses.append)
+    failures = [OSError("reset by peer"), b"cut", bytes(entry["length"])]
+    assert read(Unsteady(tmp_path, [*failures]), entry, retries=3, pause_s=0.5).keys() >= {"latents"}
+    assert pauses == [0.5, 1.0, 2.0]
+    with pytest.raises(Damaged, match=r"unsteady/shard-00000\.bin: sample walk-0 .* the shard is damaged"):
+        read(Unsteady(tmp_path, [*failures]), entry, retries=2)
+
+
+def test_a_persons_mistake_is_not_tried_again(tmp_path):
+    (entry,) = samples.write(tmp_path, [[0]]).entries
+    source = Unsteady(tmp_path, [UserError("s3://bucket cannot be used: AccessDenied")])
+    with pytest.raises(UserError):
+        read(source, entry, retries=3, pause_s=60)
+
+
+def test_an_object_that_is_gone_is_damage_and_a_store_that_fails_is_not(remote, monkeypatch):
+    from botocore.exceptions import ReadTimeoutError
+
+    uri, entries = remote
+    source = open_shards(uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "key", "1" * artifacts.KEY_LENGTH)
+        with pytest.raises(Damaged, match=r"shard-00000\.bin is missing"):
+            read(source, entries[0])
+
+    def fails(**_):
+        raise ReadTimeoutError(endpoint_url="http://store")
+
+    monkeypatch.setattr(source.store.client, "get_object", fails)
+    with pytest.raises(OSError, match=r"shard-00000\.bin cannot be reached: Read timeout"):
+        read(source, entries[0])
 
 
 @pytest.mark.parametrize(("offset", "there"), [(0, r"[1-9]\d+"), (10**9, "0")])

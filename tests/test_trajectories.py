@@ -61,7 +61,7 @@ def test_the_parts_together_are_the_whole_bit_by_bit(
 
 def test_no_sample_is_solved_again_before_the_others_had_their_turn(inputs: dict[str, list[Path]]) -> None:
     dataset = loader.load(inputs["samples"], CFG)
-    dataset.weights = (2.0, 2.0, 0.5, 0.5, 0.5, 0.5)
+    dataset.sets = [replace(dataset.sets[0], weights=(2.0, 2.0, 0.5, 0.5, 0.5, 0.5))]
     assert sorted(trajectories.chosen(replace(QUICK, clips=6), dataset)) == list(range(6))
     assert len(set(trajectories.chosen(QUICK, dataset))) == QUICK.clips
     order = trajectories.chosen(replace(QUICK, clips=9), dataset)

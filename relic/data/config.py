@@ -1,5 +1,6 @@
 """Dials of the clips and the shards. Loads no torch."""
 
+import math
 from dataclasses import dataclass, field
 
 from relic.geometry.config import Actions
@@ -7,6 +8,7 @@ from relic.worlds.config import Doom, Rooms
 
 REGIONS = ("train", "known", "unseen")
 SOURCES = ("doom", "rooms", "folder")
+DAMAGED = ("stop", "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +125,32 @@ class Shard:
             raise ValueError(f"batch is {self.batch} and shard_bytes {self.shard_bytes}; both must be at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """How a training draws and reads its samples."""
+
+    mixture: tuple[float, ...] = ()  # the artifacts' shares of the draws, in any unit; empty: by their samples
+    max_weight: float = 2.0  # a sample is drawn at most as many times as often for its rare actions; 1: all alike
+    damaged: str = "stop"  # at a sample whose bytes are not the index's: "stop", or "skip" and take another
+    retries: int = 3  # of a read that fails, before that
+    pause_s: float = 1.0  # before the first of them, and twice as long before each further one
+    prefetch: int = 2  # batches that are fetched while a step runs
+    memory_bytes: int = 2 * 2**30  # samples stay in memory once read where all of them have at most as many
+    cache_bytes: int = 32 * 2**30  # on this machine's disk, of samples that lie in S3; 0: none
+
+    def __post_init__(self) -> None:
+        if self.mixture and not 0 < sum(self.mixture) / 1000 <= min(self.mixture) < math.inf:
+            raise ValueError(
+                f"mixture is {self.mixture}; allowed are positive numbers, none below a thousandth of their sum"
+            )
+        if self.max_weight < 1:
+            raise ValueError(f"max_weight is {self.max_weight}; it must be at least 1, which balances nothing")
+        if self.damaged not in DAMAGED:
+            raise ValueError(f"damaged is {self.damaged!r}; allowed are {', '.join(DAMAGED)}")
+        if min(self.retries, self.pause_s, self.prefetch, self.memory_bytes, self.cache_bytes) < 0:
+            raise ValueError(
+                f"retries is {self.retries}, pause_s {self.pause_s}, prefetch {self.prefetch}, memory_bytes "
+                f"{self.memory_bytes} and cache_bytes {self.cache_bytes}; none may be negative"
+            )

@@ -25,6 +25,7 @@ shard back to what the journal vouches for and goes on, and its shards are, bit 
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ import safetensors.torch
 from torch import Tensor
 
 from relic import artifacts
+from relic.data.cache import Cache
 
 INDEX = "index.json"
 JOURNAL = ".journal.jsonl"  # hidden: not part of the finished artifact
@@ -107,6 +109,10 @@ def read_index(folder: Path) -> dict:
     return artifacts.read_json(path)
 
 
+class Damaged(ValueError):
+    """A sample's bytes are not those of the index: gone, cut short or changed."""
+
+
 class Source(Protocol):
     """Where the shards of an artifact are."""
 
@@ -114,6 +120,9 @@ class Source(Protocol):
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """Bytes [offset, offset + length) of a file, fewer where it ends before."""
+
+    def forget(self, name: str, offset: int, length: int) -> None:
+        """Throw away the copy of such bytes, where one is kept."""
 
 
 class LocalShards:
@@ -127,58 +136,97 @@ class LocalShards:
             with open(f"{self.uri}/{name}", "rb", buffering=0) as file:
                 return os.pread(file.fileno(), length, offset)
         except FileNotFoundError:
-            raise ValueError(f"{self.uri}/{name} is missing; the index names it") from None
+            raise Damaged(f"{self.uri}/{name} is missing; the index names it") from None
+
+    def forget(self, name: str, offset: int, length: int) -> None:
+        """A file is no copy."""
 
 
 class RemoteShards:
-    """Shards of an artifact in S3 by ranged reads, so that no more is fetched than is asked for."""
+    """Shards of an artifact in S3 by ranged reads, so that no more is fetched than is asked for, and that once as long
+    as `cache` has room for it."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, cache: Cache | None = None) -> None:
         from relic.object_store import S3Store
 
         root, self.step, self.key = artifacts.split(uri)
-        self.uri, self.store = uri, S3Store(root.removeprefix("s3://"))
+        self.uri, self.store, self.cache = uri, S3Store(root.removeprefix("s3://")), cache
         self.files = artifacts.read_manifest(uri)["files"]
 
     def read(self, name: str, offset: int, length: int) -> bytes:
+        if name not in self.files:
+            raise Damaged(f"{self.uri}/{name} is missing; the index names it")
+        if self.cache is None:
+            return self._fetch(name, offset, length)
+        copy = self._copy(name, offset, length)
+        if (found := self.cache.read(copy)) is None:
+            found = self._fetch(name, offset, length)
+            self.cache.write(copy, found)
+        return found
+
+    def forget(self, name: str, offset: int, length: int) -> None:
+        if self.cache is not None:
+            self.cache.remove(self._copy(name, offset, length))
+
+    def _copy(self, name: str, offset: int, length: int) -> str:
+        """The copy's name: by the file's content, so that artifacts that share it share its copies."""
+        return f"{self.files[name]['sha256']}-{offset}-{length}"
+
+    def _fetch(self, name: str, offset: int, length: int) -> bytes:
         from botocore.exceptions import BotoCoreError, ClientError
 
         from relic.object_store import code_of, refusal
 
-        if name not in self.files:
-            raise ValueError(f"{self.uri}/{name} is missing; the index names it")
         where = self.store.name(self.step, self.key, self.files[name]["sha256"], name)
         span = f"bytes={offset}-{offset + length - 1}"
         try:
             return self.store.client.get_object(Bucket=self.store.bucket, Key=where, Range=span)["Body"].read()
         except (ClientError, BotoCoreError) as error:
-            if isinstance(error, ClientError) and code_of(error) == "InvalidRange":
+            code = code_of(error) if isinstance(error, ClientError) else ""
+            if code == "InvalidRange":
                 return b""  # the object ends before
+            if code == "NoSuchKey":
+                raise Damaged(f"{self.uri}/{name} is missing; the manifest names it") from error
             raise refusal(f"{self.uri}/{name}", error) from error
 
 
-def open_shards(uri: str) -> Source:
+def open_shards(uri: str, cache: Cache | None = None) -> Source:
     """The shards of an artifact at a local path or s3:// URI; of the latter by its local mirror where that is whole."""
     if not uri.startswith("s3://"):
         return LocalShards(Path(uri))
     root, step, key = artifacts.split(uri)
     mirror = artifacts.open_store(root).local
-    return RemoteShards(uri) if mirror.manifest(step, key) is None else LocalShards(mirror.folder(step, key))
+    return RemoteShards(uri, cache) if mirror.manifest(step, key) is None else LocalShards(mirror.folder(step, key))
 
 
-def read(source: Source, entry: dict) -> dict[str, Tensor]:
-    """The tensors of a sample, checked against its entry in the index before they are parsed."""
-    first, length = entry["offset"], entry["length"]
-    member = source.read(entry["shard"], first, length)
-    what = f"{source.uri}/{entry['shard']}: sample {entry['id']}"
+def read(source: Source, entry: dict, *, retries: int = 0, pause_s: float = 0.0) -> dict[str, Tensor]:
+    """The tensors of a sample, checked against its entry in the index before they are parsed.
+
+    A read that fails is tried again after `pause_s`, then after twice as long, and so on. At last: Damaged where other
+    bytes are there, OSError where the store cannot be reached."""
+    for attempt in range(retries):
+        try:
+            return safetensors.torch.load(whole(source, entry))
+        except (Damaged, OSError):
+            time.sleep(pause_s * 2**attempt)
+    return safetensors.torch.load(whole(source, entry))
+
+
+def whole(source: Source, entry: dict) -> bytes:
+    """The bytes of a sample; Damaged, and what is kept of them forgotten, where they are not those of the index."""
+    name, first, length = entry["shard"], entry["offset"], entry["length"]
+    member = source.read(name, first, length)
+    what = f"{source.uri}/{name}: sample {entry['id']}"
     if len(member) != length:
-        raise ValueError(
+        source.forget(name, first, length)
+        raise Damaged(
             f"{what} should have {length} bytes from byte {first} on but {len(member)} are there; "
             "the shard is cut short"
         )
     if (found := hashlib.sha256(member).hexdigest()) != entry["sha256"]:
-        raise ValueError(
+        source.forget(name, first, length)
+        raise Damaged(
             f"{what} ({length} bytes from byte {first} on) has sha256 {found} but the index says {entry['sha256']}; "
             "the shard is damaged"
         )
-    return safetensors.torch.load(member)
+    return member
