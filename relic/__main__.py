@@ -80,6 +80,9 @@ def step(found: steps.Step, args: list[str], named: Any) -> None:
     if found.fan_out:
         options.append(("part", Annotated[int, about("which part of the fan-out, from 0")], 0))
         options.append(("parts", Annotated[int, about("parts of the fan-out")], 1))
+    if found.ray:
+        said = "a Ray cluster whose workers do the work: HOST:PORT, auto, or local for this machine; empty: none"
+        options.append(("ray", Annotated[str, about(said)], ""))
     options.append(("artifact", Annotated[str, about("a file that receives the artifact's URI")], ""))
     if config is not None:
         options.append(("config", type(config), field(default=config)))
@@ -88,7 +91,8 @@ def step(found: steps.Step, args: list[str], named: Any) -> None:
 
     inputs = {name: uris(name, getattr(chosen, name)) for name in found.inputs}
     span = {"part": chosen.part, "parts": chosen.parts} if found.fan_out else {}
-    uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span)
+    means = {"ray": chosen.ray} if found.ray else {}
+    uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span, **means)
     if chosen.artifact:
         Path(chosen.artifact).parent.mkdir(parents=True, exist_ok=True)
         Path(chosen.artifact).write_text(uri)
