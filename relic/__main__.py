@@ -20,6 +20,7 @@ from relic.options import about, parse, uris, value_of
 OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
     "weights": "Wan-2.1's weights in and out, an adapter merged: relic weights import | export | merge DIR --out DIR",
+    "doctor": "check devices, network, memory, store and MLflow before a run; under torchrun, of all its processes",
     "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
     "serve": "open the page where people walk through the world of a run, or of an export",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
@@ -50,6 +51,8 @@ def main(
             generate(rest)
         elif command == "plan":
             plan(rest, named)
+        elif command == "doctor":
+            result["code"] = doctor(rest)
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
         else:
@@ -162,6 +165,19 @@ def generate(args: list[str]) -> None:
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     video.write(Path(config.out), frames, fps=config.fps)
     print(f"{config.out}: {len(frames)} frames, {len(frames) / config.fps:.1f} s")
+
+
+def doctor(args: list[str]) -> int:
+    from relic.parallel.config import Doctor
+
+    cfg = parse(Doctor, args, "relic doctor", OTHERS["doctor"])
+    from relic.launch import doctor as around
+    from relic.parallel import doctor as within
+
+    findings, speaks = within.examined(cfg, around.examined(cfg))
+    if speaks:
+        print(around.report(findings, as_json=cfg.json), flush=True)
+    return 0 if around.fit(findings) else 1
 
 
 def plan(args: list[str], named: Any) -> None:

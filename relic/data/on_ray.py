@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
     raise UserError(f"--ray needs {error.name}; install the extra: pip install 'relic[ray]'") from error
 
 CONNECT_S = 5.0
+READERS = 2  # items read at once
 ATTEMPTS = 4  # at a piece whose worker dies; Ray Data alone would try for ever
 
 
@@ -59,7 +60,8 @@ def results(
         rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
         data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
         if read is not None:
-            data = data.map(functools.partial(mapped, read), num_cpus=0, label_selector=this_machine)
+            few = ray.data.TaskPoolStrategy(size=READERS)
+            data = data.map(functools.partial(mapped, read), compute=few, num_cpus=0, label_selector=this_machine)
         worker: Any = Worker  # built by Ray, from the arguments that follow
         data = data.map(
             worker, fn_constructor_args=(make, given, threads, attempts), num_cpus=threads, num_gpus=gpus,

@@ -20,7 +20,8 @@ Packed = tuple[dict, dict[str, bytes]]  # a clip's entry and its files' bytes
 
 
 def main(
-    cfg: Shard, *, clips: list[Path], codec: list[Path], out: Path, run: Any, part: int = 0, parts: int = 1, ray: str = ""
+    cfg: Shard, *, clips: list[Path], codec: list[Path], out: Path, run: Any,
+    part: int = 0, parts: int = 1, ray: str = "",
 ) -> dict:  # fmt: skip
     """Write part `part` of `parts` of the samples to `out` and give the summary back. A killed call goes on behind the
     last batch that it has written. With `ray`, a cluster's address, its workers encode, and this process writes."""
