@@ -5,8 +5,8 @@ import json
 import os
 import threading
 import time
-from collections import namedtuple
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -105,7 +105,7 @@ def test_mlflow_without_a_server_needs_none(monkeypatch):
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, number: int, *, major: int = 9, free_gb: float = 79.0) -> None:
-    about = namedtuple("about", "name major")("NVIDIA H100", major)
+    about = SimpleNamespace(name="NVIDIA H100", major=major)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free_gb * 1e9, 80e9))
