@@ -34,8 +34,7 @@ class Step:
 
 TABLE = (
     Step(name="curate", function="relic.data.curate:main", config="curate", fan_out=True, ray=True,
-         files=("folder",),
-         about="record or import clips, filter, caption and annotate them"),
+         files=("folder",), about="record or import clips, filter, caption and annotate them"),
     Step(name="join", function="relic.data.join:main", inputs=("parts",),
          about="one index over the parts of a fan-out"),
     Step(name="codec", function="relic.train.codec:main", config="codec", inputs=("clips",),
@@ -89,15 +88,9 @@ def key(step: Step, values: Mapping[str, Any], inputs: Mapping[str, list[str]]) 
 
 
 def perform(
-    step: Step,
-    config: Any,
-    *,
-    store: str,
-    inputs: Mapping[str, list[str]],
-    part: int = 0,
-    parts: int = 1,
-    ray: str = "",
-) -> str:
+    step: Step, config: Any, *, store: str, inputs: Mapping[str, list[str]],
+    part: int = 0, parts: int = 1, ray: str = "",
+) -> str:  # fmt: skip
     """Make a step's artifact, or find it finished. Returns its URI.
 
     `ray` is the address of a Ray cluster whose workers do the step's work; empty: this process does."""

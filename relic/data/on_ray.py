@@ -3,9 +3,7 @@
 A piece of work is a function of its item alone, so any worker may do it. A worker that dies is replaced and its piece
 done again. Items and results travel through Ray's object store: workers need relic, of this version, and no disk of
 ours. A worker computes on as many threads as this process would, for sums depend on that; OMP_NUM_THREADS=1 gives the
-most workers. Bits are equal where the machines have the same kind of processor, or of GPU.
-
-The only file that imports ray."""
+most workers. Bits are equal where the machines have the same kind of processor, or of GPU."""
 
 import contextlib
 import functools
