@@ -20,8 +20,8 @@ from relic.options import about, parse, uris, value_of
 OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
     "weights": "Wan-2.1's weights in and out, an adapter merged: relic weights import | export | merge DIR --out DIR",
-    "doctor": "check devices, network, memory, store and MLflow before a run; under torchrun, of all its processes",
     "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
+    "doctor": "check devices, network, memory, store and MLflow before a run; under torchrun, of all its processes",
     "serve": "open the page where people walk through the world of a run, or of an export",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
 }
