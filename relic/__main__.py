@@ -21,6 +21,7 @@ OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
     "weights": "weights in, out, merged, of a checkpoint: relic weights import|export|merge|checkpoint DIR --out DIR",
     "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
+    "doctor": "check devices, network, memory, store and MLflow before a run; under torchrun, of all its processes",
     "serve": "open the page where people walk through the world of a run, or of an export",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
 }
@@ -49,6 +50,8 @@ def main(
             generate(rest)
         elif command == "plan":
             plan(rest, named)
+        elif command == "doctor":
+            result["code"] = doctor(rest)
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
         else:
@@ -79,6 +82,9 @@ def step(found: steps.Step, args: list[str], named: Any) -> None:
     if found.fan_out:
         options.append(("part", Annotated[int, about("which part of the fan-out, from 0")], 0))
         options.append(("parts", Annotated[int, about("parts of the fan-out")], 1))
+    if found.ray:
+        said = "a Ray cluster whose workers do the work: HOST:PORT, auto, or local for this machine; empty: none"
+        options.append(("ray", Annotated[str, about(said)], ""))
     options.append(("artifact", Annotated[str, about("a file that receives the artifact's URI")], ""))
     if config is not None:
         options.append(("config", type(config), field(default=config)))
@@ -87,7 +93,8 @@ def step(found: steps.Step, args: list[str], named: Any) -> None:
 
     inputs = {name: uris(name, getattr(chosen, name)) for name in found.inputs}
     span = {"part": chosen.part, "parts": chosen.parts} if found.fan_out else {}
-    uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span)
+    means = {"ray": chosen.ray} if found.ray else {}
+    uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span, **means)
     if chosen.artifact:
         Path(chosen.artifact).parent.mkdir(parents=True, exist_ok=True)
         Path(chosen.artifact).write_text(uri)
@@ -160,6 +167,19 @@ def generate(args: list[str]) -> None:
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     video.write(Path(config.out), frames, fps=config.fps)
     print(f"{config.out}: {len(frames)} frames, {len(frames) / config.fps:.1f} s")
+
+
+def doctor(args: list[str]) -> int:
+    from relic.parallel.config import Doctor
+
+    cfg = parse(Doctor, args, "relic doctor", OTHERS["doctor"])
+    from relic.launch import doctor as around
+    from relic.parallel import doctor as within
+
+    findings, speaks = within.examined(cfg, around.examined(cfg))
+    if speaks:
+        print(around.report(findings, as_json=cfg.json), flush=True)
+    return 0 if around.fit(findings) else 1
 
 
 def plan(args: list[str], named: Any) -> None:

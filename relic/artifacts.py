@@ -114,6 +114,7 @@ class Store(Protocol):
     def manifest(self, step: str, key: str) -> dict | None: ...
     def publish(self, step: str, key: str) -> None: ...
     def download(self, step: str, key: str, manifest: dict) -> Path: ...
+    def check(self) -> None: ...
 
 
 def open_store(uri: str) -> Store:
@@ -161,6 +162,13 @@ class LocalStore:
 
     def download(self, step: str, key: str, manifest: dict) -> Path:
         return self.folder(step, key)
+
+    def check(self) -> None:
+        """Write a small file and remove it; OSError where that is refused."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        place = self.root / f".check.{os.getpid()}"
+        write_bytes(place, b"relic")
+        place.unlink()
 
     @contextlib.contextmanager
     def working(self, step: str, key: str) -> Iterator[Path]:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,15 @@ class S3Store:
                 discard(folder)
         except (ClientError, BotoCoreError) as error:
             raise refusal(self.uri(step, key), error) from error
+
+    def check(self) -> None:
+        """Put a small object and delete it; one sentence where that is refused."""
+        name = self.name(f".check.{os.getpid()}")
+        try:
+            self.client.put_object(Bucket=self.bucket, Key=name, Body=b"relic")
+            self.client.delete_object(Bucket=self.bucket, Key=name)
+        except (ClientError, BotoCoreError) as error:
+            raise refusal(f"s3://{self.place}", error) from error
 
     def upload(self, path: Path, name: str, size: int) -> None:
         """Upload a file, unless an interrupted call has done it."""

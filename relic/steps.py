@@ -28,12 +28,13 @@ class Step:
     config: str = ""  # attribute of the recipe
     inputs: tuple[str, ...] = ()
     fan_out: bool = False
+    ray: bool = False  # whether its work can go to workers of Ray, which changes nothing in what it makes
     files: tuple[str, ...] = ()  # fields of the config that name files outside the store: the key counts their content
 
 
 TABLE = (
-    Step(name="curate", function="relic.data.curate:main", config="curate", fan_out=True, files=("folder",),
-         about="record or import clips, filter, caption and annotate them"),
+    Step(name="curate", function="relic.data.curate:main", config="curate", fan_out=True, ray=True,
+         files=("folder",), about="record or import clips, filter, caption and annotate them"),
     Step(name="join", function="relic.data.join:main", inputs=("parts",),
          about="one index over the parts of a fan-out"),
     Step(name="codec", function="relic.train.codec:main", config="codec", inputs=("clips",),
@@ -41,7 +42,7 @@ TABLE = (
     Step(name="pose-net", function="relic.train.pose_net:main", config="pose_net", inputs=("clips",),
          about="train the estimator of the camera's motion"),
     Step(name="shard", function="relic.data.shard:main", config="shard", inputs=("clips", "codec"), fan_out=True,
-         files=("text_encoder",), about="encode clips and palindromes into shards of latents"),
+         ray=True, files=("text_encoder",), about="encode clips and palindromes into shards of latents"),
     Step(name="teacher", function="relic.train.teacher:main", config="teacher", inputs=("samples",), files=("start",),
          about="train the bidirectional teacher"),
     Step(name="trajectories", function="relic.train.trajectories:main", config="trajectories", fan_out=True,
@@ -88,9 +89,12 @@ def key(step: Step, values: Mapping[str, Any], inputs: Mapping[str, list[str]]) 
 
 
 def perform(
-    step: Step, config: Any, *, store: str, inputs: Mapping[str, list[str]], part: int = 0, parts: int = 1
-) -> str:
-    """Make a step's artifact, or find it finished. Returns its URI."""
+    step: Step, config: Any, *, store: str, inputs: Mapping[str, list[str]],
+    part: int = 0, parts: int = 1, ray: str = "",
+) -> str:  # fmt: skip
+    """Make a step's artifact, or find it finished. Returns its URI.
+
+    `ray` is the address of a Ray cluster whose workers do the step's work; empty: this process does."""
     die_with_parent()
     if step.fan_out and not 0 <= part < parts:
         raise UserError(f"part is {part} of {parts}; it must be 0 to {parts - 1}")
@@ -104,13 +108,14 @@ def perform(
             folders = {input_: [artifacts.fetch(uri) for uri in uris] for input_, uris in inputs.items()}
             facts = {"step": step.name, "version": step.version, "key": name, "parameters": values, "inputs": inputs}
             span = {"part": part, "parts": parts} if step.fan_out else {}
-            make(step, config, folders, span, out=out, place=place, facts=facts)
+            means = {"ray": ray} if step.ray else {}
+            make(step, config, folders, {**span, **means}, out=out, place=place, facts=facts)
         place.publish(step.name, name)
     return place.uri(step.name, name)
 
 
 def make(
-    step: Step, config: Any, folders: dict[str, list[Path]], span: dict[str, int], *,
+    step: Step, config: Any, folders: dict[str, list[Path]], options: dict[str, Any], *,
     out: Path, place: artifacts.Store, facts: dict[str, Any],
 ) -> None:  # fmt: skip
     """Call the step's function in its working folder and finish the artifact."""
@@ -118,14 +123,14 @@ def make(
     watch = artifacts.Stopwatch(out)
     run = tracking.Run(out, on_progress=watch.tick)
     run.parameters({**facts["parameters"], "key": name})
-    title = f"{step.name}-{span['part']}" if span else step.name
+    title = f"{step.name}-{options['part']}" if step.fan_out else step.name
     shipper = None
     if not tracking.shipped_by_another():
         shipper = tracking.Shipper(tracking.default_uri(local.root), parent=os.environ.get(tracking.PARENT, ""))
         shipper.watch(title, lambda: folder if (folder := local.folder(step.name, name)).is_dir() else out)
     succeeded = False
     try:
-        summary = function_of(step)(config, **folders, **span, out=out, run=run)
+        summary = function_of(step)(config, **folders, **options, out=out, run=run)
         figures = {k: v for k, v in (summary or {}).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         run.log({**figures, "seconds": watch.seconds}, step=0)
         local.commit(step.name, name, {**facts, "summary": summary or {}, "seconds": round(watch.seconds, 3)})

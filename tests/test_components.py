@@ -34,14 +34,19 @@ def test_the_command_line_takes_what_a_component_gives(step: steps.Step, monkeyp
               for name in COMPONENTS[step.name].inputs} | {"recipe": "quick", "store": "/s"}  # fmt: skip
     line = COMPONENTS[step.name].command_line(values=values, paths={"artifact": "/dev/null"})
     assert command.main(line[1:]) == 0
-    assert called == {"store": "/s", "inputs": {name: [uri] for name in step.inputs}} | (
-        {"part": 1, "parts": 2} if step.fan_out else {}
-    )
+    span, means = {"part": 1, "parts": 2} if step.fan_out else {}, {"ray": ""} if step.ray else {}
+    assert called == {"store": "/s", "inputs": {name: [uri] for name in step.inputs}, **span, **means}
 
 
 @pytest.mark.parametrize("step", steps.TABLE, ids=lambda step: step.name)
 def test_a_function_takes_what_its_step_gives(step: steps.Step) -> None:
-    expected = {*step.inputs, "out", "run", *(("part", "parts") if step.fan_out else ())}
+    expected = {
+        *step.inputs,
+        "out",
+        "run",
+        *(("part", "parts") if step.fan_out else ()),
+        *(("ray",) if step.ray else ()),
+    }
     given = inspect.signature(steps.function_of(step)).parameters
     assert {name for name, parameter in given.items() if parameter.kind is parameter.KEYWORD_ONLY} == expected
 

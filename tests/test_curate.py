@@ -1,5 +1,6 @@
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def calls(monkeypatch) -> list:
     return calls
 
 
-def curated(out, cfg: Curate = CFG, **span: int) -> dict:
+def curated(out, cfg: Curate = CFG, **span: Any) -> dict:
     out.mkdir(exist_ok=True)
     return curate.main(cfg, out=out, run=Run.silent(), **span)
 

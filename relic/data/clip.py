@@ -44,10 +44,14 @@ def write_index(folder: Path, entries: list[dict], filters: dict) -> None:
     artifacts.write_json(folder / INDEX, {"filters": filters, "clips": entries})
 
 
+def folder_of(folder: Path, entry: dict) -> Path:
+    """Where an entry's files are; a joined entry names the part that holds them."""
+    return artifacts.fetch(entry["artifact"]) if "artifact" in entry else folder
+
+
 def read_clip(folder: Path, entry: dict) -> Clip:
-    """The clip of an entry; a joined entry names the part that holds its files."""
-    if "artifact" in entry:
-        folder = artifacts.fetch(entry["artifact"])
+    """The clip of an entry."""
+    folder = folder_of(folder, entry)
     frames = video.read(folder / entry["video"])
     with np.load(folder / entry["track"], allow_pickle=False) as track:
         poses, intrinsics = track["c2w"], track["intrinsics"]
@@ -55,6 +59,18 @@ def read_clip(folder: Path, entry: dict) -> Clip:
         raise ValueError(f"{entry['video']} has {len(frames)} frames but its track has {len(poses)} poses")
     about = {name: entry[name] for name in ("id", "fps", "world", "place", "region", "seed", "caption")}
     return Clip(frames=frames, poses=poses, intrinsics=intrinsics, tags=tuple(entry["tags"]), **about)
+
+
+def files_of(folder: Path, entry: dict) -> dict[str, bytes]:
+    """The bytes of an entry's video and track, by the names that the entry gives them: a clip on its way elsewhere."""
+    return {name: (folder / name).read_bytes() for name in (entry["video"], entry["track"])}
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write what `files_of` gave, each file whole or not at all."""
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        artifacts.write_bytes(folder / name, data)
 
 
 def entries_of(folders: list[Path], regions: tuple[str, ...]) -> list[tuple[Path, dict]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from relic import artifacts
@@ -14,22 +15,64 @@ from relic.data import captions, clip, filters
 from relic.data.config import REGIONS, Curate
 from relic.worlds.recording import Recording
 
+TOGETHER = 4  # consecutive clips that a worker of Ray makes at once, for which a world is started once
+Stretch = tuple[str, list[int]]  # a region, and consecutive numbers of its clips
+Take = Callable[[str, int, int], Iterable[tuple[Recording, str]]]
 
-def main(cfg: Curate, *, out: Path, run: Any, part: int = 0, parts: int = 1) -> dict:
-    """Write part `part` of `parts` of the clips to `out` and give the summary back."""
+
+def main(cfg: Curate, *, out: Path, run: Any, part: int = 0, parts: int = 1, ray: str = "") -> dict:
+    """Write part `part` of `parts` of the clips to `out` and give the summary back.
+
+    With `ray`, a cluster's address, its workers record and filter, and this process writes."""
     if not 0 <= part < parts:
         raise ValueError(f"part is {part} of {parts}; it must be 0 to {parts - 1}")
     counts, take = source_of(cfg)
     plan = [(region, index) for region in REGIONS for index in part_of(counts[region], part, parts)]
     left = finished(out)
     entries = {key: left[name] for key in plan if (name := clip_id(cfg, *key)) in left}
-    for region, indices in consecutive([key for key in plan if key not in entries]):
-        for index, (recording, caption) in zip(indices, take(region, indices[0], len(indices)), strict=True):
-            entries[region, index] = curate(cfg, recording, caption, clip_id(cfg, region, index), out)
-            run.progress(len(entries), len(plan), f"{region} clip {index}")
+    stretches = list(consecutive([key for key in plan if key not in entries]))
+    for region, index, entry in made(cfg, take, stretches, out) if not ray else made_on_ray(cfg, stretches, out, ray):
+        entries[region, index] = entry
+        run.progress(len(entries), len(plan), f"{region} clip {index}")
     ordered = [entries[key] for key in plan]
     clip.write_index(out, ordered, asdict(cfg.filters))
     return summary(ordered)
+
+
+def made(cfg: Curate, take: Take, stretches: Iterable[Stretch], out: Path) -> Iterator[tuple[str, int, dict]]:
+    """Record or import, filter, caption, annotate and write the clips of every stretch: region, index, entry."""
+    for region, indices in stretches:
+        for index, (recording, caption) in zip(indices, take(region, indices[0], len(indices)), strict=True):
+            yield region, index, curate(cfg, recording, caption, clip_id(cfg, region, index), out)
+
+
+def made_on_ray(cfg: Curate, stretches: Iterable[Stretch], out: Path, address: str) -> Iterator[tuple[str, int, dict]]:
+    """What `made` gives and writes, by the workers of a cluster."""
+    from relic.data import on_ray
+
+    pieces = [
+        (region, indices[at : at + TOGETHER])
+        for region, indices in stretches
+        for at in range(0, len(indices), TOGETHER)
+    ]
+    # a person's folder is on this machine, a world is everywhere
+    for clips in on_ray.results(maker, (cfg,), pieces, address=address, here=cfg.source == "folder"):
+        for region, index, entry, files in clips:
+            clip.write_files(out, files)
+            artifacts.write_json(entry_path(out, entry["id"]), entry)
+            yield region, index, entry
+
+
+def maker(cfg: Curate) -> Callable[[Stretch], list[tuple[str, int, dict, dict[str, bytes]]]]:
+    """What makes the clips of a stretch on any machine: region, index, entry, and the bytes of the files."""
+    _, take = source_of(cfg)
+
+    def make(stretch: Stretch) -> list[tuple[str, int, dict, dict[str, bytes]]]:
+        with TemporaryDirectory() as folder:
+            out = Path(folder)
+            return [(*found, clip.files_of(out, found[-1])) for found in made(cfg, take, [stretch], out)]
+
+    return make
 
 
 def part_of(count: int, part: int, parts: int) -> range:
@@ -53,13 +96,13 @@ def finished(out: Path) -> dict[str, dict]:
     return {entry["id"]: entry for entry in map(artifacts.read_json, (out / "clips").glob(".*.json"))}
 
 
-def consecutive(todo: list[tuple[str, int]]) -> Iterator[tuple[str, list[int]]]:
+def consecutive(todo: list[tuple[str, int]]) -> Iterator[Stretch]:
     """(region, indices) of each run of consecutive clips: a world is started once a run."""
     for (region, _), group in groupby(enumerate(todo), key=lambda item: (item[1][0], item[1][1] - item[0])):
         yield region, [index for _, (_, index) in group]
 
 
-def source_of(cfg: Curate) -> tuple[dict[str, int], Callable[[str, int, int], Iterable[tuple[Recording, str]]]]:
+def source_of(cfg: Curate) -> tuple[dict[str, int], Take]:
     """How many clips each region has, and (region, start, number) -> recordings with the caption that came with them.
 
     A recording is a function of its index, region and seed only, so that parts and killed calls give the same clips."""

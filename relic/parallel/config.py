@@ -1,4 +1,5 @@
-"""How a training is spread over processes. Nothing here changes what is learnt, so no artifact's key counts it."""
+"""How a training is spread over processes, and what a node must have for it. Nothing here changes what is learnt, so no
+artifact's key counts it."""
 
 from dataclasses import dataclass, field
 
@@ -48,3 +49,39 @@ class Parallel:
             raise ValueError(
                 f"offload is {self.offload!r} with zero {self.zero}; 'optimizer' needs zero 1 or more, 'all' needs 3"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What a node, or every process of a launch, must have before a run."""
+
+    store: str = "out/demo/store"  # that must be writable: a folder or s3://BUCKET/PREFIX
+    gpus: int = 0  # that a node must have
+    gpu_free_share: float = 0.9  # of a GPU's memory; less says that another process has it
+    shm_gb: float = 1.0  # size of /dev/shm; a container has 64 MB unless told otherwise
+    disk_gb: float = 20.0  # free where the store, or its cache, lies
+    bus_gb_s: float = 0.1  # bus bandwidth of an all-reduce over the processes, in 1e9 bytes a second
+    skew_s: float = 1.0  # that the processes' clocks may be apart
+    timeout_s: float = 60.0  # for the processes to meet, and for a server to answer
+    json: bool = False  # print JSON
+
+    def __post_init__(self) -> None:
+        if self.gpus < 0 or not 0 <= self.gpu_free_share <= 1:
+            raise ValueError(
+                f"gpus is {self.gpus} and gpu_free_share {self.gpu_free_share}; allowed are 0 or more, and 0 to 1"
+            )
+        if min(self.shm_gb, self.disk_gb, self.bus_gb_s, self.skew_s) < 0 or self.timeout_s <= 0:
+            raise ValueError(
+                f"shm_gb is {self.shm_gb}, disk_gb {self.disk_gb}, bus_gb_s {self.bus_gb_s}, skew_s {self.skew_s} and "
+                f"timeout_s {self.timeout_s}; none may be negative, and timeout_s must be more than 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check of the doctor says."""
+
+    verdict: str  # "ok" | "warn": a run goes, but look | "fail": a run would not
+    name: str
+    said: str  # what was found, and what is needed
+    where: str = ""  # host and number of the process, where there are several
