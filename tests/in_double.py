@@ -29,6 +29,7 @@ def turn_on_deepspeed() -> None:
 
     deepspeed.zero.Init.__init__ = in_double
     base_optimizer.ZeROOptimizer._configure_master_weights = lambda self, *args, **options: torch.float64
+    engine.DeepSpeedEngine.get_data_types = lambda self: (torch.float64, torch.float64)
     engine.DeepSpeedEngine.communication_data_type = property(lambda self: torch.float64)
 
     def without_scatter(*args, **options):

@@ -112,7 +112,7 @@ def test_it_is_the_same_training(case: str, alone: Path, inputs: dict[str, list[
         before, after = (left(folder / "single", name) for folder in (alone, tmp_path))
         for model in {tensor.split("/")[0] for tensor in before}:
             # the first moment after the first step is the gradient, times a number
-            both = [torch.cat([value.flatten() for tensor, value in found.items() if tensor.startswith(f"{model}/exp_avg/")])
+            both = [torch.cat([value.flatten() for tensor, value in sorted(found.items()) if tensor.startswith(f"{model}/exp_avg/")])
                     for found in (before, after)]  # fmt: skip
             assert (both[1] - both[0]).norm() < 1e-5 * both[0].norm(), (name, model)
         before, after = (left(folder / "double", name) for folder in (alone, tmp_path))

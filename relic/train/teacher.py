@@ -70,7 +70,7 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh |
     trainee.save(model.average, out, mesh)
     if cfg.lora.rank and mesh.is_first:
         lora.save(model.average, cfg.lora, out, list(optimizer.trained(model.module)))
-    return {"loss_before": before, "loss": validation_loss(model.average.eval(), dataset, cfg, mesh)}
+    return {"loss_before": before, "loss": validation_loss(model.average, dataset, cfg, mesh)}
 
 
 def starting(cfg: Teacher, mesh: Mesh) -> Transformer:
