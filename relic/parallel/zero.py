@@ -58,7 +58,7 @@ class Sharded:
         self.state: dict[int, dict[str, Tensor]] = {}  # of AdamW, by ZeRO's flat groups of weights
         for index, flat in enumerate(self._flat()):
             zeros = {name: torch.zeros_like(flat, requires_grad=False) for name in MOMENTS}
-            self.state[index] = {"step": torch.zeros((), device=flat.device), **zeros}
+            self.state[index] = {"step": torch.zeros((), dtype=torch.float32, device=flat.device), **zeros}
             self.zero.optimizer.state[flat] = self.state[index]
 
     def step(self, learning_rate: float) -> float:
