@@ -19,4 +19,6 @@ lint: .venv/test.stamp
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv: some 5 GB, about 3 minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	$(if $(filter test,$*),$(BIN)/python -m venv .venv/torchx)
+	$(if $(filter test,$*),.venv/torchx/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-torchx.txt torchx)
 	touch $@
