@@ -15,6 +15,8 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy relic workflows tests benchmarks
 
+.venv/test.stamp: constraints-torchx.txt
+
 .venv/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv: some 5 GB, about 3 minutes"

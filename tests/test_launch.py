@@ -153,6 +153,23 @@ def test_two_launches_meet_as_two_nodes(tmp_path: Path) -> None:
 
 
 @needs_torchx
+def test_a_node_joins_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PET_RDZV_CONF", "last_call_timeout=1")  # torchrun waits so long for more nodes than the least
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    options = {"processes": "1", "nodes": "1:2", "endpoint": endpoint}
+    launches = [start("wait", tmp_path, **options)]
+    wait_until_ready(tmp_path, ranks=1)
+    assert starts(tmp_path) == {"0-0": "1"}
+    launches.append(start("wait", tmp_path, **options))
+    wait_until_ready(tmp_path)
+    for launch in launches:
+        launch.send_signal(signal.SIGTERM)
+    assert [launch.communicate(timeout=60) and launch.returncode for launch in launches] == [verdict.STOPPED] * 2
+    assert starts(tmp_path) == {"0-0": "1", "0-1": "2", "1-0": "2"}
+
+
+@needs_torchx
 def test_slurm_gets_a_script_with_the_command_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     line = "launch --backend slurm --nodes 1:2 --processes 8 --max-restarts 3 --queue partition=gpu --dry-run --"
     assert command.main([*line.split(), "relic", "teacher", "--recipe", "a $b"]) == 0

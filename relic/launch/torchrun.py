@@ -109,10 +109,14 @@ def agent_command(
         f"--nnodes={config.nodes}", f"--nproc-per-node={processes}", f"--max-restarts={config.max_restarts}",
         f"--shutdown-timeout={config.grace_s}", "--rdzv-backend=c10d", "--role=", *logs,
     ]  # fmt: skip
+    before: tuple[str, ...] = ()
     if config.most_nodes == 1:
         options.append("--local-addr=localhost")  # a machine's own name may lead nowhere
-    meet = f"--rdzv-endpoint={endpoint} --rdzv-id={job}"
-    return f"{shlex.join([sys.executable, '-m', 'torch.distributed.run', *options])} {meet} {shlex.join(program)}"
+    else:
+        # Else a node that joins later waits for an address which torch 2.13 says in the first round only.
+        before = ("env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+    command = [*before, sys.executable, "-m", "torch.distributed.run", *options]
+    return f"{shlex.join(command)} --rdzv-endpoint={endpoint} --rdzv-id={job} {shlex.join(program)}"
 
 
 def num_processes(config: Launch) -> int:
