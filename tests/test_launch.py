@@ -240,7 +240,7 @@ def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ray_workers_meet_restart_and_say_how_they_ended(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("on_ray.py")
+    script = Path(__file__).with_name("launch_on_ray.py")
     roots = os.pathsep.join([str(ROOT), str(script.parent)])
     environment = {**os.environ, "PYTHONPATH": roots, "HOME": str(tmp_path)}  # where Ray Train writes its results
     ended = subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, text=True)
