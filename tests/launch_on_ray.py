@@ -1,4 +1,4 @@
-"""`launch_on_ray.py FOLDER`: a Ray cluster of two cores that runs trainings of fake_training; prints their verdicts as JSON.
+"""`launch_on_ray.py FOLDER`: a Ray cluster of two cores that runs trainings of fake_training; prints verdicts as JSON.
 
 A process of its own, for Ray leaves threads behind."""
 
