@@ -22,6 +22,7 @@ from relic.train.config import Checkpointing, Distill, Optimizer, Stage, Student
 MODEL = replace(CFG, heads=4)
 ADAMW = Optimizer(learning_rate=1e-3, warmup=0, clip_norm=1e9)
 ROLLOUT = Rollout(chunk=2, memory=Memory(window=2, capacity=8))
+LONG = pytest.mark.distributed
 ODE = Trajectories(clips=8, batch=4, steps=4, latents=4, verified=0)
 CASES = {
     "2": (2, Parallel()),
@@ -110,7 +111,10 @@ def gradient(found: dict[str, torch.Tensor], model: str) -> torch.Tensor:
     return torch.cat([value.flatten() for name, value in sorted(found.items()) if name.startswith(f"{model}/exp_avg/")])
 
 
-@pytest.mark.parametrize("case", CASES)
+SHORT = ("4, sequence 2, pieces", "2, ZeRO 2, pieces", "4, ZeRO 3, sequence 2, checkpointing")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=() if case in SHORT else LONG) for case in CASES])
 def test_it_is_the_same_training(case: str, alone: Path, inputs: dict[str, list[Path]], tmp_path: Path) -> None:
     world, parallel = CASES[case]
     ranks.run(every, world, inputs, tmp_path, parallel)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 import relic
 from relic.parallel.config import Parallel
@@ -78,6 +78,11 @@ class Mesh:
         values = values.detach().clone()
         dist.all_reduce(values)
         return values / self.world
+
+    def reduced(self, module: nn.Module, loss: Tensor) -> Tensor:
+        """The mean loss [] of all processes; the module's gradients become means too."""
+        self.average([p.grad for p in module.parameters() if p.grad is not None])
+        return self.mean(loss)
 
     def average(self, tensors: list[Tensor]) -> None:
         """Each tensor's mean over all processes, in place; sent some `BUCKET` numbers at a time."""

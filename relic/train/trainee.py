@@ -62,14 +62,16 @@ class Trainee:
     def step(self, loss: Tensor, learning_rate: float, step: int) -> tuple[float, float]:
         """One step down the gradients that came together; returns the loss [], averaged over all processes, and the
         norm of the gradients. FloatingPointError where one of them is not finite."""
-        value = optimizer.finite("loss", self.mesh.mean(loss).item())
+        value = optimizer.finite("loss", self._gathered(loss).item())
         norm = optimizer.finite("gradient norm", self._descend(learning_rate))
         if self.decay is not None:
             self._follow(step)
         return value, norm
 
+    def _gathered(self, loss: Tensor) -> Tensor:
+        return self.mesh.reduced(self.module, loss)
+
     def _descend(self, learning_rate: float) -> float:
-        self.mesh.average([p.grad for p in self.module.parameters() if p.grad is not None])
         return optimizer.descend(self.module, self.optimizers, self.cfg.clip_norm, learning_rate)
 
     def _follow(self, step: int) -> None:
@@ -109,6 +111,9 @@ class ShardedTrainee(Trainee):
             trained = dict(self.module.named_parameters())
             self.pieces = [(piece, trained[piece.name]) for piece in zero.owned(copy)]
             self._move(1.0)
+
+    def _gathered(self, loss: Tensor) -> Tensor:
+        return self.mesh.mean(loss)
 
     def _descend(self, learning_rate: float) -> float:
         return self.sharded.step(learning_rate)
