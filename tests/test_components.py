@@ -35,9 +35,9 @@ def test_the_command_line_takes_what_a_component_gives(step: steps.Step, monkeyp
               for name in COMPONENTS[step.name].inputs} | {"recipe": "quick", "store": "/s"}  # fmt: skip
     line = COMPONENTS[step.name].command_line(values=values, paths={"artifact": "/dev/null"})
     assert command.main(line[1:]) == 0
-    span, means = {"part": 1, "parts": 2} if step.fan_out else {}, {"ray": ""} if step.ray else {}
-    if step.trains:
-        means = {"parallel": Parallel()}
+    span: dict = {"part": 1, "parts": 2} if step.fan_out else {}
+    means: dict = {"ray": ""} if step.ray else {}
+    means |= {"parallel": Parallel()} if step.trains else {}
     assert called == {"store": "/s", "inputs": {name: [uri] for name in step.inputs}, **span, **means}
 
 

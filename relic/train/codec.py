@@ -55,8 +55,8 @@ def main(cfg: CodecTraining, *, clips: list[Path], out: Path, run: Run, mesh: Me
             # 1. encode
             latents = codec.encode(frames)
             # 2. decode from noisy latents
-            noise = generator.standard_normal((cfg.batch, *latents.shape[1:]), np.float32)[rows.start : rows.stop]
-            noise = torch.from_numpy(noise).to(device)
+            drawn = generator.standard_normal((cfg.batch, *latents.shape[1:]), np.float32)
+            noise = torch.from_numpy(drawn[rows.start : rows.stop]).to(device)
             decoded = codec.decode(latents + cfg.noise * noise).float()
         loss = functional.mse_loss(decoded, frames) + 0.1 * functional.l1_loss(decoded, frames)
         # 3. one step
