@@ -32,16 +32,17 @@ class Parallel:
     offload: str = "none"  # to the host's memory, of ZeRO's shards: "none" | "optimizer" | "all" (weights too, ZeRO 3)
     checkpointing: bool = False  # a block keeps its input only and is computed again in the backward
     samples: int = 0  # that a process takes at once, the rest of its batch by accumulation; 0: all
+    bucket: int = 50_000_000  # numbers of gradients or weights that are sent together, and a buffer's size
     timeout_s: float = 600.0  # when no step ends for so long, all say where they stand and end (train/watchdog.py)
     watching: Watching = field(default_factory=Watching)
 
     def __post_init__(self) -> None:
         if self.zero not in range(4):
             raise ValueError(f"zero is {self.zero}; allowed are 0, 1, 2 and 3")
-        if self.sequence < 1 or self.samples < 0 or self.timeout_s <= 0:
+        if self.sequence < 1 or self.samples < 0 or self.bucket < 1 or self.timeout_s <= 0:
             raise ValueError(
-                f"sequence is {self.sequence}, samples {self.samples} and timeout_s {self.timeout_s}; "
-                "allowed are at least 1, at least 0, and more than 0"
+                f"sequence is {self.sequence}, samples {self.samples}, bucket {self.bucket} and timeout_s "
+                f"{self.timeout_s}; allowed are at least 1, at least 0, at least 1, and more than 0"
             )
         if self.offload not in OFFLOADS:
             raise ValueError(f"offload is {self.offload!r}; allowed are {', '.join(OFFLOADS)}")

@@ -19,7 +19,6 @@ import relic
 from relic.parallel.config import Parallel
 from relic.parallel.sequence import ALONE, Sequence, Ulysses
 
-BUCKET = 50_000_000  # numbers that are sent together
 GIVING_UP = 1.5  # times `timeout_s`, when a collective ends by itself: later than the watchdog, which says more
 
 
@@ -85,10 +84,10 @@ class Mesh:
         return self.mean(loss)
 
     def average(self, tensors: list[Tensor]) -> None:
-        """Each tensor's mean over all processes, in place; sent some `BUCKET` numbers at a time."""
+        """Each tensor's mean over all processes, in place; sent some `bucket` numbers at a time."""
         if self.world == 1:
             return
-        for bucket in buckets(tensors):
+        for bucket in buckets(tensors, self.cfg.bucket):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             dist.all_reduce(flat)
             flat /= self.world
@@ -123,11 +122,11 @@ class Mesh:
             dist.barrier()
 
 
-def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one precision, as many together as have at most `BUCKET` numbers."""
+def buckets(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Tensors of one precision, as many together as have at most `size` numbers."""
     bucket: list[Tensor] = []
     for tensor in tensors:
-        if bucket and (sum(t.numel() for t in bucket) + tensor.numel() > BUCKET or tensor.dtype != bucket[0].dtype):
+        if bucket and (sum(t.numel() for t in bucket) + tensor.numel() > size or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket = []
         bucket.append(tensor)

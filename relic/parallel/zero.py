@@ -29,7 +29,6 @@ from deepspeed.utils import logger
 
 logger.setLevel(logging.ERROR)
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a weight, beside the count of its steps
-BUCKET = 50_000_000  # numbers that are sent together
 
 
 class Piece(NamedTuple):
@@ -177,8 +176,8 @@ def settings(
     cuda = mesh.device.startswith("cuda")
     live = 2 * max((sum(map(numel, child.parameters())) for child in blocks(module)), default=0)
     zero: dict[str, Any] = {
-        "stage": stage, "overlap_comm": cuda and stage > 1, "reduce_bucket_size": BUCKET,
-        "allgather_bucket_size": BUCKET, "stage3_prefetch_bucket_size": BUCKET,
+        "stage": stage, "overlap_comm": cuda and stage > 1, "reduce_bucket_size": mesh.cfg.bucket,
+        "allgather_bucket_size": mesh.cfg.bucket, "stage3_prefetch_bucket_size": mesh.cfg.bucket,
         "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": live, "stage3_max_reuse_distance": live,
     }  # fmt: skip
     if mesh.cfg.offload != "none" and stage:

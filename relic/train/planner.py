@@ -60,6 +60,7 @@ class Need:
     activations: float = 0
     memory: float = 0
     codec: float = 0
+    sent: float = 0  # in a step
 
     @property
     def states(self) -> float:

@@ -172,9 +172,14 @@ def loaded(folder: Path, mesh: Mesh) -> Transformer:
 
 
 def frozen(folder: Path, mesh: Mesh) -> Any:
-    """A folder's model, to be called and never trained. Under autocast its matrices are kept in what they are
+    """A folder's model, to be called and never trained."""
+    return fixed(loaded(folder, mesh), mesh)
+
+
+def fixed(module: Transformer, mesh: Mesh) -> Any:
+    """A model made by `made`, to be called and never trained. Under autocast its matrices are kept in what they are
     multiplied in, which changes no bit of what it computes."""
-    module = spread(loaded(folder, mesh).requires_grad_(False), mesh)
+    spread(module.requires_grad_(False), mesh)
     if mesh.zero == 3:
         from relic.parallel import zero
 
