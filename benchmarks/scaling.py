@@ -26,7 +26,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ from relic.parallel import mesh as meshes
 from relic.parallel.config import Parallel
 from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import distill, measures, optimizer, passes, planner, trainee
+from relic.train import distill, measures, passes, planner, trainee
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import Checkpointing, Distill, Machine, Optimizer, Stage, Teacher
 from relic.train.draws import Draws
@@ -108,7 +108,7 @@ class Taken(NamedTuple):
 
 
 def sizes(name: str) -> Size:
-    """"cpu", whose states are most of its memory, or a recipe's of one video at a time with one step of the critic."""
+    """ "cpu", whose states are most of its memory, or a recipe's of one video at a time with one step of the critic."""
     if name == "cpu":
         model = config.Transformer(
             width=192, ffn=768, layers=6, heads=4, latent_channels=4, text_width=16, text_tokens=4, control_width=16
@@ -135,11 +135,16 @@ def sizes(name: str) -> Size:
 class Videos:
     """Random videos in place of a dataset."""
 
+    skipped = 0
+
     def __init__(self, size: Size):
         self.size = size
 
     def indices(self, seed: int, step: int, global_batch: int) -> list[int]:
         return list(range(global_batch))
+
+    def ahead(self, requests: Iterable[tuple[list[int], int]], *, device: str) -> Iterator[Batch]:
+        return (self.batch(indices, num_latents=length, device=device) for indices, length in requests)
 
     def batch(self, indices: Sequence[int], *, num_latents: int, device: str) -> Batch:
         cfg, batch, frames = self.size.model, len(indices), 4 * num_latents - 3
@@ -438,7 +443,9 @@ def main(arguments: list[str] | None = None) -> None:
     checkpointing = given.size == "wan_1b" if given.checkpointing is None else given.checkpointing
     muon = size.teacher.optimizer.muon or size.distill.optimizer.muon
     found = list(cases(worlds, heads=size.model.heads, sharded=not muon, checkpointing=checkpointing))
-    print("| training | processes | ZeRO | sequence | MB sent / planned | ratio | MB peak / planned | ratio | s a step | MFU | checkpoint |")
+    print(
+        "| training | processes | ZeRO | sequence | MB sent / planned | ratio | MB peak / planned | ratio | s a step | MFU | checkpoint |"
+    )
     print("|" + "---|" * 11)
     rows = []
     for case, taken in results(found, size):

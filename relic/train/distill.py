@@ -21,7 +21,7 @@ from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import flops, footprint, optimizer, replay, trainee
+from relic.train import footprint, optimizer, passes, replay, trainee
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import Distill, Stage
 from relic.train.draws import Draws
@@ -89,7 +89,7 @@ def train(
                 teacher = teacher_of(stage.latents)
                 fake.set_length(stage.latents)
             for step in steps:
-                num_tokens, num_flops = 0, 0
+                num_tokens, num_flops = 0, 0.0
                 exit_step = int(Draws((cfg.seed, step), ()).shared.integers(len(cfg.rollout.timesteps)))
                 # 1. the critic learns what the student makes now
                 for turn in range(cfg.critic_steps):
@@ -123,7 +123,8 @@ def train(
                     size += (difference * gradient).sum()
                     passed = footprint.passed(generator.cfg, video.latents.shape)
                     num_tokens += passed.batch * passed.tokens // mesh.sequence.size
-                    num_flops += flops.distillation(generator.cfg, cfg, passed, exit_step + 1) // mesh.sequence.size
+                    made = passes.distill(cfg, passed, exits=exit_step + 1)
+                    num_flops += passes.computed(generator.cfg, list(made)) / mesh.sequence.size
                 watch.computed()
                 # 5. one step
                 rate = optimizer.rate(cfg.optimizer, step, total)

@@ -5,12 +5,10 @@ Where N tokens see M, a block takes 2 N (6 D^2 + 2 D ffn) for its linear layers,
 for cross-attention over L words, whose keys and values take 4 L D^2 more. Around the blocks it is little.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from relic.memory.config import pooled_tokens
 from relic.model.config import Transformer
-from relic.train.config import Distill
 from relic.train.footprint import CONTROLS, Pass
 
 
@@ -44,18 +42,6 @@ def forward(cfg: Transformer, given: Pass) -> Flops:
 def update(cfg: Transformer, given: Pass) -> int:
     """A pass and its gradient, which takes twice as much; what is computed again to save memory is not counted."""
     return 3 * forward(cfg, given).total
-
-
-def distillation(cfg: Transformer, distill: Distill, video: Pass, num_passes: int) -> int:
-    """An update of the student and the critic's before it, whose walks' chunks take `num_passes` passes each."""
-    memory, size = distill.rollout.memory, distill.rollout.chunk
-    starts = range(0, video.latents, size)
-    chunks = [replace(video, latents=size, past=memory.tokens(video.rows, video.columns, start)) for start in starts]
-    clean = 1 if distill.rollout.context == "clean" else 0  # a pass that is remembered
-    one, whole = sum(forward(cfg, chunk).total for chunk in chunks), forward(cfg, video).total
-    walk, replay = (num_passes + clean) * one, (3 + 1) * one
-    critic = distill.critic_steps * (walk + 3 * whole)
-    return critic + walk + (2 + (distill.guidance != 1)) * whole + replay
 
 
 def pairs(given: Pass) -> int:
