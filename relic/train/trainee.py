@@ -43,14 +43,15 @@ class Trainee:
     """A model that is whole in every process. `model` and `average` are to be called; `module` is what they are of."""
 
     def __init__(self, name: str, module: Transformer, cfg: Optimizer, mesh: Mesh, ema: float | None):
-        self.name, self.module, self.cfg, self.mesh, self.decay = name, spread(module, mesh), cfg, mesh, ema
+        self.name, self.module, self.cfg, self.mesh, self.decay = name, module, cfg, mesh, ema
         self.model: Any = module
         self._start()
 
     def _start(self) -> None:
         self.optimizers = optimizer.Optimizers(self.module, self.cfg)
         self.ema = optimizer.Ema(self.module, self.decay) if self.decay is not None else None
-        self.average: Any = self.ema.module if self.ema else None
+        self.average: Any = spread(self.ema.module, self.mesh) if self.ema else None
+        spread(self.module, self.mesh)
 
     def set_length(self, latents: int) -> None:
         """Says how long videos are from now on, to which RoPE is stretched."""
@@ -97,6 +98,7 @@ class ShardedTrainee(Trainee):
     def _start(self) -> None:
         from relic.parallel import zero
 
+        spread(self.module, self.mesh)
         groups = optimizer.groups(self.module.parameters(), self.cfg.weight_decay, zero.shape_of)
         self.sharded = zero.Sharded(
             self.module, groups, self.mesh, betas=self.cfg.betas, clip_norm=self.cfg.clip_norm,
@@ -206,6 +208,9 @@ def release(model: Any) -> None:
 def spread(module: Transformer, mesh: Mesh) -> Transformer:
     """Lets the processes of a group share a model's tokens and heads, and its blocks forget what they computed."""
     sequence.share(module, mesh.sequence)
+    if mesh.cfg.compile:
+        for block in module.blocks:
+            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
     if mesh.cfg.checkpointing:
         dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in module.modules())
         for block in module.blocks:
