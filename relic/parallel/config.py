@@ -31,7 +31,7 @@ class Parallel:
     sequence: int = 1  # processes that share the tokens and heads of their samples (Ulysses)
     offload: str = "none"  # to the host's memory, of ZeRO's shards: "none" | "optimizer" | "all" (weights too, ZeRO 3)
     checkpointing: bool = False  # a block keeps its input only and is computed again in the backward
-    compile: bool = False  # blocks by torch.compile, which takes minutes first; not with ZeRO 3, whose hooks it breaks
+    compile: bool = False  # what only reads and writes in a block becomes one kernel each (model/fused.py)
     samples: int = 0  # that a process takes at once, the rest of its batch by accumulation; 0: all
     bucket: int = 50_000_000  # numbers of gradients or weights that are sent together, and a buffer's size
     timeout_s: float = 600.0  # when no step ends for so long, all say where they stand and end (train/watchdog.py)
@@ -45,8 +45,6 @@ class Parallel:
                 f"sequence is {self.sequence}, samples {self.samples}, bucket {self.bucket} and timeout_s "
                 f"{self.timeout_s}; allowed are at least 1, at least 0, at least 1, and more than 0"
             )
-        if self.compile and self.zero == 3:
-            raise ValueError("compile is on with zero 3; allowed is zero 0, 1 or 2")
         if self.offload not in OFFLOADS:
             raise ValueError(f"offload is {self.offload!r}; allowed are {', '.join(OFFLOADS)}")
         if self.offload != "none" and self.zero < (3 if self.offload == "all" else 1):

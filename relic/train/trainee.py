@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from relic.model import config, tensors, weights
+from relic.model import config, fused, tensors, weights
 from relic.model.precision import computed_in
 from relic.model.transformer import Transformer
 from relic.parallel import sequence
@@ -209,8 +209,7 @@ def spread(module: Transformer, mesh: Mesh) -> Transformer:
     """Lets the processes of a group share a model's tokens and heads, and its blocks forget what they computed."""
     sequence.share(module, mesh.sequence)
     if mesh.cfg.compile:
-        for block in module.blocks:
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        fused.use()
     if mesh.cfg.checkpointing:
         dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in module.modules())
         for block in module.blocks:
