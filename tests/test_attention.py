@@ -26,7 +26,7 @@ def qkv(device: str = "cpu") -> Tensor:
 
 
 def rotary(device: str = "cpu") -> Rotary:
-    times, table = torch.arange(NUM_LATENTS, device=device), rope.frequencies(16, 21, 21)
+    times, table = torch.arange(NUM_LATENTS, device=device), rope.frequencies(16, 21, 21, torch.device(device))
     return Rotary(times, ROWS, COLUMNS, table, strides={1, 2, 4})
 
 
