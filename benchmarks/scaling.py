@@ -26,6 +26,7 @@ import socket
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from relic.generate.config import Rollout
 from relic.memory.config import Memory
 from relic.model import config
 from relic.model.conditions import Conditions
+from relic.model.precision import native_bfloat16
 from relic.model.transformer import Transformer
 from relic.parallel import mesh as meshes
 from relic.parallel.config import Parallel
@@ -66,6 +68,7 @@ class Size:
     distill: Distill
     rows: int  # tokens of a latent
     columns: int
+    bucket: int = Parallel().bucket
 
     @property
     def model(self) -> config.Transformer:
@@ -120,7 +123,7 @@ def sizes(name: str) -> Size:
                 stages=(Stage(latents=4, steps=STEPS, batch=4),), rollout=rollout, critic_steps=1, optimizer=ADAMW,
                 critic_optimizer=ADAMW,
             ),
-            rows=4, columns=6,
+            rows=4, columns=6, bucket=500_000,
         )  # fmt: skip
     recipe = recipes.named(name)
     rows, columns = planner.grid(recipe)
@@ -341,7 +344,7 @@ def machine(case: Case, device: torch.device) -> Machine:
     parallel = case.parallel
     return Machine(
         gpus=case.processes, sequence_parallel=parallel.sequence, checkpointing=parallel.checkpointing,
-        samples=parallel.samples,
+        samples=parallel.samples, zero=parallel.zero, bucket=parallel.bucket, bfloat16=native_bfloat16(device),
     )  # fmt: skip
 
 
@@ -350,7 +353,7 @@ def planned(case: Case, size: Size, device: torch.device) -> planner.Need:
     place: Any = {"rows": size.rows, "columns": size.columns, "machine": machine(case, device)}
     if case.training == "teacher":
         return planner.teacher(size.teacher, size.teacher.stages[0], **place)
-    needs = planner.distill(size.model, size.distill, size.distill.stages[0], **place)
+    needs = planner.distill(size.model, size.distill, size.distill.stages[0], **place, exits=exits(size))
     return max(needs, key=lambda need: need.total)
 
 
@@ -364,7 +367,7 @@ def flops(case: Case, size: Size) -> float:
     return passes.computed(size.model, list(passes.distill(size.distill, video, exits=exits(size))))
 
 
-def cases(worlds: Sequence[int], *, heads: int, sharded: bool, checkpointing: bool) -> Iterator[Case]:
+def cases(worlds: Sequence[int], *, heads: int, sharded: bool, checkpointing: bool, bucket: int) -> Iterator[Case]:
     """ZeRO 0 to 3 times a sequence shared by 1, 2 and 4, as far as there are processes. Alone there is nothing to cut."""
     for world in worlds:
         for sequence in (n for n in (1, 2, 4) if world % n == heads % n == 0):
@@ -372,7 +375,7 @@ def cases(worlds: Sequence[int], *, heads: int, sharded: bool, checkpointing: bo
                 for training in ("teacher", "distill"):
                     yield Case(
                         training=training, processes=world,
-                        parallel=Parallel(zero=zero, sequence=sequence, checkpointing=checkpointing),
+                        parallel=Parallel(zero=zero, sequence=sequence, checkpointing=checkpointing, bucket=bucket),
                     )  # fmt: skip
 
 
@@ -401,6 +404,7 @@ def results(found: Sequence[Case], size: Size) -> Iterator[tuple[Case, list[Take
 
 
 def work(rank: int, world: int, port: int, found: Sequence[Case], size: Size, queue: Any) -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # what DeepSpeed calls
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -428,6 +432,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--size", default="cpu", choices=("cpu", "tiny", "small", "wan_1b"))
     parser.add_argument("--processes", type=int, nargs="+", help="by default 1, 2 and 4, on CUDA as there are devices")
+    parser.add_argument("--zero", type=int, nargs="+", choices=range(4), default=range(4))
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="by default for wan_1b only")
     parser.add_argument("--json", nargs="?", type=Path, const=Path("/dev/stdout"), help="a file, or printed last")
     given = parser.parse_args(arguments)
@@ -437,10 +442,10 @@ def main(arguments: list[str] | None = None) -> None:
     worlds = given.processes or [n for n in (1, 2, 4) if n <= devices]
     checkpointing = given.size == "wan_1b" if given.checkpointing is None else given.checkpointing
     muon = size.teacher.optimizer.muon or size.distill.optimizer.muon
-    found = list(cases(worlds, heads=size.model.heads, sharded=not muon, checkpointing=checkpointing))
+    found = list(cases(worlds, heads=size.model.heads, sharded=not muon, checkpointing=checkpointing, bucket=size.bucket))
     print("| training | processes | ZeRO | sequence | MB sent / planned | ratio | MB peak / planned | ratio | s a step | MFU | checkpoint |")
     print("|" + "---|" * 11)
-    rows = []
+    rows, found = [], [case for case in found if case.parallel.zero in given.zero]
     for case, taken in results(found, size):
         rows.append(row(case, size, taken, device))
         print(printed(rows[-1]), flush=True)

@@ -17,9 +17,10 @@ from relic.generate.config import Rollout
 from relic.memory import masks
 from relic.mistakes import UserError, allowed
 from relic.model.config import Codec, Transformer
-from relic.train import footprint
+from relic.train import footprint, passes, traffic
 from relic.train.config import CodecTraining, Distill, Machine, Optimizer, Stage, StudentInit, Teacher, Trajectories
 from relic.train.footprint import BFLOAT16, FLOAT, Pass
+from relic.train.passes import Passes
 
 HEAD = ("samples", "weights", "gradients", "optimiser", "EMA", "activations", "KV memory", "codec", "sum", "fits")
 WIDTHS = [max(8, len(word) + 2) for word in HEAD]  # characters of the columns
@@ -98,49 +99,64 @@ def grid(recipe: Recipe) -> tuple[int, int]:
 
 def teacher(cfg: Teacher, stage: Stage, rows: int, columns: int, machine: Machine) -> Need:
     samples = samples_of(stage.batch, machine)
-    graph = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples)
-    states = trained(cfg.model, cfg.optimizer, machine)
-    return replace(states, stage=f"teacher, {stage.latents} latents", samples=samples,
-                   activations=working(cfg.model, graph, machine))  # fmt: skip
+    graph = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples, low=machine.low)
+    made = [Passes(replace(graph, batch=piece), graph=True) for piece in pieces(stage.batch, machine)]
+    return replace(
+        trained(cfg.model, cfg.optimizer, machine),
+        stage=f"teacher, {stage.latents} latents", samples=samples, activations=working(cfg.model, graph, machine),
+        sent=traffic.step(cfg.model, machine, made),
+    )  # fmt: skip
 
 
 def trajectories(model: Transformer, cfg: Trajectories, rows: int, columns: int, machine: Machine) -> Need:
-    """A part's batch in a group of GPUs, without a graph."""
-    samples = min(machine.samples or cfg.batch, cfg.batch)
-    graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=samples)
+    """A part's batch, without a graph, on one GPU: the parts share nothing."""
+    graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=cfg.batch, low=machine.low)
     return Need(
         stage=f"trajectories, {cfg.latents} latents",
-        samples=samples,
-        weights=FLOAT * footprint.parameters(model) / machine.gpus,
-        activations=footprint.without_graph(model, graph, remember=False) / machine.sequence_parallel
-        + copies(model, machine),
+        samples=cfg.batch,
+        weights=FLOAT * footprint.parameters(model),
+        activations=footprint.without_graph(model, graph, remember=False) + copies(model, replace(machine, zero=0)),
     )
 
 
 def student_init(model: Transformer, cfg: StudentInit, rows: int, columns: int, machine: Machine) -> Need:
     samples, chunk = samples_of(cfg.batch, machine), cfg.rollout.chunk
     segments = masks.hybrid(cfg.latents, chunk, cfg.num_noisy, cfg.rollout.memory)
-    graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=samples, segments=segments)
+    graph = Pass(
+        latents=cfg.latents, rows=rows, columns=columns, batch=samples, low=machine.low, segments=segments
+    )  # fmt: skip
     states = trained(model, cfg.optimizer, machine)
-    models = 1 if cfg.initialisation == "ode" else 2  # the causal model of many steps
-    return replace(states, stage=f"student-init, {cfg.latents} latents", samples=samples,
-                   weights=models * states.weights, activations=working(model, graph, machine))  # fmt: skip
+    others = {"ode": 0, "causal_ode": cfg.ode_steps, "consistency": 2}[cfg.initialisation]  # passes without a graph
+    made = [one for piece in pieces(cfg.batch, machine) for one in
+            (Passes(replace(graph, batch=piece), graph=True), Passes(replace(graph, batch=piece), others))]  # fmt: skip
+    return replace(
+        states, stage=f"student-init, {cfg.latents} latents", samples=samples,
+        weights=states.weights + (frozen(model, machine) if others else 0),  # the causal model of many steps
+        activations=working(model, graph, machine), sent=traffic.step(model, machine, made),
+    )  # fmt: skip
 
 
 def distill(
-    model: Transformer, cfg: Distill, stage: Stage, rows: int, columns: int, machine: Machine
+    model: Transformer, cfg: Distill, stage: Stage, rows: int, columns: int, machine: Machine, *, exits: float = 0
 ) -> Iterator[Need]:
-    """The two fullest moments: the critic's graph of a whole video, and the replay of its last chunk."""
+    """The two fullest moments: the critic's graph of a whole video, and the replay of its last chunk.
+
+    What is sent is that of the whole step, whose chunks take `exits` passes until they are clean; 0: the mean."""
     samples, memory = samples_of(stage.batch, machine), cfg.rollout.memory
     student, critic = trained(model, cfg.optimizer, machine), trained(model, cfg.critic_optimizer, machine)
+    video = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples, low=machine.low)
+    exits = exits or (1 + len(cfg.rollout.timesteps)) / 2
+    made = [one for piece in pieces(stage.batch, machine)
+            for one in passes.distill(cfg, replace(video, batch=piece), exits=exits)]  # fmt: skip
     states = replace(
         student,
-        weights=student.weights + critic.weights + BFLOAT16 * footprint.parameters(model) / machine.gpus,
-        gradients=student.gradients + critic.gradients,
+        weights=student.weights + critic.weights + frozen(model, machine),
+        # those of one model are gone before the other's come, unless they have a place of their own
+        gradients=student.gradients + (critic.gradients if machine.cut > 1 else 0),
         optimizer=student.optimizer + critic.optimizer,
         samples=samples,
+        sent=traffic.step(model, machine, made, updates=1 + cfg.critic_steps),
     )
-    video = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples)
     yield replace(states, stage=f"distill, {stage.latents} latents, critic",
                   activations=working(model, video, machine))  # fmt: skip
     before = min(stage.latents, memory.capacity) - cfg.rollout.chunk
@@ -184,11 +200,35 @@ def samples_of(batch: int, machine: Machine) -> int:
     return min(machine.samples or batch, math.ceil(batch / groups))
 
 
+def pieces(batch: int, machine: Machine) -> list[int]:
+    """Samples of each piece of a group's part of a batch."""
+    own = math.ceil(batch * machine.sequence_parallel / machine.gpus)
+    size = samples_of(batch, machine)
+    return [size] * (own // size) + [own % size] * (own % size > 0)
+
+
 def trained(model: Transformer, optimizer: Optimizer, machine: Machine) -> Need:
-    """The sharded states of a model in training and of its average."""
-    weights = FLOAT * footprint.parameters(model) / machine.gpus
-    moments = footprint.moments(model, optimizer) / machine.gpus
-    return Need(stage="", weights=weights, gradients=weights, optimizer=moments, ema=weights)
+    """The states of a model in training and of its average, as relic/train/trainee.py holds them."""
+    whole, part = FLOAT * footprint.parameters(model), FLOAT * footprint.parameters(model) / machine.gpus
+    on_gpu = machine.offload == "none" or not machine.cut  # the optimiser's state
+    moments = footprint.moments(model, optimizer)
+    buffers = (FLOAT + machine.low * (machine.low < FLOAT)) * machine.bucket  # a precision
+    if not machine.cut:
+        bucket = min(whole, FLOAT * machine.bucket) if machine.gpus > 1 else 0
+        return Need(stage="", weights=whole, gradients=whole + bucket, optimizer=moments, ema=whole)
+    states = {"optimizer": moments / machine.gpus if on_gpu else 0, "ema": 0 if machine.offload == "all" else part}
+    if machine.cut < 3:  # weights, and a part of them that the optimiser moves
+        gradients = whole if machine.cut == 1 else part * on_gpu
+        return Need(stage="", weights=whole + part * on_gpu, gradients=gradients + buffers, **states)
+    weights = 0 if machine.offload == "all" else part
+    return Need(stage="", weights=weights, gradients=part * on_gpu + buffers, **states)
+
+
+def frozen(model: Transformer, machine: Machine) -> float:
+    """The weights of a model that is only computed with."""
+    if machine.cut < 3:
+        return footprint.multiplied(model, machine.low)
+    return 0 if machine.offload == "all" else FLOAT * footprint.parameters(model) / machine.gpus
 
 
 def working(model: Transformer, graph: Pass, machine: Machine) -> float:
@@ -197,10 +237,12 @@ def working(model: Transformer, graph: Pass, machine: Machine) -> float:
 
 
 def copies(model: Transformer, machine: Machine) -> float:
-    """The weights in the precision that they are multiplied in: all of them, or of a few blocks where sharded."""
-    if machine.gpus == 1:
-        return BFLOAT16 * footprint.parameters(model)
-    return BFLOAT16 * GATHERED * footprint.parameters(model) / model.layers
+    """The weights in the precision that they are multiplied in, and what is whole of cut ones."""
+    linears = footprint.linears(model)
+    in_low = machine.low * linears if machine.low < FLOAT else 0
+    if machine.cut < 3:
+        return in_low
+    return in_low + FLOAT * GATHERED * footprint.parameters(model) / model.layers
 
 
 # Advice
