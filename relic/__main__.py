@@ -200,7 +200,7 @@ def plan_options() -> type:
     """The options of `relic plan`."""
     described: list[tuple[str, type, Any, str]] = [
         ("recipe", str, "tiny", "the recipe that is planned"),
-        ("gpus", int, 1, "GPUs, over which the states are sharded"),
+        ("gpus", int, 1, "GPUs that train together"),
         ("zero", int, 3, "what they share: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too"),
         ("offload", str, "none", "of what is shared, to the host's memory: none, optimizer, or all with ZeRO 3"),
         ("gpu_memory", str, "80GB", "memory of each, in GB or GiB"),

@@ -27,9 +27,9 @@ WIDTHS = [max(8, len(word) + 2) for word in HEAD]  # characters of the columns
 STAGES = ("teacher", "trajectories", "student-init", "distill", "serve")
 PATCH = 8  # pixels a side of a latent's cell
 ASSUMED = """Assumed: float32 weights, gradients, moments and average, cut by ZeRO {cut}; bfloat16 autocast, whose
-copies of the weights count with the activations; the teacher of one length at a time, frozen; trajectories and a walk on one
-GPU's own weights, the walk's in FP8. The sum is of a stage's fullest moment: gradients come as activations go. `sent`
-is what a GPU sends in a step, as a ring does. A GPU is full at {share:.0%}: CUDA takes the rest."""
+copies of the weights count with the activations; the teacher of one length at a time, frozen; trajectories and a walk
+on one GPU's own weights, the walk's in FP8. The sum is of a stage's fullest moment: gradients come as activations go.
+`sent` is what a GPU sends in a step, as a ring does. A GPU is full at {share:.0%}: CUDA takes the rest."""
 
 
 class Recipe(Protocol):
