@@ -3,6 +3,7 @@ torch."""
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from relic.model.config import Transformer
 from relic.train import footprint
@@ -59,7 +60,10 @@ def trained(model: Transformer, optimizer: Optimizer, machine: Machine) -> Need:
     if not machine.cut:
         bucket = min(whole, FLOAT * machine.bucket) if machine.gpus > 1 else 0
         return Need(stage="", weights=whole, gradients=whole + bucket, optimizer=moments, ema=whole)
-    states = {"optimizer": moments / machine.gpus if on_gpu else 0, "ema": 0 if machine.offload == "all" else part}
+    states: dict[str, Any] = {
+        "optimizer": moments / machine.gpus if on_gpu else 0,
+        "ema": 0 if machine.offload == "all" else part,
+    }
     if machine.cut < 3:  # weights, and a part of them that the optimiser moves
         gradients = whole if machine.cut == 1 else part * on_gpu
         return Need(stage="", weights=whole + part * on_gpu, gradients=gradients + buffers, **states)
@@ -78,7 +82,7 @@ def backward(states: Need, model: Transformer, graph: Pass, machine: Machine, *,
     """With what a graph and its backward take; `first` where there are no gradients yet."""
     held = working(model, graph, machine)
     come = first and machine.cut < 3 and not machine.checkpointing  # with it there is little left when most have come
-    gradients = FLOAT * footprint.parameters(model) / (machine.gpus if machine.cut == 2 else 1)
+    gradients = trained(model, Optimizer(), replace(machine, bucket=0)).gradients
     return replace(states, activations=held, reused=min(held, gradients) if come else 0)
 
 
