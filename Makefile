@@ -15,8 +15,12 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy relic workflows tests benchmarks
 
+.venv/test.stamp: constraints-torchx.txt
+
 .venv/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv: some 5 GB, about 3 minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	$(if $(filter test,$*),$(BIN)/python -m venv .venv/torchx)
+	$(if $(filter test,$*),.venv/torchx/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-torchx.txt torchx)
 	touch $@

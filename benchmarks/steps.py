@@ -5,7 +5,7 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,11 +91,16 @@ def sizes(name: str) -> Size:
 class Videos:
     """Random videos in place of a dataset."""
 
+    skipped = 0
+
     def __init__(self, size: Size):
         self.size = size
 
     def indices(self, seed: int, step: int, global_batch: int) -> list[int]:
         return list(range(global_batch))
+
+    def ahead(self, requests: Iterable[tuple[list[int], int]], *, device: str) -> Iterator[Batch]:
+        return (self.batch(indices, num_latents=length, device=device) for indices, length in requests)
 
     def batch(self, indices: Sequence[int], *, num_latents: int, device: str) -> Batch:
         cfg, batch, frames = self.size.model, len(indices), 4 * num_latents - 3

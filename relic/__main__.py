@@ -2,18 +2,15 @@
 
 Loads no torch."""
 
-import contextlib
-import errno
 import itertools
-import os
 import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from relic import recipes, steps
+from relic.endings import outcome
 from relic.mistakes import UserError, allowed
 from relic.options import about, parse, uris, value_of
 
@@ -21,11 +18,11 @@ OTHERS = {
     "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
     "weights": "weights in, out, merged, of a checkpoint: relic weights import|export|merge|checkpoint DIR --out DIR",
     "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
+    "launch": "run a step in several processes: relic launch --processes 8 -- relic teacher --recipe wan_1b",
     "doctor": "check devices, network, memory, store and MLflow before a run; under torchrun, of all its processes",
     "serve": "open the page where people walk through the world of a run, or of an export",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
 }
-FULL_DISK = ("No space left on device", "disk is full")  # what is said of it by no OSError: safetensors; sqlite
 
 
 def main(
@@ -33,7 +30,7 @@ def main(
     table: Mapping[str, steps.Step] = steps.STEPS,
     named: Any = recipes.named,
 ) -> int:
-    """Run a command and return its exit code: 2 for a person's mistake, 1 for a failure, each with one sentence."""
+    """Run a command and return its exit code, of the table in `relic.verdict`; a failure is one sentence."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
         print(overview(table))
@@ -54,6 +51,8 @@ def main(
             result["code"] = doctor(rest)
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
+        elif command == "launch":
+            result["code"] = launch(rest, table)
         else:
             raise UserError(f"there is no command {command!r}; {allowed(command, [*table, *OTHERS])}")
     return result["code"]
@@ -85,6 +84,8 @@ def step(found: steps.Step, args: list[str], named: Any) -> None:
     if found.ray:
         said = "a Ray cluster whose workers do the work: HOST:PORT, auto, or local for this machine; empty: none"
         options.append(("ray", Annotated[str, about(said)], ""))
+    if found.trains:
+        options.append(("parallel", type(recipe.parallel), field(default=recipe.parallel)))
     options.append(("artifact", Annotated[str, about("a file that receives the artifact's URI")], ""))
     if config is not None:
         options.append(("config", type(config), field(default=config)))
@@ -93,8 +94,10 @@ def step(found: steps.Step, args: list[str], named: Any) -> None:
 
     inputs = {name: uris(name, getattr(chosen, name)) for name in found.inputs}
     span = {"part": chosen.part, "parts": chosen.parts} if found.fan_out else {}
-    means = {"ray": chosen.ray} if found.ray else {}
+    means = {"ray": chosen.ray} if found.ray else {"parallel": chosen.parallel} if found.trains else {}
     uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span, **means)
+    if not steps.speaks_for_all():
+        return
     if chosen.artifact:
         Path(chosen.artifact).parent.mkdir(parents=True, exist_ok=True)
         Path(chosen.artifact).write_text(uri)
@@ -236,6 +239,33 @@ def pipeline(args: list[str], table: Mapping[str, steps.Step], named: Any) -> in
     )  # fmt: skip
 
 
+def launch(args: list[str], table: Mapping[str, steps.Step]) -> int:
+    """`relic launch [OPTIONS] -- relic STEP [OPTIONS]`"""
+    from relic.launch.config import Launch
+
+    steps.die_with_parent()
+    at = args.index("--") if "--" in args else len(args)
+    options, given = parse(Launch, args[:at], "relic launch", OTHERS["launch"]), args[at + 1 :]
+    launched = [*(name for name, found in table.items() if found.trains), "doctor"]
+    if len(given) < 2 or given[0] != "relic" or given[1] not in launched:
+        said = " ".join(given[:2]) or "nothing"
+        raise UserError(
+            f"what is launched is {said!r}; allowed is -- relic COMMAND [OPTIONS], of {', '.join(launched)}"
+        )
+    if options.backend == "ray":
+        from relic.__main__ import main as command  # by this name the workers find it too
+        from relic.launch import ray_train
+
+        ended = ray_train.run(options, command, given[1:])
+    else:
+        from relic.launch import torchrun
+
+        ended = torchrun.run(options, ["-m", "relic", *given[1:]])
+    if ended.text:
+        print(f"relic: {ended.text}", file=sys.stderr, flush=True)
+    return ended.code
+
+
 def pipeline_options() -> type:
     """The options of `relic pipeline run`."""
     described: list[tuple[str, type, Any, str, str]] = [
@@ -253,46 +283,6 @@ def pipeline_options() -> type:
         "Pipeline",
         [(name, Annotated[kind, about(text, name=option)], default) for name, kind, default, option, text in described],
     )
-
-
-# Endings
-
-
-@contextlib.contextmanager
-def outcome(command: str) -> Iterator[dict[str, int]]:
-    """Turns what a command raises into one sentence on stderr and an exit code."""
-    result = {"code": 0}
-    try:
-        yield result
-    except KeyboardInterrupt:
-        print("relic: stopped; run the same command again to go on", file=sys.stderr)
-        result["code"] = 130
-    except ValueError as error:
-        say(error, str(error))
-        result["code"] = 2
-    except SystemExit as error:
-        result["code"] = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    except Exception as error:
-        if full_disk(error):
-            where = getattr(error, "filename", None) or next(iter(getattr(error, "__notes__", ())), command)
-            say(error, f"the disk is full at {where}; free some space and run the same command again to go on")
-        else:
-            say(error, f"{command} failed: {type(error).__name__}: {error}")
-        result["code"] = 1
-
-
-def full_disk(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or any(mark in str(error) for mark in FULL_DISK):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def say(error: BaseException, text: str) -> None:
-    if os.environ.get("RELIC_DEBUG") == "1":
-        traceback.print_exception(error)
-    print(f"relic: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

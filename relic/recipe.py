@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from relic.data.config import Curate, Shard
 from relic.evaluate.config import SERVED, Evaluate
 from relic.launch.config import Deploy, Threshold
+from relic.parallel.config import Parallel
 from relic.serve.config import Export
 from relic.train.config import CodecTraining, Distill, PoseNetTraining, StudentInit, Teacher, Trajectories
 
@@ -28,6 +29,7 @@ class Recipe:
     student_init: StudentInit = field(default_factory=StudentInit)
     distill: Distill = field(default_factory=Distill)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    parallel: Parallel = field(default_factory=Parallel)  # of the trainings that are launched in several processes
     deploy: Deploy = field(default_factory=lambda: Deploy(gate=gate(gain_db=0.01, win_rate=0.8)))
     expected_s: Mapping[str, float] = field(default_factory=dict)  # step of the graph -> seconds, for the estimate
 

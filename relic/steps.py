@@ -8,8 +8,9 @@ import functools
 import importlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Step:
     config: str = ""  # attribute of the recipe
     inputs: tuple[str, ...] = ()
     fan_out: bool = False
+    trains: bool = False  # in one process or many: the function takes their mesh
     ray: bool = False  # whether its work can go to workers of Ray, which changes nothing in what it makes
     files: tuple[str, ...] = ()  # fields of the config that name files outside the store: the key counts their content
 
@@ -37,20 +39,23 @@ TABLE = (
          files=("folder",), about="record or import clips, filter, caption and annotate them"),
     Step(name="join", function="relic.data.join:main", inputs=("parts",),
          about="one index over the parts of a fan-out"),
-    Step(name="codec", function="relic.train.codec:main", config="codec", inputs=("clips",),
+    Step(name="codec", function="relic.train.codec:main", config="codec", trains=True, inputs=("clips",),
          files=("start", "pretrained"), about="train the small video codec"),
-    Step(name="pose-net", function="relic.train.pose_net:main", config="pose_net", inputs=("clips",),
+    Step(name="pose-net", function="relic.train.pose_net:main", config="pose_net", trains=True,
+         inputs=("clips",),
          about="train the estimator of the camera's motion"),
     Step(name="shard", function="relic.data.shard:main", config="shard", inputs=("clips", "codec"), fan_out=True,
          ray=True, files=("text_encoder",), about="encode clips and palindromes into shards of latents"),
-    Step(name="teacher", function="relic.train.teacher:main", config="teacher", inputs=("samples",), files=("start",),
-         about="train the bidirectional teacher"),
+    Step(name="teacher", function="relic.train.teacher:main", config="teacher", trains=True, inputs=("samples",),
+         files=("start",), about="train the bidirectional teacher"),
     Step(name="trajectories", function="relic.train.trajectories:main", config="trajectories", fan_out=True,
          inputs=("teacher", "samples"), about="solve the teacher's ODE for the student to start from"),
     Step(name="student-init", function="relic.train.student_init:main", config="student_init",
-         inputs=("teacher", "samples", "trajectories"), about="make the causal four-step student of the teacher"),
+         trains=True, inputs=("teacher", "samples", "trajectories"),
+         about="make the causal four-step student of the teacher"),
     Step(name="distill", function="relic.train.distill:main", config="distill",
-         inputs=("teacher", "student", "samples"), about="distil the student on its own videos, by replayed DMD"),
+         trains=True, inputs=("teacher", "student", "samples"),
+         about="distil the student on its own videos, by replayed DMD"),
     Step(name="evaluate", function="relic.evaluate.report:main", config="evaluate", version=3,
          inputs=("clips", "codec", "estimator", "teacher", "student", "distilled"), files=("base", "text_encoder"),
          about="measure the models and write the report"),
@@ -67,6 +72,8 @@ def parameters(step: Step, config: Any, *, part: int = 0, parts: int = 1) -> dic
     """All that a step's outcome depends on beside its inputs."""
     values = {} if config is None else asdict(config)
     values.pop("checkpoint", None)  # how often a training's state is saved, and where, changes nothing that is made
+    if "loader" in values:  # nor does how samples are fetched, only which
+        values["loader"] = {name: values["loader"][name] for name in ("mixture", "max_weight", "damaged")}
     for field in step.files:
         if values.get(field):
             values[f"{field}_sha256"] = content(values[field])
@@ -90,36 +97,68 @@ def key(step: Step, values: Mapping[str, Any], inputs: Mapping[str, list[str]]) 
 
 def perform(
     step: Step, config: Any, *, store: str, inputs: Mapping[str, list[str]],
-    part: int = 0, parts: int = 1, ray: str = "",
+    part: int = 0, parts: int = 1, ray: str = "", parallel: Any = None,
 ) -> str:  # fmt: skip
     """Make a step's artifact, or find it finished. Returns its URI.
 
-    `ray` is the address of a Ray cluster whose workers do the step's work; empty: this process does."""
+    `ray` is the address of a Ray cluster whose workers do the step's work; empty: this process does. `parallel` says
+    how a training is spread over the processes that torchrun started, which all call this; the first one finishes it.
+    Neither is part of the key."""
     die_with_parent()
     if step.fan_out and not 0 <= part < parts:
         raise UserError(f"part is {part} of {parts}; it must be 0 to {parts - 1}")
     place = artifacts.open_store(store)
     values = parameters(step, config, part=part, parts=parts)
     name = key(step, values, inputs)
-    if place.manifest(step.name, name) is not None:
-        return place.uri(step.name, name)
-    with place.local.working(step.name, name) as out:
-        if place.local.manifest(step.name, name) is None:
-            folders = {input_: [artifacts.fetch(uri) for uri in uris] for input_, uris in inputs.items()}
-            facts = {"step": step.name, "version": step.version, "key": name, "parameters": values, "inputs": inputs}
-            span = {"part": part, "parts": parts} if step.fan_out else {}
-            means = {"ray": ray} if step.ray else {}
-            make(step, config, folders, {**span, **means}, out=out, place=place, facts=facts)
-        place.publish(step.name, name)
+    span = {"part": part, "parts": parts} if step.fan_out else {}
+    work = partial(
+        make, step, config, inputs, {**span, **({"ray": ray} if step.ray else {})}, place=place,
+        facts={"step": step.name, "version": step.version, "key": name, "parameters": values, "inputs": dict(inputs)},
+    )  # fmt: skip
+    if num_processes() > 1:
+        together(step, name, place, work, parallel)
+    elif place.manifest(step.name, name) is None:
+        with place.local.working(step.name, name) as out:
+            if place.local.manifest(step.name, name) is None:
+                work(out=out, mesh=mesh_of(parallel) if step.trains else None)
+            place.publish(step.name, name)
     return place.uri(step.name, name)
 
 
+def together(step: Step, name: str, place: artifacts.Store, work: Callable[..., None], parallel: Any) -> None:
+    """One of several processes makes an artifact. The first one holds the lock, and says whether there is work."""
+    if not step.trains:
+        raise UserError(f"{step.name} runs in one process and was started in {num_processes()}; allowed are trainings")
+    mesh = mesh_of(parallel)
+    if not mesh.is_first:
+        if mesh.said_by_first(None):
+            out = place.local.partial(step.name, name)
+            out.mkdir(parents=True, exist_ok=True)  # on another node a folder of its own
+            work(out=out, mesh=mesh)
+    elif place.manifest(step.name, name) is not None:
+        mesh.said_by_first(False)
+    else:
+        with place.local.working(step.name, name) as out:
+            unfinished = place.local.manifest(step.name, name) is None
+            mesh.said_by_first(unfinished)
+            if unfinished:
+                work(out=out, mesh=mesh)
+            place.publish(step.name, name)
+    mesh.leave()
+
+
 def make(
-    step: Step, config: Any, folders: dict[str, list[Path]], options: dict[str, Any], *,
-    out: Path, place: artifacts.Store, facts: dict[str, Any],
+    step: Step, config: Any, inputs: Mapping[str, list[str]], options: dict[str, Any], *,
+    out: Path, place: artifacts.Store, facts: dict[str, Any], mesh: Any = None,
 ) -> None:  # fmt: skip
     """Call the step's function in its working folder and finish the artifact."""
     local, name = place.local, facts["key"]
+    folders = fetched(inputs, mesh)
+    if mesh is not None:
+        options = {**options, "mesh": mesh}
+    if mesh is not None and not mesh.is_first:
+        function_of(step)(config, **folders, **options, out=out, run=tracking.Run.silent())
+        return
     watch = artifacts.Stopwatch(out)
     run = tracking.Run(out, on_progress=watch.tick)
     run.parameters({**facts["parameters"], "key": name})
@@ -144,6 +183,35 @@ def make(
         if shipper is not None:
             shipper.finish(title, succeeded=succeeded)
             shipper.close()
+
+
+def fetched(inputs: Mapping[str, list[str]], mesh: Any) -> dict[str, list[Path]]:
+    """The inputs' local folders; of several processes on a machine the first one fetches and verifies them."""
+    if mesh is not None and not is_first_here():
+        mesh.wait()
+    folders = {name: [artifacts.fetch(uri) for uri in uris] for name, uris in inputs.items()}
+    if mesh is not None and is_first_here():
+        mesh.wait()
+    return folders
+
+
+def num_processes() -> int:
+    """How many torchrun, or Ray Train, has started for one training."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_here() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def speaks_for_all() -> bool:
+    """Whether this is the process whose word a person hears."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def mesh_of(parallel: Any) -> Any:
+    """The processes of a training. Loads torch."""
+    return importlib.import_module("relic.parallel.mesh").joined(parallel)
 
 
 def function_of(step: Step) -> Any:

@@ -5,6 +5,8 @@ two sides all later latents lie, and each follows the one before it: exchanged, 
 the latents after the image is a mixture of two Gaussians, whose posterior mean given noisy latents is known.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -85,10 +87,15 @@ class Law(nn.Module):
 
 
 class Samples:
-    """Videos as a data set: the two methods of `loader.Dataset` that a training calls."""
+    """Videos as a data set: what a training calls of `loader.Dataset`."""
+
+    skipped = 0
 
     def __init__(self, videos: Tensor) -> None:
         self.videos = videos
+
+    def ahead(self, requests: Iterable[tuple[list[int], int]], *, device: torch.device | str) -> Iterator[Batch]:
+        return (self.batch(indices, num_latents=length, device=device) for indices, length in requests)
 
     def indices(self, seed: int, step: int, global_batch: int) -> list[int]:
         return np.random.default_rng((seed, step)).integers(len(self.videos), size=global_batch).tolist()

@@ -28,7 +28,13 @@ NEVER = {
     "evaluate": {"train", "serve"},
     "serve": {"worlds", "data", "train", "evaluate"},
 }
-HELPERS = {"artifacts", "mistakes", "object_store", "tracking"}  # of the root, for worlds and what comes after it
+HELPERS = {
+    "artifacts",
+    "mistakes",
+    "object_store",
+    "tracking",
+    "verdict",
+}  # of the root, for worlds and what comes after it
 PURE = {"geometry", "memory", "model", "generate"}  # run on any GPU machine as they are
 PURE_NEEDS = {"torch", "einops", "numpy", "safetensors"}
 KERNELS = {"attention.py": {"flash_attn"}}  # imported inside the one function that a config's word leads to
@@ -38,6 +44,8 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "artifacts": {"mistakes", "object_store"},
     "object_store": {"artifacts", "mistakes"},
     "tracking": set(),
+    "verdict": set(),
+    "endings": {"verdict"},
     "options": {"mistakes"},
     "steps": {"artifacts", "mistakes", "tracking"},
     "recipe": {"launch.config", *CONFIGS},
@@ -135,5 +143,8 @@ def test_recipes_steps_and_pipeline_load_no_torch() -> None:
 
 
 def test_launch_loads_no_torch() -> None:
-    script = "import sys, relic.launch.promote\nassert not {'torch', 'mlflow', 'fastapi'} & set(sys.modules)"
+    script = (
+        "import sys, relic.launch.promote, relic.launch.torchrun, relic.launch.ray_train\n"
+        "assert not {'torch', 'ray', 'mlflow', 'fastapi'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

@@ -20,6 +20,7 @@ from relic.train import causal, student_init
 from relic.train.config import Checkpointing, Optimizer, StudentInit
 from relic.train.draws import Draws
 from relic.train.optimizer import Ema, Optimizers, update
+from relic.train.watch import Watch
 
 ROLLOUT = Rollout(chunk=2, memory=Memory(window=2, capacity=8))
 QUICK = StudentInit(
@@ -103,7 +104,8 @@ def test_flow_matching_learns_from_data(dataset: loader.Dataset, tmp_path) -> No
 
     before = loss(model)
     weights.save(model, tmp_path / "start")
-    folder = causal.train(QUICK, tmp_path / "start", dataset, tmp_path, Run.silent(), Mesh())
+    with Watch(Run.silent(), Mesh(), folder=None, stages=[("causal", QUICK.causal_steps)]) as watch:
+        folder = causal.train(QUICK, tmp_path / "start", dataset, tmp_path, watch, Mesh())
     assert loss(weights.load_transformer(folder)) < 0.8 * before
 
 

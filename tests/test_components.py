@@ -6,6 +6,7 @@ import pytest
 from relic import __main__ as command
 from relic import recipes, steps
 from relic.mistakes import UserError
+from relic.parallel.config import Parallel
 from relic.pipeline import component, graph, plan
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,9 @@ def test_the_command_line_takes_what_a_component_gives(step: steps.Step, monkeyp
               for name in COMPONENTS[step.name].inputs} | {"recipe": "quick", "store": "/s"}  # fmt: skip
     line = COMPONENTS[step.name].command_line(values=values, paths={"artifact": "/dev/null"})
     assert command.main(line[1:]) == 0
-    span, means = {"part": 1, "parts": 2} if step.fan_out else {}, {"ray": ""} if step.ray else {}
+    span: dict = {"part": 1, "parts": 2} if step.fan_out else {}
+    means: dict = {"ray": ""} if step.ray else {}
+    means |= {"parallel": Parallel()} if step.trains else {}
     assert called == {"store": "/s", "inputs": {name: [uri] for name in step.inputs}, **span, **means}
 
 
@@ -46,6 +49,7 @@ def test_a_function_takes_what_its_step_gives(step: steps.Step) -> None:
         "run",
         *(("part", "parts") if step.fan_out else ()),
         *(("ray",) if step.ray else ()),
+        *(("mesh",) if step.trains else ()),
     }
     given = inspect.signature(steps.function_of(step)).parameters
     assert {name for name, parameter in given.items() if parameter.kind is parameter.KEYWORD_ONLY} == expected

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import synthetic
 import torch
 import vaes
@@ -12,11 +13,13 @@ from tiny_models import whole_and_resumed
 
 from relic.data import clip
 from relic.geometry.config import Actions
-from relic.model import config, weights
+from relic.model import config, precision, weights
 from relic.model.codec import Codec, patches
+from relic.parallel import mesh as meshes
+from relic.parallel.config import Parallel
 from relic.pretrained import codecs
 from relic.tracking import Run
-from relic.train import codec
+from relic.train import codec, place, saved
 from relic.train.config import Checkpointing, CodecTraining
 
 SMALL = config.Codec(latent_channels=4, decoder_widths=(8, 8, 8, 8))
@@ -43,6 +46,25 @@ def trained(cfg: CodecTraining, clips: list[Path], out: Path, run: Run | None = 
     out.mkdir(exist_ok=True)
     codec.main(cfg, clips=clips, out=out, run=run or Run.silent())
     return weights.load_codec(out).state_dict()
+
+
+def one_step(clips: list[Path], out: Path) -> None:
+    precision.native_bfloat16 = lambda device: False  # type: ignore[assignment]
+    mesh = meshes.joined(Parallel())
+    codec.main(replace(QUICK, steps=1), clips=clips, out=out, run=Run.silent(), mesh=mesh)
+
+
+def test_two_processes_have_the_gradient_of_one(clips: list[Path], tmp_path: Path) -> None:
+    found = []
+    for world in (1, 2):
+        (tmp_path / str(world)).mkdir()
+        ranks.run(one_step, world, clips, tmp_path / str(world))
+        left, _ = saved.newest(place.opened(OFTEN.place(tmp_path / str(world))), meshes.Mesh())
+        assert left is not None
+        moments = sorted(name for name in left.tensors if name.startswith("codec/exp_avg/"))
+        found.append(torch.cat([left.whole(name).flatten() for name in moments]))
+    assert found[0].norm() > 0
+    assert (found[1] - found[0]).norm() < 1e-5 * found[0].norm()
 
 
 def test_resumed_equals_uninterrupted(clips, tmp_path):

@@ -5,21 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import synthetic
 import torch
 from tiny_models import whole_and_resumed
 
 from relic.data import clip
 from relic.geometry.config import Actions
-from relic.model import config, weights
+from relic.model import config, precision, weights
 from relic.model.pose_net import integrate, motions
+from relic.parallel import mesh as meshes
+from relic.parallel.config import Parallel
 from relic.tracking import Run
-from relic.train import pose_net
+from relic.train import place, pose_net, saved
 from relic.train.config import Checkpointing, Optimizer, PoseNetTraining
 
 SMALL = config.PoseNet(height=32, width=48, widths=(8, 16, 16), hidden=16)
 SELDOM = Checkpointing(every_s=60)
-QUICK = PoseNetTraining(model=SMALL, steps=4, batch=2, piece_frames=6, checkpoint=Checkpointing(every_s=-1))
+OFTEN = Checkpointing(every_s=-1)
+QUICK = PoseNetTraining(model=SMALL, steps=4, batch=2, piece_frames=6, checkpoint=OFTEN)
 TWO_DEGREES = np.radians(2.0)
 
 
@@ -54,6 +58,25 @@ def trained(clips: list[Path], out: Path, run: Run | None = None) -> dict[str, t
     out.mkdir(exist_ok=True)
     pose_net.main(QUICK, clips=clips, out=out, run=run or Run.silent())
     return weights.load_pose_net(out).state_dict()
+
+
+def one_step(clips: list[Path], out: Path) -> None:
+    precision.native_bfloat16 = lambda device: False  # type: ignore[assignment]
+    mesh = meshes.joined(Parallel())
+    pose_net.main(replace(QUICK, steps=1), clips=clips, out=out, run=Run.silent(), mesh=mesh)
+
+
+def test_two_processes_have_the_gradient_of_one(clips: list[Path], tmp_path: Path) -> None:
+    found = []
+    for world in (1, 2):
+        (tmp_path / str(world)).mkdir()
+        ranks.run(one_step, world, clips, tmp_path / str(world))
+        left, _ = saved.newest(place.opened(OFTEN.place(tmp_path / str(world))), meshes.Mesh())
+        assert left is not None
+        moments = sorted(name for name in left.tensors if name.startswith("pose_net/exp_avg/"))
+        found.append(torch.cat([left.whole(name).flatten() for name in moments]))
+    assert found[0].norm() > 0
+    assert (found[1] - found[0]).norm() < 1e-5 * found[0].norm()
 
 
 def test_resumed_equals_uninterrupted(clips, tmp_path):

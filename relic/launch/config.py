@@ -1,7 +1,9 @@
-"""Dials of the deployment."""
+"""Dials of the deployment, and of the start of several processes."""
 
 import math
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +39,56 @@ class Deploy:
             raise ValueError("the gate has no threshold; it must have at least one, or every model passes")
         if self.pictures < 16:
             raise ValueError(f"pictures is {self.pictures}; it must be at least 16, or nothing can be seen to move")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Where a step's processes run, how many, and what happens when one of them ends."""
+
+    backend: Literal["local", "slurm", "ray"] = "local"  # this machine, a Slurm queue, or a Ray cluster that exists
+    nodes: str = "1"  # machines; MIN:MAX may come and go while it runs
+    processes: str = "auto"  # a node; auto: one a GPU, or one
+    max_restarts: int = 0  # of all processes together, after one has failed or was killed
+    grace_s: int = 300  # for saving, after SIGTERM or Ctrl-C; then the processes are killed
+    dry_run: bool = False  # show what would be started
+
+    endpoint: str = ""  # local: HOST:PORT of one of the nodes, where they meet; empty: one node, a free port
+    job: str = "relic"  # local: a name that all nodes of one run give; ray: the run's name
+    torchx: str = ""  # local, slurm: the command torchx; empty: RELIC_TORCHX, .venv/torchx/bin/torchx, or of PATH
+
+    queue: str = ""  # slurm: options such as partition=gpu,time=24:00:00
+    cpus: int = 8  # slurm, ray: cores for each process
+    gpus: int = 1  # slurm, ray: GPUs for each process
+
+    address: str = "auto"  # ray: of the cluster; auto: the one of this machine
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nodes) or self.least_nodes > self.most_nodes:
+            raise ValueError(f"nodes is {self.nodes!r}; it must be a number such as 2, or MIN:MAX such as 1:4")
+        if self.processes != "auto" and not re.fullmatch(r"[1-9]\d*", self.processes):
+            raise ValueError(f"processes is {self.processes!r}; it must be 'auto' or a number of at least 1")
+        for name, least in (("max_restarts", 0), ("grace_s", 1), ("cpus", 1), ("gpus", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.endpoint and not is_address(self.endpoint):
+            raise ValueError(f"endpoint is {self.endpoint!r}; it must be HOST:PORT, the port 1 to 65535")
+        if self.address != "auto" and not is_address(self.address):
+            raise ValueError(f"address is {self.address!r}; it must be 'auto' or HOST:PORT of a Ray cluster")
+        if self.backend == "local" and self.most_nodes > 1 and not self.endpoint:
+            raise ValueError(f"nodes is {self.nodes}, so --endpoint must be HOST:PORT of one of them, the same on each")
+        if self.backend != "local" and self.processes == "auto":
+            raise ValueError(f"processes is 'auto', which counts this machine's GPUs; {self.backend} needs a number")
+
+    @property
+    def least_nodes(self) -> int:
+        return int(self.nodes.partition(":")[0])
+
+    @property
+    def most_nodes(self) -> int:
+        return int(self.nodes.rpartition(":")[2])
+
+
+def is_address(text: str) -> bool:
+    """Whether it is HOST:PORT."""
+    found = re.fullmatch(r"[^:\s]+:(\d{1,5})", text)
+    return found is not None and 0 < int(found[1]) < 1 << 16

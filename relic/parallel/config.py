@@ -31,6 +31,7 @@ class Parallel:
     sequence: int = 1  # processes that share the tokens and heads of their samples (Ulysses)
     offload: str = "none"  # to the host's memory, of ZeRO's shards: "none" | "optimizer" | "all" (weights too, ZeRO 3)
     checkpointing: bool = False  # a block keeps its input only and is computed again in the backward
+    compile: bool = False  # what only reads and writes in a block becomes one kernel each (model/fused.py)
     samples: int = 0  # that a process takes at once, the rest of its batch by accumulation; 0: all
     bucket: int = 50_000_000  # numbers of gradients or weights that are sent together, and a buffer's size
     timeout_s: float = 600.0  # when no step ends for so long, all say where they stand and end (train/watchdog.py)

@@ -7,13 +7,15 @@ every method then gives back what it is given.
 
 import datetime
 import os
+import platform
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+import relic
 from relic.parallel.config import Parallel
 from relic.parallel.sequence import ALONE, Sequence, Ulysses
 
@@ -28,7 +30,7 @@ class Mesh:
         cfg = cfg or Parallel()
         if world % cfg.sequence:
             raise ValueError(f"sequence is {cfg.sequence}; it must divide the {world} processes")
-        self.cfg, self.rank, self.world = cfg, rank, world
+        self.cfg, self.rank, self.world, self.founded = cfg, rank, world, False
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.groups = world // cfg.sequence  # data-parallel
         self.group = rank // cfg.sequence
@@ -76,6 +78,11 @@ class Mesh:
         dist.all_reduce(values)
         return values / self.world
 
+    def reduced(self, module: nn.Module, loss: Tensor) -> Tensor:
+        """The mean loss [] of all processes; the module's gradients become means too."""
+        self.average([p.grad for p in module.parameters() if p.grad is not None])
+        return self.mean(loss)
+
     def average(self, tensors: list[Tensor]) -> None:
         """Each tensor's mean over all processes, in place; sent some `bucket` numbers at a time."""
         if self.world == 1:
@@ -101,6 +108,13 @@ class Mesh:
         if self.world > 1:
             dist.broadcast_object_list(said, 0, device=torch.device(self.device))
         return said[0]
+
+    def leave(self) -> None:
+        """When all is done: the processes part, in order."""
+        if self.world > 1:
+            dist.barrier()
+            if self.founded:
+                dist.destroy_process_group()
 
     def wait(self) -> None:
         """Until all are here."""
@@ -131,7 +145,8 @@ def joined(cfg: Parallel) -> Mesh:
     device = f"cuda:{local}" if cuda else "cpu"
     if world <= 1:
         return Mesh(cfg, device=device)
-    if not dist.is_initialized():
+    found = not dist.is_initialized()  # Ray Train has done it
+    if found:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
             dist.init_process_group(
@@ -143,4 +158,13 @@ def joined(cfg: Parallel) -> Mesh:
                 f"process {rank} of {world} cannot meet the others at {address}: {error}; "
                 "the port must be free on rank 0's machine and reachable from all"
             ) from error
-    return Mesh(cfg, rank=rank, world=world, device=device)
+    mesh = Mesh(cfg, rank=rank, world=world, device=device)
+    mesh.founded = found
+    versions = mesh.said_by_all((relic.__version__, torch.__version__, platform.python_version()))
+    if len(set(versions)) > 1:
+        other = next(r for r, version in enumerate(versions) if version != versions[0])
+        raise ValueError(
+            f"relic, torch and Python are {', '.join(versions[0])} in process 0 and {', '.join(versions[other])} in "
+            f"process {other}; all processes must have the same"
+        )
+    return mesh

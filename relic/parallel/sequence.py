@@ -63,10 +63,6 @@ class Ulysses:
     def __init__(self, group: dist.ProcessGroup):
         self.group, self.size, self.rank = group, dist.get_world_size(group), dist.get_rank(group)
 
-    def __deepcopy__(self, _: object) -> "Ulysses":
-        """A copied model is shared by the same processes."""
-        return self
-
     def sizes(self, tokens: int) -> list[int]:
         """Tokens of a latent that each process takes; they differ by one at most."""
         return [(tokens + self.size - 1 - rank) // self.size for rank in range(self.size)]

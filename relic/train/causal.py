@@ -36,13 +36,13 @@ from relic.model.conditions import Conditions
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
 from relic.parallel.mesh import Mesh
-from relic.tracking import Run
 from relic.train import optimizer, trainee
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import StudentInit
 from relic.train.draws import Draws
 from relic.train.teacher import noised
 from relic.train.trajectories import kept
+from relic.train.watch import Watch
 
 
 class Videos(NamedTuple):
@@ -80,7 +80,7 @@ def flow_loss(
     return functional.mse_loss(velocity[:, first_noisy:].float(), (noise - latents)[:, first_noisy:])
 
 
-def train(cfg: StudentInit, start: Path, dataset: Dataset, out: Path, run: Run, mesh: Mesh) -> Path:
+def train(cfg: StudentInit, start: Path, dataset: Dataset, out: Path, watch: Watch, mesh: Mesh) -> Path:
     """Teaches the model of a folder by `flow_loss`, a noisy chunk a video; the hidden folder of its moving average."""
     folder = out / ".causal"
     if mesh.said_by_first((folder / "config.json").exists()):
@@ -99,14 +99,16 @@ def train(cfg: StudentInit, start: Path, dataset: Dataset, out: Path, run: Run, 
             )  # fmt: skip
             share.backward()
             loss += share.detach()
+        watch.computed()
         rate = optimizer.rate(cfg.optimizer, step, cfg.causal_steps)
         value, norm = model.step(loss, rate, step)
-        run.log({"causal_loss": value, "gradient_norm": norm, "learning_rate": rate}, step)
-        run.progress(step + 1, cfg.causal_steps + cfg.steps, f"causal, loss {value:.4f}")
-        checkpoints.save_if_due(step + 1)
+        figures = {"causal_loss": value, "gradient_norm": norm, "learning_rate": rate}
+        watch.step(step, figures, note=f"loss {value:.4f}")
+        checkpoints.after(step + 1, watch)
 
     checkpoints.close()
-    trainee.save(model.average, folder, mesh)
+    with watch.pause():
+        trainee.save(model.average, folder, mesh)
     return folder
 
 

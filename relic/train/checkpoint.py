@@ -31,6 +31,8 @@ from relic.parallel.mesh import Mesh
 from relic.train import place, saved
 from relic.train.config import Checkpointing
 from relic.train.fragments import Fragment, Image, Part, shared
+from relic.train.watch import Watch
+from relic.verdict import Stopped
 
 PATIENCE_S = 1.0  # that a save waits for the last one before it says so
 READERS = 8  # threads that fill fragments: a place in S3 answers late, but many at once
@@ -86,6 +88,16 @@ class Checkpoints:
     def due(self) -> bool:
         """By this process's clock."""
         return time.monotonic() - self.saved_at >= self.cfg.every_s
+
+    def after(self, step: int, watch: Watch) -> None:
+        """The end of a step: saves where it is time; asked to end, saves and raises `Stopped`, in all processes."""
+        stop, due = watch.agreed((watch.stopping, self.due))
+        if stop or due:
+            with watch.pause():
+                self.save(step)
+        if stop:
+            self.close()
+            raise Stopped(f"stopped with step {step} saved; the same command goes on")
 
     def save_if_due(self, step: int) -> None:
         """By the clock of process 0."""

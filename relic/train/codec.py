@@ -29,9 +29,10 @@ from relic.train.fragments import Whole
 MEASURED = 16  # test clips
 
 
-def main(cfg: CodecTraining, *, clips: list[Path], out: Path, run: Run) -> dict[str, float]:
+def main(cfg: CodecTraining, *, clips: list[Path], out: Path, run: Run, mesh: Mesh | None = None) -> dict[str, float]:
     """Writes model.safetensors and config.json; returns PSNR in dB on the known-map test clips before and after."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = mesh or Mesh()
+    device, rows = mesh.device, mesh.rows(cfg.batch)
     if cfg.pretrained:
         return taken(Path(cfg.pretrained), clips, out, device)
     torch.manual_seed(cfg.seed)
@@ -45,27 +46,30 @@ def main(cfg: CodecTraining, *, clips: list[Path], out: Path, run: Run) -> dict[
     optimizers = optimizer.Optimizers(codec, cfg.optimizer)
     before = psnr(codec, test)
     parts = [Whole("codec/weights", codec.state_dict()), Whole("codec", optimizers.state())]
-    checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, Mesh(device=device), cfg.checkpoint)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, mesh, cfg.checkpoint)
 
     for step in range(checkpoints.load(), cfg.steps):
         generator = np.random.default_rng((cfg.seed, step))
-        frames = pieces(train, cfg, generator).to(device).float().div(255)
+        frames = pieces(train, cfg, generator)[rows.start : rows.stop].to(device).float().div(255)
         with autocast(device):
             # 1. encode
             latents = codec.encode(frames)
             # 2. decode from noisy latents
-            noise = torch.from_numpy(generator.standard_normal(latents.shape, np.float32)).to(device)
+            drawn = generator.standard_normal((cfg.batch, *latents.shape[1:]), np.float32)
+            noise = torch.from_numpy(drawn[rows.start : rows.stop]).to(device)
             decoded = codec.decode(latents + cfg.noise * noise).float()
         loss = functional.mse_loss(decoded, frames) + 0.1 * functional.l1_loss(decoded, frames)
         # 3. one step
         loss.backward()
+        loss = mesh.reduced(codec, loss)
         optimizer.update(codec, optimizers, loss, cfg.optimizer, optimizer.rate(cfg.optimizer, step, cfg.steps))
         run.log({"loss": loss.item()}, step)
         run.progress(step + 1, cfg.steps, f"loss {loss.item():.4f}")
         checkpoints.save_if_due(step + 1)
 
     checkpoints.close()
-    weights.save(codec, out)
+    if mesh.is_first:
+        weights.save(codec, out)
     return {
         "codec_psnr_db_before": before,
         "codec_psnr_db": psnr(codec, test),

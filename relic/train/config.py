@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from relic.data.config import Loader
 from relic.generate.config import Rollout
 from relic.geometry.config import Actions
 from relic.model.config import Codec, PoseNet, Transformer
@@ -97,6 +98,11 @@ class Stage:
     steps: int
     batch: int
 
+    @property
+    def named(self) -> tuple[str, int]:
+        """What it is called where a training says how far it is, and its steps."""
+        return f"{self.latents} latents", self.steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
@@ -154,6 +160,7 @@ class Teacher:
     text_dropout: float = 0.1
     ema: float = 0.99
     optimizer: Optimizer = field(default_factory=Optimizer)
+    loader: Loader = field(default_factory=Loader)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     seed: int = 0
 
@@ -219,6 +226,7 @@ class StudentInit:
     text_dropout: float = 0.1
     ema: float = 0.98
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-4))
+    loader: Loader = field(default_factory=Loader)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     seed: int = 0
 
@@ -263,6 +271,7 @@ class Distill:
     critic_optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(learning_rate=4e-7, betas=(0.0, 0.999), warmup=0, final_share=1.0)
     )
+    loader: Loader = field(default_factory=Loader)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     seed: int = 0
 

@@ -7,7 +7,6 @@ one is punished; the gradient comes back chunk by chunk (train/replay.py).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +21,12 @@ from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import optimizer, replay, trainee
+from relic.train import footprint, optimizer, passes, replay, trainee
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import Distill, Stage
 from relic.train.draws import Draws
 from relic.train.teacher import flow_loss, noised
+from relic.train.watch import Watch
 
 
 class Video(NamedTuple):
@@ -49,7 +49,7 @@ def main(
     folders = {stage.latents: stage_folder(teacher[0], stage.latents) for stage in cfg.stages}
     generator = trainee.loaded(student[0], mesh)
     critic = trainee.loaded(folders[cfg.stages[0].latents], mesh)
-    dataset = loader.load(samples, generator.cfg)
+    dataset = loader.load(samples, generator.cfg, cfg.loader)
     averaged, before = train(
         cfg, generator, critic, teacher_of=lambda latents: trainee.frozen(folders[latents], mesh), dataset=dataset,
         out=out, run=run, mesh=mesh,
@@ -80,59 +80,75 @@ def train(
     before = video_error(student.model, dataset, cfg, mesh)
     checkpoints = Checkpoints(cfg.checkpoint.place(out), [student, fake], mesh, cfg.checkpoint, facts=student.facts())
     total, measured = sum(stage.steps for stage in cfg.stages), {}
+    begin = checkpoints.load()
+    batches = dataset.ahead(requests(cfg, dataset, mesh, begin), device=mesh.device)
 
-    for stage, steps in stages_from(cfg.stages, checkpoints.load()):
-        teacher = teacher_of(stage.latents)
-        fake.set_length(stage.latents)
-        for step in steps:
-            exit_step = int(Draws((cfg.seed, step), ()).shared.integers(len(cfg.rollout.timesteps)))
-            drawn = dataset.indices(cfg.seed, step, stage.batch * (cfg.critic_steps + 1))
-            # 1. the critic learns what the student makes now
-            for turn in range(cfg.critic_steps):
-                loss = torch.zeros((), device=mesh.device)
-                for given, draws in parts(cfg, stage, drawn, step, turn, dataset, mesh):
+    with Watch(run, mesh, folder=out, stages=[stage.named for stage in cfg.stages]) as watch:
+        for stage, steps in stages_from(cfg.stages, begin):
+            with watch.pause():
+                teacher = teacher_of(stage.latents)
+                fake.set_length(stage.latents)
+            for step in steps:
+                num_tokens, num_flops = 0, 0.0
+                exit_step = int(Draws((cfg.seed, step), ()).shared.integers(len(cfg.rollout.timesteps)))
+                # 1. the critic learns what the student makes now
+                for turn in range(cfg.critic_steps):
+                    loss = torch.zeros((), device=mesh.device)
+                    for piece in mesh.pieces(stage.batch):
+                        draws = Draws((cfg.seed, step, turn), piece)
+                        with watch.waiting():
+                            given = next(batches)
+                        video = roll_out(student.model, cfg, given, exit_step, draws)
+                        share = flow_loss(fake.model, video.latents, video.conditions, cfg.shift, draws)
+                        share = share * mesh.share(piece, stage.batch)
+                        share.backward()
+                        loss += share.detach()
+                    watch.computed()
+                    rate = optimizer.rate(cfg.critic_optimizer, step, total)
+                    measured["critic_loss"], _ = fake.step(loss, rate, step)
+                size = torch.zeros((), device=mesh.device)
+                for piece in mesh.pieces(stage.batch):
+                    draws = Draws((cfg.seed, step, cfg.critic_steps), piece)
+                    with watch.waiting():
+                        given = next(batches)
+                    # 2. a whole video, without a graph
                     video = roll_out(student.model, cfg, given, exit_step, draws)
-                    share = flow_loss(fake.model, video.latents, video.conditions, cfg.shift, draws)
-                    share = share * mesh.share(draws.rows, stage.batch)
-                    share.backward()
-                    loss += share.detach()
-                rate = optimizer.rate(cfg.critic_optimizer, step, total)
-                measured["critic_loss"], _ = fake.step(loss, rate, step)
-            size = torch.zeros((), device=mesh.device)
-            for given, draws in parts(cfg, stage, drawn, step, cfg.critic_steps, dataset, mesh):
-                # 2. a whole video, without a graph
-                video = roll_out(student.model, cfg, given, exit_step, draws)
-                # 3. the difference of the scores over all of it
-                difference = score_difference(teacher, fake.model, video.latents, video.conditions, cfg, draws)
-                # 4. back-propagation, chunk by chunk
-                text, first = video.conditions.text, draws.rows[0]
-                again = start(student.model, cfg, video.latents[:, 0], text, video.seed, first)
-                gradient = difference * (mesh.share(draws.rows, stage.batch) / elements(difference))
-                replay.backward(again, video.conditions.actions, video.latents, video.passes, gradient)
-                size += (difference * gradient).sum()
-            # 5. one step
-            rate = optimizer.rate(cfg.optimizer, step, total)
-            value, measured["gradient_norm"] = student.step(size, rate, step)
-            measured["score_difference"] = value**0.5
-            run.log({**measured, "exit_step": exit_step, "latents": stage.latents}, step)
-            note = f"{stage.latents} latents, score difference {measured['score_difference']:.3f}"
-            run.progress(step + 1, total, note)
-            checkpoints.save_if_due(step + 1)
-        trainee.release(teacher)
-        del teacher  # leaves the device before the next one comes
+                    # 3. the difference of the scores over all of it
+                    difference = score_difference(teacher, fake.model, video.latents, video.conditions, cfg, draws)
+                    # 4. back-propagation, chunk by chunk
+                    text, first = video.conditions.text, piece.start
+                    again = start(student.model, cfg, video.latents[:, 0], text, video.seed, first)
+                    gradient = difference * (mesh.share(piece, stage.batch) / elements(difference))
+                    replay.backward(again, video.conditions.actions, video.latents, video.passes, gradient)
+                    size += (difference * gradient).sum()
+                    passed = footprint.passed(generator.cfg, video.latents.shape)
+                    num_tokens += passed.batch * passed.tokens // mesh.sequence.size
+                    made = passes.distill(cfg, passed, exits=exit_step + 1)
+                    num_flops += passes.computed(generator.cfg, list(made)) / mesh.sequence.size
+                watch.computed()
+                # 5. one step
+                rate = optimizer.rate(cfg.optimizer, step, total)
+                value, measured["gradient_norm"] = student.step(size, rate, step)
+                measured["score_difference"] = value**0.5
+                figures = {**measured, "exit_step": exit_step, "latents": stage.latents, "skipped": dataset.skipped}
+                note = f"score difference {measured['score_difference']:.3f}"
+                watch.step(step, figures, tokens=num_tokens, flops=num_flops, note=note)
+                checkpoints.after(step + 1, watch)
+            trainee.release(teacher)
+            del teacher  # leaves the device before the next one comes
     checkpoints.close()
     return student.average, before
 
 
-def parts(
-    cfg: Distill, stage: Stage, drawn: list[int], step: int, turn: int, dataset: loader.Dataset, mesh: Mesh
-) -> Iterator[tuple[loader.Batch, Draws]]:
-    """This process's samples of the batch of a turn, the critic's or the student's, as many at once as the mesh says,
-    and what is random for them."""
-    rows = drawn[turn * stage.batch : (turn + 1) * stage.batch]
-    for piece in mesh.pieces(stage.batch):
-        batch = dataset.batch([rows[row] for row in piece], num_latents=stage.latents, device=mesh.device)
-        yield batch, Draws((cfg.seed, step, turn), piece)
+def requests(cfg: Distill, dataset: loader.Dataset, mesh: Mesh, step: int) -> Iterator[tuple[list[int], int]]:
+    """What this process takes of the data set from a step on, piece by piece: samples and their length. In a step the
+    critic's batches come first."""
+    for stage, steps in stages_from(cfg.stages, step):
+        for each in steps:
+            drawn = dataset.indices(cfg.seed, each, stage.batch * (cfg.critic_steps + 1))
+            for first in range(0, len(drawn), stage.batch):
+                pieces = mesh.pieces(stage.batch)
+                yield from (([drawn[first + row] for row in piece], stage.latents) for piece in pieces)
 
 
 def stages_from(stages: tuple[Stage, ...], step: int) -> Iterator[tuple[Stage, range]]:
@@ -151,10 +167,11 @@ def video_error(student: Any, dataset: loader.Dataset, cfg: Distill, mesh: Mesh,
     stage, error = cfg.stages[-1], torch.zeros((), device=mesh.device)
     for index in range(batches):
         rows = dataset.indices(cfg.seed + 1, index, stage.batch)
-        for batch, draws in parts(replace(cfg, seed=cfg.seed + 1), stage, rows, index, 0, dataset, mesh):
-            video = roll_out(student, cfg, batch, -1, draws)
+        for piece in mesh.pieces(stage.batch):
+            batch = dataset.batch([rows[row] for row in piece], num_latents=stage.latents, device=mesh.device)
+            video = roll_out(student, cfg, batch, -1, Draws((cfg.seed + 1, index), piece))
             part = (video.latents - batch.latents)[:, 1:].square().mean()
-            error += part * mesh.share(draws.rows, stage.batch) / batches
+            error += part * mesh.share(piece, stage.batch) / batches
     return mesh.mean(error).item()
 
 

@@ -10,6 +10,7 @@ Three kinds of bytes. The first two are exact; tests/test_planner.py holds the t
   gives. A pass that remembers also returns every block's keys and values, and they live until it ends.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relic.memory import masks
@@ -38,6 +39,12 @@ class Pass:
     @property
     def tokens(self) -> int:
         return self.latents * self.rows * self.columns
+
+
+def passed(cfg: Transformer, latents: Sequence[int]) -> Pass:
+    """The pass of latents of shape [B, F, C, H, W]."""
+    batch, length, _, height, width = latents
+    return Pass(latents=length, rows=height // cfg.patch[1], columns=width // cfg.patch[2], batch=batch)
 
 
 # Weights

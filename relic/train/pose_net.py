@@ -33,10 +33,11 @@ class Walk(NamedTuple):
     poses: Tensor  # float64 [T, 4, 4]
 
 
-def main(cfg: PoseNetTraining, *, clips: list[Path], out: Path, run: Run) -> dict[str, float]:
+def main(cfg: PoseNetTraining, *, clips: list[Path], out: Path, run: Run, mesh: Mesh | None = None) -> dict[str, float]:
     """Writes model.safetensors and config.json; returns errors a frame on the known-map test clips before and after,
     and of an estimate that nothing moves: degrees of rotation, and mean steps of translation (`errors`)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mesh = mesh or Mesh()
+    device, rows = mesh.device, mesh.rows(cfg.batch)
     torch.manual_seed(cfg.seed)
     net = PoseNet(cfg.model).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     train, test = walks_of(clips, "train", cfg.model), walks_of(clips, "known", cfg.model)
@@ -45,24 +46,26 @@ def main(cfg: PoseNetTraining, *, clips: list[Path], out: Path, run: Run) -> dic
     still = errors([0 * motions(walk.poses) for walk in test], test, net.units[0].item())
     before = measure(net, test)
     parts = [Whole("pose_net/weights", net.state_dict()), Whole("pose_net", optimizers.state())]
-    checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, Mesh(device=device), cfg.checkpoint)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, mesh, cfg.checkpoint)
 
     for step in range(checkpoints.load(), cfg.steps):
         generator = np.random.default_rng((cfg.seed, step))
         shown, true = pieces(train, cfg, generator)
-        shown = spoilt(shown.to(device), cfg, generator)
+        shown = spoilt(shown.to(device), cfg, generator)[rows.start : rows.stop]
         with autocast(device):
             estimated = net(shown)
-        target = (true.to(device) / net.units).float()
+        target = (true[rows.start : rows.stop].to(device) / net.units).float()
         loss = 6 * functional.smooth_l1_loss(estimated, target, beta=0.1)
         loss.backward()
+        loss = mesh.reduced(net, loss)
         optimizer.update(net, optimizers, loss, cfg.optimizer, optimizer.rate(cfg.optimizer, step, cfg.steps))
         run.log({"loss": loss.item()}, step)
         run.progress(step + 1, cfg.steps, f"loss {loss.item():.4f}")
         checkpoints.save_if_due(step + 1)
 
     checkpoints.close()
-    weights.save(net, out)
+    if mesh.is_first:
+        weights.save(net, out)
     after = measure(net, test)
     return {
         "rot_deg_before": before[0],

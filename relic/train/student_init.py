@@ -28,6 +28,7 @@ from relic.train import trajectories as stored
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import StudentInit
 from relic.train.draws import Draws
+from relic.train.watch import Watch
 
 Loss = Callable[[Transformer, Draws], Tensor]  # of a model, for the rows that are drawn
 
@@ -38,44 +39,49 @@ def main(
 ) -> dict[str, float]:  # fmt: skip
     """Writes model.safetensors and config.json of the student; hidden files are what a killed call goes on from."""
     mesh = mesh or Mesh()
-    start, batch = teacher[0], cfg.batch
-    mesh.rows(batch)  # so that one that cannot be shared is said now
-    # 1. where it starts, and what it learns
-    if cfg.initialisation == "ode":
-        solved = stored.load(trajectories, cfg.rollout.timesteps, cfg.latents)
-        loss_of: Loss = partial(jump_loss, solved=solved, cfg=cfg)
-    else:
-        dataset = loader.load(samples, weights.read_config(start, "transformer"))
-        start = causal.train(cfg, start, dataset, out, run, mesh)
-        many_steps = trainee.frozen(start, mesh)
-        batch = causal.clips(cfg)
-        loss_of = partial(causal.jump_loss, teacher=many_steps, dataset=dataset, cfg=cfg)
-    student = trainee.trainee("student", trainee.loaded(start, mesh), cfg.optimizer, mesh, ema=cfg.ema)
-    checkpoints = Checkpoints(cfg.checkpoint.place(out), [student], mesh, cfg.checkpoint, facts=student.facts())
-    measure = partial(validation_loss, loss_of=loss_of, seed=cfg.seed, batch=batch, mesh=mesh)
-    before, losses = measure(student.model), []
-    if cfg.initialisation == "consistency":
-        batch, average = cfg.batch, student.average
-        loss_of = partial(causal.consistency_loss, teacher=many_steps, average=average, dataset=dataset, cfg=cfg)
+    mesh.rows(cfg.batch)  # so that one that cannot be shared is said now
+    causal_steps = 0 if cfg.initialisation == "ode" else cfg.causal_steps
+    stages = [("causal", causal_steps)] if causal_steps else []
+    with Watch(run, mesh, folder=out, stages=[*stages, ("jumps", cfg.steps)]) as watch:
+        # 1. where it starts, and what it learns
+        start, batch = teacher[0], cfg.batch
+        if cfg.initialisation == "ode":
+            solved = stored.load(trajectories, cfg.rollout.timesteps, cfg.latents)
+            loss_of: Loss = partial(jump_loss, solved=solved, cfg=cfg)
+        else:
+            dataset = loader.load(samples, weights.read_config(start, "transformer"), cfg.loader)
+            start = causal.train(cfg, start, dataset, out, watch, mesh)
+            many_steps = trainee.frozen(start, mesh)
+            batch = causal.clips(cfg)
+            loss_of = partial(causal.jump_loss, teacher=many_steps, dataset=dataset, cfg=cfg)
+        student = trainee.trainee("student", trainee.loaded(start, mesh), cfg.optimizer, mesh, ema=cfg.ema)
+        checkpoints = Checkpoints(cfg.checkpoint.place(out), [student], mesh, cfg.checkpoint, facts=student.facts())
+        measure = partial(validation_loss, loss_of=loss_of, seed=cfg.seed, batch=batch, mesh=mesh)
+        with watch.pause():
+            before, losses = measure(student.model), []
+        if cfg.initialisation == "consistency":
+            batch, average = cfg.batch, student.average
+            loss_of = partial(causal.consistency_loss, teacher=many_steps, average=average, dataset=dataset, cfg=cfg)
 
-    # 2. the jumps
-    first = 0 if cfg.initialisation == "ode" else cfg.causal_steps
-    for step in range(checkpoints.load(), cfg.steps):
-        loss = torch.zeros((), device=mesh.device)
-        for piece in mesh.pieces(batch):
-            share = loss_of(student.model, Draws((cfg.seed, 1, step), piece)) * mesh.share(piece, batch)
-            share.backward()
-            loss += share.detach()
-        rate = optimizer.rate(cfg.optimizer, step, cfg.steps)
-        value, norm = student.step(loss, rate, step)
-        losses.append(value)
-        run.log({"loss": value, "gradient_norm": norm, "learning_rate": rate}, first + step)
-        run.progress(first + step + 1, first + cfg.steps, f"loss {np.mean(losses[-50:]):.4f}")
-        checkpoints.save_if_due(step + 1)
+        # 2. the jumps
+        for step in range(checkpoints.load(), cfg.steps):
+            loss = torch.zeros((), device=mesh.device)
+            for piece in mesh.pieces(batch):
+                share = loss_of(student.model, Draws((cfg.seed, 1, step), piece)) * mesh.share(piece, batch)
+                share.backward()
+                loss += share.detach()
+            watch.computed()
+            rate = optimizer.rate(cfg.optimizer, step, cfg.steps)
+            value, norm = student.step(loss, rate, step)
+            losses.append(value)
+            figures = {"loss": value, "gradient_norm": norm, "learning_rate": rate}
+            watch.step(causal_steps + step, figures, note=f"loss {np.mean(losses[-50:]):.4f}")
+            checkpoints.after(step + 1, watch)
 
-    checkpoints.close()
-    trainee.save(student.average, out, mesh)
-    return {"loss_before": before, "loss": measure(student.average)}
+        checkpoints.close()
+        with watch.pause():
+            trainee.save(student.average, out, mesh)
+            return {"loss_before": before, "loss": measure(student.average)}
 
 
 @torch.no_grad()

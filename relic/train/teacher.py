@@ -5,6 +5,7 @@ short videos to long ones, RoPE extended by YaRN, and the model of every length 
 student of its length.
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from relic.model.precision import autocast
 from relic.model.transformer import Transformer
 from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import lora, optimizer, trainee
+from relic.train import flops, footprint, lora, optimizer, trainee
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import Stage, Teacher
 from relic.train.draws import Draws
+from relic.train.watch import Watch
 
 
 def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh | None = None) -> dict[str, float]:
@@ -33,7 +35,7 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh |
     for stage in cfg.stages:
         mesh.rows(stage.batch)  # so that one that cannot be shared is said now
     model = trainee.trainee("teacher", starting(cfg, mesh), cfg.optimizer, mesh, ema=cfg.ema)
-    dataset = loader.load(samples, cfg.model)
+    dataset = loader.load(samples, cfg.model, cfg.loader)
     facts = {} if cfg.lora.rank else model.facts()  # adapters are no model of their own
     checkpoints = Checkpoints(cfg.checkpoint.place(out), [model], mesh, cfg.checkpoint, facts=facts)
     total, losses = sum(stage.steps for stage in cfg.stages), []
@@ -41,29 +43,40 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh |
     model.set_length(cfg.stages[-1].latents)
     before = validation_loss(model.model, dataset, cfg, mesh)
 
-    for step in range(checkpoints.load(), total):
-        stage, is_last = stage_at(cfg.stages, step)
-        model.set_length(stage.latents)
-        torch.manual_seed(cfg.seed + step)  # for the adapters' dropout
-        rows, loss = dataset.indices(cfg.seed, step, stage.batch), torch.zeros((), device=mesh.device)
-        for piece in mesh.pieces(stage.batch):
-            draws = Draws((cfg.seed, step), piece)
-            # 1. samples of this stage's length; now and then without their caption, for guidance
-            batch = dataset.batch([rows[row] for row in piece], num_latents=stage.latents, device=mesh.device)
-            conditions = batch.conditions.without_text(draws.chosen(cfg.text_dropout).to(mesh.device))
-            # 2. the velocity from data to noise
-            share = flow_loss(model.model, batch.latents, conditions, cfg.shift, draws) * mesh.share(piece, stage.batch)
-            share.backward()
-            loss += share.detach()
-        # 3. one step
-        rate = optimizer.rate(cfg.optimizer, step, total)
-        value, norm = model.step(loss, rate, step)
-        losses.append(value)
-        run.log({"loss": value, "gradient_norm": norm, "learning_rate": rate, "latents": stage.latents}, step)
-        run.progress(step + 1, total, f"{stage.latents} latents, loss {np.mean(losses[-50:]):.4f}")
-        if is_last:
-            trainee.save(model.average, out / f"stage-{stage.latents}", mesh)
-        checkpoints.save_if_due(step + 1)
+    with Watch(run, mesh, folder=out, stages=[stage.named for stage in cfg.stages]) as watch:
+        start = checkpoints.load()
+        batches = dataset.ahead(requests(cfg, dataset, mesh, range(start, total)), device=mesh.device)
+        for step in range(start, total):
+            stage, is_last = stage_at(cfg.stages, step)
+            model.set_length(stage.latents)
+            torch.manual_seed(cfg.seed + step)  # for the adapters' dropout
+            loss, num_tokens, num_flops = torch.zeros((), device=mesh.device), 0, 0
+            for piece in mesh.pieces(stage.batch):
+                draws = Draws((cfg.seed, step), piece)
+                # 1. samples of this stage's length; now and then without their caption, for guidance
+                with watch.waiting():
+                    batch = next(batches)
+                conditions = batch.conditions.without_text(draws.chosen(cfg.text_dropout).to(mesh.device))
+                # 2. the velocity from data to noise
+                share = flow_loss(model.model, batch.latents, conditions, cfg.shift, draws)
+                share = share * mesh.share(piece, stage.batch)
+                share.backward()
+                loss += share.detach()
+                given = footprint.passed(cfg.model, batch.latents.shape)
+                num_tokens += given.batch * given.tokens // mesh.sequence.size
+                num_flops += flops.update(cfg.model, given) // mesh.sequence.size
+            watch.computed()
+            # 3. one step
+            rate = optimizer.rate(cfg.optimizer, step, total)
+            value, norm = model.step(loss, rate, step)
+            losses.append(value)
+            figures = {"loss": value, "gradient_norm": norm, "learning_rate": rate, "latents": stage.latents}
+            note = f"loss {np.mean(losses[-50:]):.4f}"
+            watch.step(step, {**figures, "skipped": dataset.skipped}, tokens=num_tokens, flops=num_flops, note=note)
+            if is_last:
+                with watch.pause():
+                    trainee.save(model.average, out / f"stage-{stage.latents}", mesh)
+            checkpoints.after(step + 1, watch)
 
     checkpoints.close()
     model.set_length(cfg.stages[-1].latents)
@@ -71,6 +84,14 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh |
     if cfg.lora.rank and mesh.is_first:
         lora.save(model.average, cfg.lora, out, list(optimizer.trained(model.module)))
     return {"loss_before": before, "loss": validation_loss(model.average, dataset, cfg, mesh)}
+
+
+def requests(cfg: Teacher, dataset: Dataset, mesh: Mesh, steps: Iterable[int]) -> Iterator[tuple[list[int], int]]:
+    """What this process takes of the data set in these steps, piece by piece: samples and their length."""
+    for step in steps:
+        stage, _ = stage_at(cfg.stages, step)
+        rows = dataset.indices(cfg.seed, step, stage.batch)
+        yield from (([rows[row] for row in piece], stage.latents) for piece in mesh.pieces(stage.batch))
 
 
 def starting(cfg: Teacher, mesh: Mesh) -> Transformer:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from relic.model import config, tensors, weights
+from relic.model import config, fused, tensors, weights
 from relic.model.precision import computed_in
 from relic.model.transformer import Transformer
 from relic.parallel import sequence
@@ -43,14 +43,15 @@ class Trainee:
     """A model that is whole in every process. `model` and `average` are to be called; `module` is what they are of."""
 
     def __init__(self, name: str, module: Transformer, cfg: Optimizer, mesh: Mesh, ema: float | None):
-        self.name, self.module, self.cfg, self.mesh, self.decay = name, spread(module, mesh), cfg, mesh, ema
+        self.name, self.module, self.cfg, self.mesh, self.decay = name, module, cfg, mesh, ema
         self.model: Any = module
         self._start()
 
     def _start(self) -> None:
         self.optimizers = optimizer.Optimizers(self.module, self.cfg)
         self.ema = optimizer.Ema(self.module, self.decay) if self.decay is not None else None
-        self.average: Any = self.ema.module if self.ema else None
+        self.average: Any = spread(self.ema.module, self.mesh) if self.ema else None
+        spread(self.module, self.mesh)
 
     def set_length(self, latents: int) -> None:
         """Says how long videos are from now on, to which RoPE is stretched."""
@@ -62,14 +63,16 @@ class Trainee:
     def step(self, loss: Tensor, learning_rate: float, step: int) -> tuple[float, float]:
         """One step down the gradients that came together; returns the loss [], averaged over all processes, and the
         norm of the gradients. FloatingPointError where one of them is not finite."""
-        value = optimizer.finite("loss", self.mesh.mean(loss).item())
+        value = optimizer.finite("loss", self._gathered(loss).item())
         norm = optimizer.finite("gradient norm", self._descend(learning_rate))
         if self.decay is not None:
             self._follow(step)
         return value, norm
 
+    def _gathered(self, loss: Tensor) -> Tensor:
+        return self.mesh.reduced(self.module, loss)
+
     def _descend(self, learning_rate: float) -> float:
-        self.mesh.average([p.grad for p in self.module.parameters() if p.grad is not None])
         return optimizer.descend(self.module, self.optimizers, self.cfg.clip_norm, learning_rate)
 
     def _follow(self, step: int) -> None:
@@ -95,6 +98,7 @@ class ShardedTrainee(Trainee):
     def _start(self) -> None:
         from relic.parallel import zero
 
+        spread(self.module, self.mesh)
         groups = optimizer.groups(self.module.parameters(), self.cfg.weight_decay, zero.shape_of)
         self.sharded = zero.Sharded(
             self.module, groups, self.mesh, betas=self.cfg.betas, clip_norm=self.cfg.clip_norm,
@@ -109,6 +113,9 @@ class ShardedTrainee(Trainee):
             trained = dict(self.module.named_parameters())
             self.pieces = [(piece, trained[piece.name]) for piece in zero.owned(copy)]
             self._move(1.0)
+
+    def _gathered(self, loss: Tensor) -> Tensor:
+        return self.mesh.mean(loss)
 
     def _descend(self, learning_rate: float) -> float:
         return self.sharded.step(learning_rate)
@@ -201,6 +208,8 @@ def release(model: Any) -> None:
 def spread(module: Transformer, mesh: Mesh) -> Transformer:
     """Lets the processes of a group share a model's tokens and heads, and its blocks forget what they computed."""
     sequence.share(module, mesh.sequence)
+    if mesh.cfg.compile:
+        fused.use()
     if mesh.cfg.checkpointing:
         dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in module.modules())
         for block in module.blocks:

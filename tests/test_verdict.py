@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from relic import verdict
+from relic.endings import outcome
+from relic.verdict import Verdict
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(verdict.FILE, str(tmp_path / "verdict"))
+    monkeypatch.setenv(verdict.RESTART, "0")
+    return tmp_path / "verdict"
+
+
+def test_the_first_verdict_counts(file: Path) -> None:
+    verdict.write(verdict.MISTAKE, "the batch is 3;\n it must be even")
+    verdict.write(verdict.FAILURE, "a peer is gone")
+    assert verdict.read(file) == Verdict(verdict.MISTAKE, "the batch is 3; it must be even")
+
+
+def test_any_verdict_counts_more_than_stopped(file: Path) -> None:
+    verdict.write(verdict.STOPPED, "saved")
+    verdict.write(verdict.STOPPED, "saved too")
+    assert verdict.read(file) == Verdict(verdict.STOPPED, "saved")
+    verdict.write(verdict.FAILURE, "the disk is full")
+    assert verdict.read(file) == Verdict(verdict.FAILURE, "the disk is full")
+
+
+def test_a_restart_voids_what_was_said_before_and_only_that(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict.write(verdict.FAILURE, "first")
+    verdict.begin()
+    assert verdict.read(file) == Verdict(verdict.FAILURE, "first")
+    monkeypatch.setenv(verdict.RESTART, "1")
+    verdict.begin()
+    assert verdict.read(file) is None
+    verdict.write(verdict.FAILURE, "second")
+    verdict.begin()
+    assert verdict.read(file) == Verdict(verdict.FAILURE, "second")
+
+
+def test_without_a_launch_nothing_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(verdict.FILE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    verdict.begin()
+    verdict.write(verdict.FAILURE, "nobody reads it")
+    assert not list(tmp_path.iterdir())
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's is."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "part"),
+    [
+        (ValueError("the batch is 3"), verdict.MISTAKE, "the batch is 3"),
+        (RuntimeError("it broke"), verdict.FAILURE, "teacher failed: RuntimeError: it broke"),
+        (OutOfMemoryError("tried 2 GiB"), verdict.OUT_OF_MEMORY, "teacher ran out of memory (tried 2 GiB); less is"),
+        (MemoryError(), verdict.OUT_OF_MEMORY, "relic plan"),
+        (OSError(28, "No space left on device", "/data"), verdict.FAILURE, "the disk is full at /data"),
+    ],
+)
+def test_a_command_that_fails_writes_its_verdict(error: Exception, code: int, part: str, file: Path) -> None:
+    with outcome("teacher") as result:
+        raise error
+    said = verdict.read(file)
+    assert said is not None
+    assert (result["code"], said.code) == (code, code)
+    assert part in said.text
