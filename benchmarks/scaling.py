@@ -67,7 +67,8 @@ class Row:
 
 
 def row(case: Case, size: Size, taken: Sequence[Taken], device: torch.device) -> Row:
-    """What the processes of a case measured, the first step aside; the planner's figures beside it."""
+    """What the processes of a case measured, the first step aside; the planner's figures beside it. Of distillation
+    process 0 alone is told when a step has ended; it takes the largest part of every latent."""
     parallel = case.parallel
     need = planned(case, size, device)
     stage = size.stage(case.training)
@@ -80,7 +81,7 @@ def row(case: Case, size: Size, taken: Sequence[Taken], device: torch.device) ->
         checkpointing=parallel.checkpointing, batch=stage.batch, latents=stage.latents,
         sent_bytes=max((round(statistics.fmean(one.sent[1:])) for one in taken if one.sent), default=0),
         planned_sent_bytes=round(need.sent),
-        peak_bytes=max(max(one.peak[1:]) for one in taken), planned_peak_bytes=round(need.total),
+        peak_bytes=max(peak for one in taken for peak in one.peak[1:]), planned_peak_bytes=round(need.total),
         step_s=step_s, mfu=operations / step_s / (case.processes * peaks) if step_s and peaks else None,
         checkpoint_s=max(saves, default=None), checkpoint_share=max(saves) / step_s if step_s and saves else None,
     )  # fmt: skip
