@@ -99,6 +99,19 @@ def memory(result: dict[str, Any]) -> Figure:
     return named(figure)
 
 
+def scaling(result: dict[str, Any]) -> Figure:
+    """What the planner says against what was measured, a mark a configuration; on the line they are equal."""
+    figure, axes = panels(1, 2)
+    for panel, (name, title) in zip(axes, (("sent", "sent in a step"), ("peak", "peak of a process")), strict=True):
+        for zero, (colour, marker, _) in enumerate(POLICIES.values()):
+            rows = [row for row in result["rows"] if row["zero"] == zero and row[f"{name}_bytes"]]
+            points = [(row[f"{name}_bytes"] / MIB, row[f"planned_{name}_bytes"] / MIB) for row in rows]
+            panel.plot(*zip(*points, strict=True), marker, color=colour, label=f"ZeRO {zero}", fillstyle="none")
+        panel.axline((1, 1), (2, 2), color="#7f7f7f", linewidth=0.8)
+        panel.set(xscale="log", yscale="log", xlabel="measured, MiB", ylabel="planned, MiB", title=title)
+    return named(figure)
+
+
 def panels(rows: int, columns: int, *, height: float = 2.6) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(3.6 * columns, height * rows), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -137,7 +150,7 @@ def doubling(axes: Axes, ticks: list[int], x: str, y: str, title: str) -> None:
         axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-DRAWN = {"replay_memory": replay_memory, "rollout": rollout, "memory": memory}
+DRAWN = {"replay_memory": replay_memory, "rollout": rollout, "memory": memory, "scaling": scaling}
 
 
 def draw(results: Path, out: Path, ending: str) -> list[Path]:

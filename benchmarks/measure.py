@@ -67,7 +67,8 @@ class Held(TorchDispatchMode):
 
 
 def storages_of(tree: Any) -> list[torch.UntypedStorage]:
-    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor)]
+    """Those of a tree's tensors that take memory."""
+    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor) and not x.is_meta]
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:

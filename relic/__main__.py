@@ -192,7 +192,8 @@ def plan(args: list[str], named: Any) -> None:
     options = parse(plan_options(), args, "relic plan", OTHERS["plan"])
     machine = Machine(
         gpus=options.gpus, gpu_memory=planner.bytes_of(options.gpu_memory), checkpointing=options.checkpointing,
-        sequence_parallel=options.sequence_parallel, samples=options.samples,
+        sequence_parallel=options.sequence_parallel, samples=options.samples, zero=options.zero,
+        offload=options.offload,
     )  # fmt: skip
     recipe = named(options.recipe)
     print(planner.report(recipe, recipe.name, machine, options.stage))
@@ -202,7 +203,9 @@ def plan_options() -> type:
     """The options of `relic plan`."""
     described: list[tuple[str, type, Any, str]] = [
         ("recipe", str, "tiny", "the recipe that is planned"),
-        ("gpus", int, 1, "GPUs, over which the states are sharded"),
+        ("gpus", int, 1, "GPUs that train together"),
+        ("zero", int, 3, "what they share: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too"),
+        ("offload", str, "none", "of what is shared, to the host's memory: none, optimizer, or all with ZeRO 3"),
         ("gpu_memory", str, "80GB", "memory of each, in GB or GiB"),
         ("stage", str, "", "teacher, trajectories, student-init, distill or serve; empty: all"),
         ("sequence_parallel", int, 1, "GPUs that share the tokens and heads of their samples"),

@@ -7,6 +7,7 @@ from relic.data.config import Loader
 from relic.generate.config import Rollout
 from relic.geometry.config import Actions
 from relic.model.config import Codec, PoseNet, Transformer
+from relic.parallel.config import Parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,13 +290,17 @@ class Distill:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The GPUs that a plan is made for."""
+    """The GPUs that a plan is made for, and the dials of a training on them (parallel/config.py)."""
 
     gpus: int = 1
     gpu_memory: float = 80e9  # bytes of each
+    zero: int = 3  # what several GPUs share: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too
+    offload: str = "none"  # to the host's memory: "none" | "optimizer" | "all"
     sequence_parallel: int = 1  # GPUs that share the tokens and heads of their samples
     checkpointing: bool = False  # of activations: a block keeps its input and is computed again in the backward
     samples: int = 0  # at once in a group of GPUs, the rest of the batch by accumulation; 0: its whole part
+    bucket: int = Parallel().bucket
+    bfloat16: bool = True  # whether autocast multiplies in it
     share: float = 0.9  # of the memory that may be planned: CUDA, communication and fragments take the rest
 
     def __post_init__(self) -> None:
@@ -309,6 +314,17 @@ class Machine:
                 f"gpu_memory is {self.gpu_memory:g} bytes and samples {self.samples}; "
                 "allowed are more than 0, and at least 0"
             )
+        Parallel(zero=self.zero, offload=self.offload)  # which refuses what does not go together
+
+    @property
+    def cut(self) -> int:
+        """ZeRO's stage; one GPU has nothing to share."""
+        return self.zero if self.gpus > 1 else 0
+
+    @property
+    def low(self) -> int:
+        """Bytes of a number where autocast computes."""
+        return 2 if self.bfloat16 else 4
 
     @property
     def usable(self) -> float:

@@ -80,6 +80,21 @@ def parameters(cfg: Transformer) -> int:
     return wan_parameters(cfg) + control_parameters(cfg)
 
 
+def linears(cfg: Transformer) -> int:
+    """Parameters of linear layers: all but the norms', the modulation's and the words'."""
+    return parameters(cfg) - cfg.layers * 12 * cfg.width - 2 * cfg.width - cfg.text_vocabulary * cfg.text_width
+
+
+def multiplied(cfg: Transformer, low: int) -> int:
+    """Bytes of the weights, those of linear layers in what autocast multiplies in."""
+    return low * linears(cfg) + FLOAT * (parameters(cfg) - linears(cfg))
+
+
+def multiplied_block(cfg: Transformer, low: int) -> int:
+    """Those of a block."""
+    return low * (block_matrices(cfg) + 9 * cfg.width + cfg.ffn) + FLOAT * 12 * cfg.width
+
+
 def moments(cfg: Transformer, optimizer: Optimizer) -> int:
     """Bytes of the optimiser's moments: two a weight by AdamW, one by Muon, which takes the hidden matrices."""
     width, hidden = cfg.width, cfg.control_width

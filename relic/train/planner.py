@@ -1,15 +1,13 @@
-"""`relic plan`: what every stage of a recipe takes on each GPU, whether it fits, and what to change if it does not.
+"""`relic plan`: what every stage of a recipe takes on each GPU and what it sends, whether it fits, and what to change
+if it does not.
 
-The figures come from train/footprint.py, so they follow the code as it is. How they spread over GPUs is assumed, for
-training on several GPUs, checkpointing of activations and accumulation are not built: states lie sharded over all GPUs
-(ZeRO 3), a group of `sequence_parallel` GPUs shares its samples' tokens and heads, and every group takes an equal part
-of the batch.
+The figures come from train/footprint.py, shares.py and traffic.py, so they follow the code as it is; the dials are
+those of parallel/config.py. benchmarks/scaling.py measures the same.
 """
 
-import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from relic.data.config import Curate
@@ -17,19 +15,21 @@ from relic.generate.config import Rollout
 from relic.memory import masks
 from relic.mistakes import UserError, allowed
 from relic.model.config import Codec, Transformer
-from relic.train import footprint
-from relic.train.config import CodecTraining, Distill, Machine, Optimizer, Stage, StudentInit, Teacher, Trajectories
+from relic.train import footprint, passes, traffic
+from relic.train.config import CodecTraining, Distill, Machine, Stage, StudentInit, Teacher, Trajectories
 from relic.train.footprint import BFLOAT16, FLOAT, Pass
+from relic.train.passes import Passes
+from relic.train.shares import Need, backward, copies, frozen, pieces, samples_of, trained
 
-HEAD = ("samples", "weights", "gradients", "optimiser", "EMA", "activations", "KV memory", "codec", "sum", "fits")
+HEAD = ("samples", "weights", "gradients", "optimiser", "EMA", "activations", "KV memory", "codec", "sum", "sent",
+        "fits")  # fmt: skip
 WIDTHS = [max(8, len(word) + 2) for word in HEAD]  # characters of the columns
 STAGES = ("teacher", "trajectories", "student-init", "distill", "serve")
 PATCH = 8  # pixels a side of a latent's cell
-GATHERED = 2  # blocks whose sharded weights are whole at a time: one at work, one on its way
-ASSUMED = """Assumed: float32 weights, gradients, moments and average, sharded over all GPUs; bfloat16 autocast, whose
-copies of the weights count with the activations; the teacher of one length at a time, in bfloat16; a walk is served in
-FP8, its weights whole on each GPU. A GPU is full at {share:.0%}: CUDA takes the rest. Not built yet: several GPUs,
-accumulation (--samples) and --checkpointing."""
+ASSUMED = """Assumed: float32 weights, gradients, moments and average, cut by ZeRO {cut}; bfloat16 autocast, whose
+copies of the weights count with the activations; the teacher of one length at a time, frozen; trajectories and a walk
+on one GPU's own weights, the walk's in FP8. The sum is of a stage's fullest moment: gradients come as activations go.
+`sent` is what a GPU sends in a step, as a ring does. A GPU is full at {share:.0%}: CUDA takes the rest."""
 
 
 class Recipe(Protocol):
@@ -45,30 +45,6 @@ class Recipe(Protocol):
     def student_init(self) -> StudentInit: ...
     @property
     def distill(self) -> Distill: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """Bytes on each GPU at the fullest moment of a stage; `samples` a group of GPUs at once."""
-
-    stage: str
-    samples: int = 1
-    weights: float = 0
-    gradients: float = 0
-    optimizer: float = 0
-    ema: float = 0
-    activations: float = 0
-    memory: float = 0
-    codec: float = 0
-    sent: float = 0  # in a step
-
-    @property
-    def states(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.ema
-
-    @property
-    def total(self) -> float:
-        return self.states + self.activations + self.memory + self.codec
 
 
 # Stages
@@ -98,51 +74,67 @@ def grid(recipe: Recipe) -> tuple[int, int]:
 
 def teacher(cfg: Teacher, stage: Stage, rows: int, columns: int, machine: Machine) -> Need:
     samples = samples_of(stage.batch, machine)
-    graph = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples)
+    graph = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples, low=machine.low)
+    made = [Passes(replace(graph, batch=piece), graph=True) for piece in pieces(stage.batch, machine)]
     states = trained(cfg.model, cfg.optimizer, machine)
-    return replace(states, stage=f"teacher, {stage.latents} latents", samples=samples,
-                   activations=working(cfg.model, graph, machine))  # fmt: skip
+    return replace(
+        backward(states, cfg.model, graph, machine, first=len(made) == 1),
+        stage=f"teacher, {stage.latents} latents", samples=samples, sent=traffic.step(cfg.model, machine, made),
+    )  # fmt: skip
 
 
 def trajectories(model: Transformer, cfg: Trajectories, rows: int, columns: int, machine: Machine) -> Need:
-    """A part's batch in a group of GPUs, without a graph."""
-    samples = min(machine.samples or cfg.batch, cfg.batch)
-    graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=samples)
+    """A part's batch, without a graph, on one GPU: the parts share nothing."""
+    graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=cfg.batch, low=machine.low)
     return Need(
         stage=f"trajectories, {cfg.latents} latents",
-        samples=samples,
-        weights=FLOAT * footprint.parameters(model) / machine.gpus,
-        activations=footprint.without_graph(model, graph, remember=False) / machine.sequence_parallel
-        + copies(model, machine),
+        samples=cfg.batch,
+        weights=FLOAT * footprint.parameters(model),
+        activations=footprint.without_graph(model, graph, remember=False) + copies(model, replace(machine, zero=0)),
     )
 
 
 def student_init(model: Transformer, cfg: StudentInit, rows: int, columns: int, machine: Machine) -> Need:
     samples, chunk = samples_of(cfg.batch, machine), cfg.rollout.chunk
     segments = masks.hybrid(cfg.latents, chunk, cfg.num_noisy, cfg.rollout.memory)
-    graph = Pass(latents=cfg.latents, rows=rows, columns=columns, batch=samples, segments=segments)
+    graph = Pass(
+        latents=cfg.latents, rows=rows, columns=columns, batch=samples, low=machine.low, segments=segments
+    )  # fmt: skip
     states = trained(model, cfg.optimizer, machine)
-    models = 1 if cfg.initialisation == "ode" else 2  # the causal model of many steps
-    return replace(states, stage=f"student-init, {cfg.latents} latents", samples=samples,
-                   weights=models * states.weights, activations=working(model, graph, machine))  # fmt: skip
+    others = {"ode": 0, "causal_ode": cfg.ode_steps, "consistency": 2}[cfg.initialisation]  # passes without a graph
+    made = [one for piece in pieces(cfg.batch, machine) for one in
+            (Passes(replace(graph, batch=piece), graph=True), Passes(replace(graph, batch=piece), others))]  # fmt: skip
+    return replace(
+        backward(states, model, graph, machine, first=len(pieces(cfg.batch, machine)) == 1),
+        stage=f"student-init, {cfg.latents} latents", samples=samples, sent=traffic.step(model, machine, made),
+        weights=states.weights + (frozen(model, machine) if others else 0),  # the causal model of many steps
+    )  # fmt: skip
 
 
 def distill(
-    model: Transformer, cfg: Distill, stage: Stage, rows: int, columns: int, machine: Machine
+    model: Transformer, cfg: Distill, stage: Stage, rows: int, columns: int, machine: Machine, *, exits: float = 0
 ) -> Iterator[Need]:
-    """The two fullest moments: the critic's graph of a whole video, and the replay of its last chunk."""
+    """The two fullest moments: the critic's graph of a whole video, and the replay of its last chunk.
+
+    What is sent is that of the whole step, whose chunks take `exits` passes until they are clean; 0: the mean."""
     samples, memory = samples_of(stage.batch, machine), cfg.rollout.memory
     student, critic = trained(model, cfg.optimizer, machine), trained(model, cfg.critic_optimizer, machine)
+    video = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples, low=machine.low)
+    exits = exits or (1 + len(cfg.rollout.timesteps)) / 2
+    made = [one for piece in pieces(stage.batch, machine)
+            for one in passes.distill(cfg, replace(video, batch=piece), exits=exits)]  # fmt: skip
     states = replace(
         student,
-        weights=student.weights + critic.weights + BFLOAT16 * footprint.parameters(model) / machine.gpus,
-        gradients=student.gradients + critic.gradients,
+        weights=student.weights + critic.weights + frozen(model, machine),
+        # those of one model are gone before the other's come, unless they have a place of their own
+        gradients=student.gradients + (critic.gradients if machine.cut == 3 else 0),
         optimizer=student.optimizer + critic.optimizer,
         samples=samples,
+        sent=traffic.step(model, machine, made, updates=1 + cfg.critic_steps),
     )
-    video = Pass(latents=stage.latents, rows=rows, columns=columns, batch=samples)
-    yield replace(states, stage=f"distill, {stage.latents} latents, critic",
-                  activations=working(model, video, machine))  # fmt: skip
+    is_first = len(pieces(stage.batch, machine)) == 1
+    yield replace(backward(states, model, video, machine, first=is_first),
+                  stage=f"distill, {stage.latents} latents, critic")  # fmt: skip
     before = min(stage.latents, memory.capacity) - cfg.rollout.chunk
     chunk = replace(video, latents=cfg.rollout.chunk, past=memory.tokens(rows, columns, before))
     graph = footprint.activations(model, chunk, checkpointing=machine.checkpointing)
@@ -173,34 +165,6 @@ def serve(model: Transformer, codec: Codec, cfg: Rollout, rows: int, columns: in
         activations=reading / machine.sequence_parallel,
         codec=FLOAT * footprint.codec_parameters(codec) + BFLOAT16 * frames * pixels * widest,
     )
-
-
-# Sharing
-
-
-def samples_of(batch: int, machine: Machine) -> int:
-    """Samples that a group of GPUs takes at once."""
-    groups = machine.gpus // machine.sequence_parallel
-    return min(machine.samples or batch, math.ceil(batch / groups))
-
-
-def trained(model: Transformer, optimizer: Optimizer, machine: Machine) -> Need:
-    """The sharded states of a model in training and of its average."""
-    weights = FLOAT * footprint.parameters(model) / machine.gpus
-    moments = footprint.moments(model, optimizer) / machine.gpus
-    return Need(stage="", weights=weights, gradients=weights, optimizer=moments, ema=weights)
-
-
-def working(model: Transformer, graph: Pass, machine: Machine) -> float:
-    held = footprint.activations(model, graph, checkpointing=machine.checkpointing)
-    return held / machine.sequence_parallel + copies(model, machine)
-
-
-def copies(model: Transformer, machine: Machine) -> float:
-    """The weights in the precision that they are multiplied in: all of them, or of a few blocks where sharded."""
-    if machine.gpus == 1:
-        return BFLOAT16 * footprint.parameters(model)
-    return BFLOAT16 * GATHERED * footprint.parameters(model) / model.layers
 
 
 # Advice
@@ -257,12 +221,16 @@ def report(recipe: Recipe, name: str, machine: Machine, stage: str = "") -> str:
     heads = recipe.teacher.model.heads
     if heads % machine.sequence_parallel:
         raise UserError(f"sequence_parallel is {machine.sequence_parallel}; it must divide the {heads} heads of {name}")
+    trainings = (recipe.teacher.optimizer, recipe.student_init.optimizer, recipe.distill.optimizer,
+                 recipe.distill.critic_optimizer)  # fmt: skip
+    if machine.cut and any(optimizer.muon for optimizer in trainings):
+        raise UserError(f"zero is {machine.zero} and {name} trains with muon, which takes whole matrices; allowed is 0")
     found = [need for need in needs(recipe, machine) if need.stage.startswith(stage)]
     lines = [f"{name} on {machine.gpus} GPU(s) of {machine.gpu_memory / 1e9:.0f} GB; GB on each GPU", ""]
     lines.append(f"{'stage':<28}" + aligned(HEAD))
     for need in found:
         numbers = (need.weights, need.gradients, need.optimizer, need.ema, need.activations, need.memory, need.codec,
-                   need.total)  # fmt: skip
+                   need.total, need.sent)  # fmt: skip
         cells = [
             str(need.samples),
             *(f"{x / 1e9:.{0 if x > 1e12 else 1}f}" for x in numbers),
@@ -271,7 +239,7 @@ def report(recipe: Recipe, name: str, machine: Machine, stage: str = "") -> str:
         lines.append(f"{need.stage:<28}" + aligned(cells))
     full = [need for need in found if not fits(need, machine)]
     lines += ["", *(advice(recipe, need.stage, machine) for need in full)]
-    return "\n".join([*lines, *([""] if full else []), ASSUMED.format(share=machine.share)])
+    return "\n".join([*lines, *([""] if full else []), ASSUMED.format(cut=machine.cut, share=machine.share)])
 
 
 def aligned(cells: Sequence[str]) -> str:
