@@ -5,12 +5,12 @@ Loads no torch."""
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from relic import recipes, steps
-from relic.endings import outcome
+from relic.endings import LESS_MEMORY, out_of_memory, outcome
 from relic.mistakes import UserError, allowed
 from relic.options import about, parse, uris, value_of
 
@@ -95,13 +95,35 @@ def step(found: steps.Step, args: list[str], named: Any) -> None:
     inputs = {name: uris(name, getattr(chosen, name)) for name in found.inputs}
     span = {"part": chosen.part, "parts": chosen.parts} if found.fan_out else {}
     means = {"ray": chosen.ray} if found.ray else {"parallel": chosen.parallel} if found.trains else {}
-    uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span, **means)
+    try:
+        uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span, **means)
+    except Exception as error:
+        if found.trains and out_of_memory(error):
+            raise MemoryError(less_memory(recipe, found, chosen)) from error
+        raise
     if not steps.speaks_for_all():
         return
     if chosen.artifact:
         Path(chosen.artifact).parent.mkdir(parents=True, exist_ok=True)
         Path(chosen.artifact).write_text(uri)
     print(uri, flush=True)
+
+
+def less_memory(recipe: Any, found: steps.Step, chosen: Any) -> str:
+    """What the planner would change of a training that did not fit."""
+    from relic.parallel import mesh
+    from relic.train import planner
+    from relic.train.config import Machine
+
+    dials, memory = chosen.parallel, mesh.gpu_memory()
+    if found.name not in planner.STAGES or not memory:
+        return LESS_MEMORY
+    machine = Machine(
+        gpus=steps.num_processes(), gpu_memory=memory, zero=dials.zero, offload=dials.offload,
+        sequence_parallel=dials.sequence, checkpointing=dials.checkpointing, samples=dials.samples,
+    )  # fmt: skip
+    changed = replace(recipe, **{found.config: chosen.config})
+    return f"as `relic plan` has it, {planner.instead(changed, found.name, machine)}"
 
 
 def serve(args: list[str]) -> None:

@@ -35,7 +35,8 @@ def outcome(command: str) -> Iterator[dict[str, int]]:
             text = f"the disk is full at {where}; free some space and run the same command again to go on"
             result["code"] = end(error, verdict.FAILURE, text)
         elif out_of_memory(error):
-            result["code"] = end(error, verdict.OUT_OF_MEMORY, f"{command} ran out of memory ({error}); {LESS_MEMORY}")
+            advice = str(error) if isinstance(error, MemoryError) and str(error) else LESS_MEMORY
+            result["code"] = end(error, verdict.OUT_OF_MEMORY, f"{command} ran out of memory; {advice}")
         else:
             result["code"] = end(error, verdict.FAILURE, f"{command} failed: {type(error).__name__}: {error}")
 

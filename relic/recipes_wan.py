@@ -12,6 +12,7 @@ from relic.generate.config import Rollout, Sampler
 from relic.launch.config import Deploy
 from relic.memory.config import Memory
 from relic.model.config import TAEHV, PoseNet, Transformer
+from relic.parallel.config import Parallel
 from relic.recipe import Recipe, gate
 from relic.train.config import (
     Checkpointing,
@@ -108,6 +109,7 @@ def wan_1b() -> Recipe:
             script_latents=20,
             revisit=Revisit(min_away=48),  # no return is within the window and the chunk
         ),
+        parallel=Parallel(zero=3, checkpointing=True, compile=True, samples=1),
         deploy=Deploy(gate=gate(gain_db=0.01, win_rate=0.8), text_encoder=UMT5),
     )
 

@@ -57,7 +57,7 @@ class OutOfMemoryError(RuntimeError):
     [
         (ValueError("the batch is 3"), verdict.MISTAKE, "the batch is 3"),
         (RuntimeError("it broke"), verdict.FAILURE, "teacher failed: RuntimeError: it broke"),
-        (OutOfMemoryError("tried 2 GiB"), verdict.OUT_OF_MEMORY, "teacher ran out of memory (tried 2 GiB); less is"),
+        (OutOfMemoryError("tried 2 GiB"), verdict.OUT_OF_MEMORY, "teacher ran out of memory; less is"),
         (MemoryError(), verdict.OUT_OF_MEMORY, "relic plan"),
         (OSError(28, "No space left on device", "/data"), verdict.FAILURE, "the disk is full at /data"),
     ],

@@ -122,6 +122,13 @@ class Mesh:
             dist.barrier()
 
 
+def gpu_memory() -> int:
+    """Bytes of this process's GPU; 0 where there is none."""
+    return (
+        torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if torch.cuda.is_available() else 0
+    )
+
+
 def buckets(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
     """Tensors of one precision, as many together as have at most `size` numbers."""
     bucket: list[Tensor] = []

@@ -89,8 +89,8 @@ def trajectories(model: Transformer, cfg: Trajectories, rows: int, columns: int,
     return Need(
         stage=f"trajectories, {cfg.latents} latents",
         samples=cfg.batch,
-        weights=FLOAT * footprint.parameters(model),
-        activations=footprint.without_graph(model, graph, remember=False) + copies(model, replace(machine, zero=0)),
+        weights=frozen(model, replace(machine, zero=0, offload="none")),
+        activations=footprint.without_graph(model, graph, remember=False),
     )
 
 
@@ -198,6 +198,14 @@ def advice(recipe: Recipe, stage: str, machine: Machine) -> str:
     if changed is None:
         return f"{stage} does not fit with any of these options; it needs a smaller memory, picture or model"
     return f"{stage} fits with {options(machine, changed)}: {need_of(recipe, stage, changed).total / 1e9:.1f} GB"
+
+
+def instead(recipe: Recipe, step: str, machine: Machine) -> str:
+    """What would take less than a step does that ran out of memory, whether or not it was planned to fit."""
+    stages = [need for need in needs(recipe, machine) if need.stage.startswith(step)]
+    fullest = max(stages, key=lambda need: need.total)
+    less = min(machine.share, 0.85 * fullest.total / machine.gpu_memory)
+    return advice(recipe, fullest.stage, replace(machine, share=less))
 
 
 def options(before: Machine, after: Machine) -> str:

@@ -21,10 +21,12 @@ from torch import Tensor
 from relic.data import loader
 from relic.generate import sampler
 from relic.generate.config import Sampler
-from relic.model import flow, weights
+from relic.model import flow
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
+from relic.train import trainee
 from relic.train.config import Trajectories
 
 CONDITIONS = ("actions", "poses", "text", "empty")
@@ -34,8 +36,8 @@ def main(
     cfg: Trajectories, *, teacher: list[Path], samples: list[Path], out: Path, run: Run, part: int = 0, parts: int = 1
 ) -> dict[str, float]:
     """Writes trajectories-<batch>.safetensors for the batches of this part, which may be none."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = weights.load_transformer(teacher[0], device)
+    mesh = Mesh()
+    model, device = trainee.frozen(teacher[0], mesh), mesh.device
     dataset = loader.load(samples, model.cfg)
     rows, mine = chosen(cfg, dataset), range(part, -(-cfg.clips // cfg.batch), parts)
     files = [out / f"trajectories-{index:05d}.safetensors" for index in mine]
