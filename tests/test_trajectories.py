@@ -122,7 +122,7 @@ def test_a_damaged_file_is_found(inputs: dict[str, list[Path]], one: Path, tmp_p
         (tmp_path / "0-of-1" / file).write_bytes(data)
     path = tmp_path / "0-of-1" / "trajectories-00001.safetensors"
     tensors = load_file(path)
-    tensors[name].flatten()[tensors[name].numel() // 3] += 4
+    tensors[name].flatten()[tensors[name].numel() // 3] += 40
     save_file(tensors, path, metadata={"timesteps": str(list(QUICK.timesteps))})
     with pytest.raises(ValueError, match=r"trajectories-00001\.safetensors, integrated again .* allowed is 0\.05"):
         solved(inputs, tmp_path, cfg=replace(QUICK, verified=5))
