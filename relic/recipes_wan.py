@@ -109,7 +109,7 @@ def wan_1b() -> Recipe:
             script_latents=20,
             revisit=Revisit(min_away=48),  # no return is within the window and the chunk
         ),
-        parallel=Parallel(zero=3, checkpointing=True, compile=True, samples=1),
+        parallel=Parallel(zero=1, checkpointing=True, compile=True, samples=1),  # docs/training.md says why
         deploy=Deploy(gate=gate(gain_db=0.01, win_rate=0.8), text_encoder=UMT5),
     )
 
@@ -123,4 +123,5 @@ def relic_14b() -> Recipe:
     they hold. Not run, and it cannot be yet: docs/weights.md says what is missing."""
     base = wan_1b()
     model = replace(base.teacher.model, width=5120, ffn=13824, layers=40, heads=40)
-    return replace(base, name="relic_14b", teacher=replace(base.teacher, model=model, start="wan/14b"))
+    teacher = replace(base.teacher, model=model, start="wan/14b")
+    return replace(base, name="relic_14b", teacher=teacher, parallel=replace(base.parallel, zero=3))
