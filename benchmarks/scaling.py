@@ -36,6 +36,8 @@ from relic.train.config import Machine
 from relic.train.draws import Draws
 from relic.train.footprint import Pass
 
+PATIENCE_S = 900.0  # for what a case measured
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -124,16 +126,19 @@ def flops(case: Case, size: Size) -> float:
     return passes.computed(size.model, list(passes.distill(size.distill, video, exits=exits(size))))
 
 
-def cases(worlds: Sequence[int], *, heads: int, sharded: bool, checkpointing: bool, bucket: int) -> Iterator[Case]:
-    """ZeRO 0 to 3 times a sequence shared by 1, 2 and 4, as far as there are processes. One has nothing to cut."""
+def cases(size: Size, worlds: Sequence[int], *, checkpointing: bool) -> Iterator[Case]:
+    """ZeRO 0 to 3 times a sequence shared by 1, 2 and 4, as far as there are processes, and samples for them. One has
+    nothing to cut; Muon cannot be cut."""
+    is_cut = not (size.teacher.optimizer.muon or size.distill.optimizer.muon)
+    batch, heads = size.stage("teacher").batch, size.model.heads
     for world in worlds:
-        for sequence in (n for n in (1, 2, 4) if world % n == heads % n == 0):
-            for zero in range(4 if world > 1 and sharded else 1):
+        for sequence in (n for n in (1, 2, 4) if world % n == heads % n == 0 and batch % (world // n) == 0):
+            for zero in range(4 if world > 1 and is_cut else 1):
                 for training in ("teacher", "distill"):
-                    yield Case(
-                        training=training, processes=world,
-                        parallel=Parallel(zero=zero, sequence=sequence, checkpointing=checkpointing, bucket=bucket),
+                    parallel = Parallel(
+                        zero=zero, sequence=sequence, checkpointing=checkpointing, bucket=size.bucket
                     )  # fmt: skip
+                    yield Case(training=training, processes=world, parallel=parallel)
 
 
 # Processes
@@ -147,7 +152,7 @@ def results(found: Sequence[Case], size: Size) -> Iterator[tuple[Case, list[Take
             yield from ((case, [measured(case.training, size, case.parallel)]) for case in same)
             continue
         context = multiprocessing.get_context("spawn")
-        queue = context.SimpleQueue()
+        queue = context.Queue()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -155,7 +160,7 @@ def results(found: Sequence[Case], size: Size) -> Iterator[tuple[Case, list[Take
         for worker in workers:
             worker.start()
         for case in same:
-            yield case, [queue.get() for _ in workers]
+            yield case, [queue.get(timeout=PATIENCE_S) for _ in workers]
         for worker in workers:
             worker.join()
 
@@ -198,15 +203,13 @@ def main(arguments: list[str] | None = None) -> None:
     devices = 4 if given.device == "cpu" else torch.cuda.device_count()
     worlds = given.processes or [n for n in (1, 2, 4) if n <= devices]
     checkpointing = given.size == "wan_1b" if given.checkpointing is None else given.checkpointing
-    muon = size.teacher.optimizer.muon or size.distill.optimizer.muon
-    found = list(
-        cases(worlds, heads=size.model.heads, sharded=not muon, checkpointing=checkpointing, bucket=size.bucket)
-    )
+    chosen = cases(size, worlds, checkpointing=checkpointing)
+    found = [case for case in chosen if case.parallel.zero in given.zero]
     heads = ("training", "processes", "ZeRO", "sequence", "MB sent / planned", "ratio", "MB peak / planned", "ratio",
              "s a step", "MFU", "checkpoint")  # fmt: skip
     print(f"| {' | '.join(heads)} |")
     print("|" + "---|" * len(heads))
-    rows, found = [], [case for case in found if case.parallel.zero in given.zero]
+    rows = []
     for case, taken in results(found, size):
         rows.append(row(case, size, taken, device))
         print(printed(rows[-1]), flush=True)
