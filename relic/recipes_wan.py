@@ -109,7 +109,9 @@ def wan_1b() -> Recipe:
             script_latents=20,
             revisit=Revisit(min_away=48),  # no return is within the window and the chunk
         ),
-        parallel=Parallel(zero=1, checkpointing=True, compile=True, samples=1),  # docs/training.md says why
+        parallel=Parallel(
+            zero=1, checkpointing=True, compile=True, samples=1, timeout_s=7200.0
+        ),  # docs/training.md says why
         deploy=Deploy(gate=gate(gain_db=0.01, win_rate=0.8), text_encoder=UMT5),
     )
 

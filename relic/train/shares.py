@@ -80,10 +80,15 @@ def frozen(model: Transformer, machine: Machine) -> float:
 
 def backward(states: Need, model: Transformer, graph: Pass, machine: Machine, *, first: bool) -> Need:
     """With what a graph and its backward take; `first` where there are no gradients yet."""
-    held = working(model, graph, machine)
-    come = first and machine.cut < 3 and not machine.checkpointing  # with it there is little left when most have come
-    gradients = trained(model, Optimizer(), replace(machine, bucket=0)).gradients
-    return replace(states, activations=held, reused=min(held, gradients) if come else 0)
+    held, gradients = working(model, graph, machine), trained(model, Optimizer(), replace(machine, bucket=0)).gradients
+    reused = min(held, gradients) if first and machine.cut < 3 else 0
+    if machine.checkpointing and machine.cut < 3:
+        # the copies go with the forward; then a block's graph is made at a time, and its input goes as gradients come
+        inputs = graph.low * graph.batch * graph.tokens * model.width * model.layers / machine.sequence_parallel
+        one, low = footprint.block(model, graph) / machine.sequence_parallel, copies(model, machine)
+        fullest = max(inputs + max(one, low), gradients + one) if first else gradients + inputs + max(one, low)
+        reused = gradients + inputs + one + low - fullest
+    return replace(states, activations=held, reused=reused)
 
 
 def working(model: Transformer, graph: Pass, machine: Machine) -> float:
