@@ -2,13 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 RECIPE := $(if $(FROM_SCRATCH),tiny_scratch,tiny)
 
-.PHONY: demo test lint
+.PHONY: demo test test-distributed lint
 
 demo: .venv/demo.stamp  ## the whole pipeline on walks recorded here, then a report and a world to walk in
 	$(BIN)/relic pipeline run --recipe $(RECIPE) --store out/demo/store --out out/demo
 
-test: .venv/test.stamp  ## every test; a browser's are skipped where Chromium is missing
-	$(BIN)/python -m pytest
+test: .venv/test.stamp  ## every test but the long ones of several processes; a browser's need Chromium
+	$(BIN)/python -m pytest -m "not distributed"
+
+test-distributed: .venv/test.stamp  ## all of several processes: they train the same, are killed, and go on
+	$(BIN)/python -m pytest tests/test_distributed.py tests/test_elastic.py tests/test_checkpoint.py tests/test_watch.py
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

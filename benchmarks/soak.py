@@ -108,16 +108,16 @@ def write_samples(out: Path, channels: int, num_latents: int, grid: tuple[int, i
 
 def command(
     store: Path, inputs: Mapping[str, str], stages: Sequence[tuple[int, int]], dials: Mapping[str, Any],
-    launched: Mapping[str, Any],
+    launched: Mapping[str, Any], step: str = "distill",
 ) -> list[str]:  # fmt: skip
-    """`relic launch … -- relic distill …` of two stages, each a length and steps, with dials of its configuration and
+    """`relic launch … -- relic STEP …` of two stages, each a length and steps, with dials of its configuration and
     options of the launch."""
     dials = {f"config.{name}": value for name, value in dials.items()}
     for at, (length, count) in enumerate(stages):
         dials |= {f"config.stages.{at}.latents": length, f"config.stages.{at}.steps": count}
     options = {"recipe": "quick", "store": store, **inputs, **dials}
     first = [sys.executable, "-m", "relic", "launch", *words(launched), "--"]
-    return [*first, "relic", "distill", *words(options)]
+    return [*first, "relic", step, *words(options)]
 
 
 def words(options: Mapping[str, Any]) -> list[str]:
