@@ -11,7 +11,7 @@ test: .venv/test.stamp  ## every test but the long ones of several processes; a 
 	$(BIN)/python -m pytest -m "not distributed"
 
 test-distributed: .venv/test.stamp  ## all of several processes: they train the same, are killed, and go on
-	$(BIN)/python -m pytest tests/test_distributed.py tests/test_elastic.py tests/test_checkpoint.py tests/test_watch.py
+	$(BIN)/python -m pytest $(addprefix tests/test_,$(addsuffix .py,distributed sequence elastic checkpoint watch scaling))
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
