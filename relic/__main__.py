@@ -211,28 +211,28 @@ def plan(args: list[str], named: Any) -> None:
     from relic.train import planner
     from relic.train.config import Machine
 
-    options = parse(plan_options(), args, "relic plan", OTHERS["plan"])
+    recipe = named(value_of(args, "--recipe", "tiny"))
+    options = parse(plan_options(recipe.parallel), args, "relic plan", OTHERS["plan"])
     machine = Machine(
         gpus=options.gpus, gpu_memory=planner.bytes_of(options.gpu_memory), checkpointing=options.checkpointing,
         sequence_parallel=options.sequence_parallel, samples=options.samples, zero=options.zero,
         offload=options.offload,
     )  # fmt: skip
-    recipe = named(options.recipe)
     print(planner.report(recipe, recipe.name, machine, options.stage))
 
 
-def plan_options() -> type:
-    """The options of `relic plan`."""
+def plan_options(dials: Any) -> type:
+    """The options of `relic plan`, with a recipe's dials of a training on several processes as defaults."""
     described: list[tuple[str, type, Any, str]] = [
         ("recipe", str, "tiny", "the recipe that is planned"),
         ("gpus", int, 1, "GPUs that train together"),
-        ("zero", int, 3, "what they share: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too"),
-        ("offload", str, "none", "of what is shared, to the host's memory: none, optimizer, or all with ZeRO 3"),
+        ("zero", int, dials.zero, "what they share: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too"),
+        ("offload", str, dials.offload, "of what is shared, to the host's memory: none, optimizer, or all with ZeRO 3"),
         ("gpu_memory", str, "80GB", "memory of each, in GB or GiB"),
         ("stage", str, "", "teacher, trajectories, student-init, distill or serve; empty: all"),
-        ("sequence_parallel", int, 1, "GPUs that share the tokens and heads of their samples"),
-        ("samples", int, 0, "samples at once in a group of GPUs, the rest by accumulation; 0: its part of the batch"),
-        ("checkpointing", bool, False, "blocks keep their input only and are computed again in the backward"),
+        ("sequence_parallel", int, dials.sequence, "GPUs that share the tokens and heads of their samples"),
+        ("samples", int, dials.samples, "samples at once in a group of GPUs, the rest by accumulation; 0: its part of the batch"),
+        ("checkpointing", bool, dials.checkpointing, "blocks keep their input only and are computed again in the backward"),
     ]
     return make_dataclass(
         "Plan", [(name, Annotated[kind, about(text)], value) for name, kind, value, text in described]
