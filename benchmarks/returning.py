@@ -274,7 +274,8 @@ def train(cfg: Recipe, clips: dict[str, tuple[np.ndarray, np.ndarray]], folder: 
             print(f"step {step + 1} of {cfg.steps}: {shown}", flush=True)
         if step + 1 in (*cfg.marks, cfg.steps):
             weights.save(ema.module, folder / f"step-{step + 1}")
-        checkpoints.save_if_due(step + 1)
+        if checkpoints.due:
+            checkpoints.save(step + 1)
 
     checkpoints.close()
     return ema.module.eval()

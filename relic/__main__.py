@@ -226,13 +226,28 @@ def plan_options(dials: Any) -> type:
     described: list[tuple[str, type, Any, str]] = [
         ("recipe", str, "tiny", "the recipe that is planned"),
         ("gpus", int, 1, "GPUs that train together"),
-        ("zero", int, dials.zero, "what they share: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too"),
+        (
+            "zero",
+            int,
+            dials.zero,
+            "what they share: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 weights too",
+        ),
         ("offload", str, dials.offload, "of what is shared, to the host's memory: none, optimizer, or all with ZeRO 3"),
         ("gpu_memory", str, "80GB", "memory of each, in GB or GiB"),
         ("stage", str, "", "teacher, trajectories, student-init, distill or serve; empty: all"),
         ("sequence_parallel", int, dials.sequence, "GPUs that share the tokens and heads of their samples"),
-        ("samples", int, dials.samples, "samples at once in a group of GPUs, the rest by accumulation; 0: its part of the batch"),
-        ("checkpointing", bool, dials.checkpointing, "blocks keep their input only and are computed again in the backward"),
+        (
+            "samples",
+            int,
+            dials.samples,
+            "samples at once in a group of GPUs, the rest by accumulation; 0: its part of the batch",
+        ),
+        (
+            "checkpointing",
+            bool,
+            dials.checkpointing,
+            "blocks keep their input only and are computed again in the backward",
+        ),
     ]
     return make_dataclass(
         "Plan", [(name, Annotated[kind, about(text)], value) for name, kind, value, text in described]

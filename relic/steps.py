@@ -143,7 +143,9 @@ def together(step: Step, name: str, place: artifacts.Store, work: Callable[..., 
             mesh.said_by_first(unfinished)
             if unfinished:
                 work(out=out, mesh=mesh)
+            mesh.leave()  # the others need not wait for the upload
             place.publish(step.name, name)
+        return
     mesh.leave()
 
 

@@ -7,6 +7,7 @@ RELIC_VERDICT names, and `relic launch` ends with its code. The exit codes of re
     1    a failure
     2    a person's mistake
     3    out of memory
+    70   a process hung
     75   stopped by SIGTERM (EX_TEMPFAIL of sysexits.h): the same command goes on
     130  stopped by Ctrl-C: the same command goes on
 """
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-DONE, FAILURE, MISTAKE, OUT_OF_MEMORY, STOPPED = 0, 1, 2, 3, 75
+DONE, FAILURE, MISTAKE, OUT_OF_MEMORY, HUNG, STOPPED = 0, 1, 2, 3, 70, 75
 FILE = "RELIC_VERDICT"  # the variable with the file's path; without it nothing is written
 RESTART = "TORCHELASTIC_RESTART_COUNT"  # torchrun's: how often it has started this group again
 
@@ -57,16 +58,21 @@ def begin() -> None:
 
 def read(path: Path) -> Verdict | None:
     """The verdict in a file; None where nobody has written one."""
-    if not path.exists():
-        return None
-    said = json.loads(path.read_text())
-    return Verdict(said["code"], said["text"])
+    said = written(path)
+    return None if said is None else Verdict(said["code"], said["text"])
 
 
 def current(path: Path) -> Verdict | None:
     """The verdict of this start of the group, not of one before."""
-    said = read(path)
-    return said if said is not None and json.loads(path.read_text())["restart"] == restart() else None
+    said = written(path)
+    return Verdict(said["code"], said["text"]) if said is not None and said["restart"] == restart() else None
+
+
+def written(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
 
 
 def restart() -> int:

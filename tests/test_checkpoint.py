@@ -23,11 +23,13 @@ from relic import artifacts, object_store
 from relic.parallel import mesh as meshes
 from relic.parallel.config import Parallel
 from relic.parallel.mesh import Mesh
+from relic.tracking import Run
 from relic.train import checkpoint, place, saved
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import Checkpointing, Teacher
 from relic.train.fragments import Fragment, Part, Whole, gap, shared
 from relic.train.place import Folder
+from relic.train.watch import Watch
 
 OFTEN = Checkpointing(every_s=-1)
 SHAPES = {"weights/a": (5, 7), "weights/b": (11,), "exp_avg/a": (5, 7), "step": ()}
@@ -133,11 +135,12 @@ def test_each_file_is_plain_safetensors(tmp_path):
 
 def test_it_saves_only_when_due(tmp_path):
     saving = Checkpoints(str(tmp_path), [], Mesh(), Checkpointing(every_s=3600))
-    saving.save_if_due(1)
-    saving.close()
-    assert saving.place.files() == []
-    saving.saved_at -= 3600
-    saving.save_if_due(2)
+    with Watch(Run.silent(), Mesh(), folder=None, stages=[("steps", 9)]) as watch:
+        saving.after(1, watch)
+        saving.close()
+        assert saving.place.files() == []
+        saving.saved_at -= 3600
+        saving.after(2, watch)
     saving.close()
     assert saving.load() == 2
 

@@ -101,7 +101,8 @@ def alone(inputs: dict[str, list[Path]], tmp_path_factory: pytest.TempPathFactor
 
 def left(out: Path, name: str) -> dict[str, torch.Tensor]:
     """All tensors of a training's newest checkpoint."""
-    found, damaged = saved.newest(place.opened(Checkpointing().place(out / name)), meshes.Mesh())
+    training = "jumps" if name == "student" else ""
+    found, damaged = saved.newest(place.opened(Checkpointing().place(out / name, training)), meshes.Mesh())
     assert found is not None
     assert not damaged
     return {tensor: found.whole(tensor) for tensor in found.tensors}

@@ -208,14 +208,15 @@ def called(store: Path, inputs: dict[str, str], parallel: Parallel, stop_at: int
         return str(said)
 
 
-def test_it_goes_on_in_one_process_and_then_in_two_with_zero(inputs: dict[str, str], tmp_path: Path) -> None:
+def test_it_goes_on_in_other_numbers_of_processes_under_other_stages_of_zero(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
     (alone,) = ranks.run(called, 1, tmp_path / "alone", inputs, Parallel(), -1)
     store = tmp_path / "moved"
-    first = ranks.run(called, 2, store, inputs, Parallel(), 1)
-    assert first == 2 * ["stopped with step 2 saved; the same command goes on"]
-    then = ranks.run(called, 1, store, inputs, Parallel(), 3)
-    assert then == ["stopped with step 4 saved; the same command goes on"]
-    moved, _ = ranks.run(called, 2, store, inputs, Parallel(zero=2), -1)
+    for world, zero, stop_at in ((2, 3, 0), (1, 0, 2), (2, 2, 4)):
+        said = ranks.run(called, world, store, inputs, Parallel(zero=zero), stop_at)
+        assert said == world * [f"stopped with step {stop_at + 1} saved; the same command goes on"]
+    moved, _ = ranks.run(called, 2, store, inputs, Parallel(zero=3), -1)
     assert logged_steps(store) == list(range(6))
     before, after = (load_file(Path(artifact) / "model.safetensors") for artifact in (alone, moved))
     for name, value in before.items():

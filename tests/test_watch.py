@@ -19,7 +19,8 @@ from relic.tracking import Run
 from relic.train import measures
 from relic.train.measures import Seen
 from relic.train.watch import Watch
-from relic.train.watchdog import HUNG, Phase, Stand, verdict
+from relic.train.watchdog import Phase, Stand, blamed
+from relic.verdict import HUNG
 
 OFTEN = Watching(every_s=1e-3)  # figures are gathered at every step
 SELDOM = Watching(every_s=1e6)  # at the first and the last
@@ -312,9 +313,9 @@ def test_the_first_step_and_pauses_may_take_longer(tmp_path: Path) -> None:
 
 def test_the_verdict_names_who_has_come_least_far() -> None:
     waits, late, early = Stand(7, 1, Phase.WAITS), Stand(7, 0, Phase.LOADS), Stand(6, 3, Phase.COMPUTES)
-    assert verdict({0: waits, 1: late}, set()) == "rank 1 holds up the others: it waits for data in step 7"
-    assert verdict({0: waits, 1: late, 2: early}, set()) == "rank 2 holds up the others: it computes in step 6"
-    assert verdict({0: waits, 1: waits}, set()) == (
+    assert blamed({0: waits, 1: late}, set()) == "rank 1 holds up the others: it waits for data in step 7"
+    assert blamed({0: waits, 1: late, 2: early}, set()) == "rank 2 holds up the others: it computes in step 6"
+    assert blamed({0: waits, 1: waits}, set()) == (
         "all ranks stand at the same point: rank 0 may wait for the others in step 7"
     )
 
@@ -322,8 +323,8 @@ def test_the_verdict_names_who_has_come_least_far() -> None:
 def test_who_does_not_answer_is_named_whatever_the_last_news() -> None:
     waits, old = Stand(7, 1, Phase.WAITS), Stand(6, 0, Phase.COMPUTES)
     gone = "rank 1 is stuck or gone: it does not answer, and when last seen it computes in step 6"
-    assert verdict({0: waits, 1: old}, {1}) == gone
-    assert verdict({0: waits, 1: old, 2: old}, {1}) == f"{gone}; rank 2 holds up the others: it computes in step 6"
+    assert blamed({0: waits, 1: old}, {1}) == gone
+    assert blamed({0: waits, 1: old, 2: old}, {1}) == f"{gone}; rank 2 holds up the others: it computes in step 6"
 
 
 @pytest.mark.parametrize("wrong", [{"every_s": 0.0}, {"slow": 1.0}, {"stalled_share": 1.5}, {"stalled_s": -3.0}])

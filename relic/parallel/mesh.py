@@ -19,7 +19,8 @@ import relic
 from relic.parallel.config import Parallel
 from relic.parallel.sequence import ALONE, Sequence, Ulysses
 
-GIVING_UP = 1.5  # times `timeout_s`, when a collective ends by itself: later than the watchdog, which says more
+PATIENCE = 3  # times `timeout_s`: for the first step, which compiles, and for what is done between steps
+GIVING_UP = 2 * PATIENCE  # when a collective ends by itself: later than the watchdog, which says more
 
 
 class Mesh:
@@ -37,7 +38,7 @@ class Mesh:
         self.sequence: Sequence = ALONE
         if cfg.sequence > 1:
             ranks = [list(range(first, first + cfg.sequence)) for first in range(0, world, cfg.sequence)]
-            mine, _ = dist.new_subgroups_by_enumeration(ranks)
+            mine, _ = dist.new_subgroups_by_enumeration(ranks, timeout=patience(cfg))
             self.sequence = Ulysses(mine)
 
     @property
@@ -122,6 +123,11 @@ class Mesh:
             dist.barrier()
 
 
+def patience(cfg: Parallel) -> datetime.timedelta:
+    """How long a collective waits for everyone."""
+    return datetime.timedelta(seconds=GIVING_UP * cfg.timeout_s)
+
+
 def gpu_memory() -> int:
     """Bytes of this process's GPU; 0 where there is none."""
     return (
@@ -157,7 +163,7 @@ def joined(cfg: Parallel) -> Mesh:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
             dist.init_process_group(
-                "nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=GIVING_UP * cfg.timeout_s),
+                "nccl" if cuda else "gloo", timeout=patience(cfg),
                 device_id=torch.device(device) if cuda else None,
             )  # fmt: skip
         except (OSError, dist.DistNetworkError, dist.DistStoreError) as error:

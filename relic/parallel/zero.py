@@ -5,12 +5,13 @@ of what a call returns collects gradients, over as many backwards as there are, 
 then, once. ZeRO 2 and 3 keep no whole gradients and send them at every backward, replayed chunk by chunk as well.
 
 Weights and moments are float32; what multiplies is autocast. Under ZeRO 3 every process owns an equal piece of each
-flattened tensor, and a block is whole while it works. What is only computed with, a teacher or an average, is cut so
-under ZeRO 1 and 2 too (`built`, `fill`, `frozen`).
+flattened tensor, and a block is whole while it works. An average is cut so under ZeRO 1 and 2 too, a teacher under 3
+(`built`, `fill`, `frozen`).
 
 `Piece` says which run of which tensor a process owns, so that a checkpoint does not depend on the cut.
 """
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,10 @@ import deepspeed
 from deepspeed.utils import logger
 
 logger.setLevel(logging.ERROR)
+if os.environ["DS_ACCELERATOR"] == "cpu":  # else it compiles, for minutes, what only inference on CPUs would use
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+        None
+    )  # else it compiles, for minutes, what only inference on CPUs would use
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a weight, beside the count of its steps
 
 
@@ -91,12 +96,21 @@ class Sharded:
 
     def restored(self) -> None:
         """To be called when the pieces have been written to: the module's weights follow."""
+        forget(self.module)
         if self.stage < 3:
             self.zero.update_lp_params()
-        elif self.model.zero_offload_optimizer() is not None:  # else the pieces are the weights
-            for _, parameter in parameters(self.module):
-                index, at, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
-                parameter.ds_tensor.data.copy_(self._flat()[index].narrow(0, at, size))
+            return
+        for _, parameter in parameters(self.module):
+            index, at, size = self.zero.grad_position[self.zero.get_param_id(parameter)]
+            parameter.ds_tensor.data.copy_(self._flat()[index].narrow(0, at, size))
+
+    def release(self) -> None:
+        """Frees all of it."""
+        for flat in self._flat():
+            flat.data = flat.data[:0].clone()
+        self.state.clear()
+        self.zero.optimizer.state.clear()
+        release(self.model)
 
     def _flat(self) -> list[Tensor]:
         """ZeRO's float32 weights of this process, a tensor a group."""
@@ -163,10 +177,18 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def release(engine: Any) -> None:
-    """Frees what a `frozen` module holds: its hooks refer to it in circles."""
+    """Frees what an engine's module holds: its hooks refer to it in circles."""
     for _, parameter in parameters(engine.module):
-        parameter.ds_tensor.data = parameter.ds_tensor.data[:0].clone()
+        place = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
+        place.data = place.data[:0].clone()
     engine.destroy()
+
+
+def forget(module: nn.Module) -> None:
+    """Gives up whole weights that are there, for this process's pieces have been written to."""
+    for _, parameter in parameters(module):
+        if hasattr(parameter, "ds_id") and parameter.ds_status.name == "AVAILABLE":
+            parameter.partition()
 
 
 def settings(

@@ -106,9 +106,12 @@ def train(cfg: StudentInit, start: Path, dataset: Dataset, out: Path, watch: Wat
         watch.step(step, figures, note=f"loss {value:.4f}")
         checkpoints.after(step + 1, watch)
 
-    checkpoints.close()
     with watch.pause():
+        checkpoints.close()
         trainee.save(model.average, folder, mesh)
+    model.release()
+    if not all(mesh.said_by_all((folder / "config.json").exists())):
+        raise ValueError(f"{folder} is not seen by all processes; the store must be a folder that all machines share")
     return folder
 
 

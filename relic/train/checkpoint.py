@@ -99,11 +99,6 @@ class Checkpoints:
             self.close()
             raise Stopped(f"stopped with step {step} saved; the same command goes on")
 
-    def save_if_due(self, step: int) -> None:
-        """By the clock of process 0."""
-        if self.mesh.said_by_first(self.due):
-            self.save(step)
-
     def save(self, step: int) -> None:
         """Everything up to, not including, `step` is done. Returns when the state may change again.
 

@@ -25,6 +25,7 @@ from relic.train import optimizer
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import CodecTraining
 from relic.train.fragments import Whole
+from relic.train.watch import Watch
 
 MEASURED = 16  # test clips
 
@@ -48,24 +49,25 @@ def main(cfg: CodecTraining, *, clips: list[Path], out: Path, run: Run, mesh: Me
     parts = [Whole("codec/weights", codec.state_dict()), Whole("codec", optimizers.state())]
     checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, mesh, cfg.checkpoint)
 
-    for step in range(checkpoints.load(), cfg.steps):
-        generator = np.random.default_rng((cfg.seed, step))
-        frames = pieces(train, cfg, generator)[rows.start : rows.stop].to(device).float().div(255)
-        with autocast(device):
-            # 1. encode
-            latents = codec.encode(frames)
-            # 2. decode from noisy latents
-            drawn = generator.standard_normal((cfg.batch, *latents.shape[1:]), np.float32)
-            noise = torch.from_numpy(drawn[rows.start : rows.stop]).to(device)
-            decoded = codec.decode(latents + cfg.noise * noise).float()
-        loss = functional.mse_loss(decoded, frames) + 0.1 * functional.l1_loss(decoded, frames)
-        # 3. one step
-        loss.backward()
-        loss = mesh.reduced(codec, loss)
-        optimizer.update(codec, optimizers, loss, cfg.optimizer, optimizer.rate(cfg.optimizer, step, cfg.steps))
-        run.log({"loss": loss.item()}, step)
-        run.progress(step + 1, cfg.steps, f"loss {loss.item():.4f}")
-        checkpoints.save_if_due(step + 1)
+    with Watch(run, mesh, folder=out, stages=[("codec", cfg.steps)]) as watch:
+        for step in range(checkpoints.load(), cfg.steps):
+            generator = np.random.default_rng((cfg.seed, step))
+            frames = pieces(train, cfg, generator)[rows.start : rows.stop].to(device).float().div(255)
+            with autocast(device):
+                # 1. encode
+                latents = codec.encode(frames)
+                # 2. decode from noisy latents
+                drawn = generator.standard_normal((cfg.batch, *latents.shape[1:]), np.float32)
+                noise = torch.from_numpy(drawn[rows.start : rows.stop]).to(device)
+                decoded = codec.decode(latents + cfg.noise * noise).float()
+            loss = functional.mse_loss(decoded, frames) + 0.1 * functional.l1_loss(decoded, frames)
+            # 3. one step
+            loss.backward()
+            watch.computed()
+            loss = mesh.reduced(codec, loss)
+            optimizer.update(codec, optimizers, loss, cfg.optimizer, optimizer.rate(cfg.optimizer, step, cfg.steps))
+            watch.step(step, {"loss": loss.item()}, note=f"loss {loss.item():.4f}")
+            checkpoints.after(step + 1, watch)
 
     checkpoints.close()
     if mesh.is_first:

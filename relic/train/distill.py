@@ -95,7 +95,7 @@ def train(
                 for turn in range(cfg.critic_steps):
                     loss = torch.zeros((), device=mesh.device)
                     for piece in mesh.pieces(stage.batch):
-                        draws = Draws((cfg.seed, step, turn), piece)
+                        draws = Draws((cfg.seed, step, turn + 1), piece)
                         with watch.waiting():
                             given = next(batches)
                         video = roll_out(student.model, cfg, given, exit_step, draws)
@@ -108,7 +108,7 @@ def train(
                     measured["critic_loss"], _ = fake.step(loss, rate, step)
                 size = torch.zeros((), device=mesh.device)
                 for piece in mesh.pieces(stage.batch):
-                    draws = Draws((cfg.seed, step, cfg.critic_steps), piece)
+                    draws = Draws((cfg.seed, step, cfg.critic_steps + 1), piece)
                     with watch.waiting():
                         given = next(batches)
                     # 2. a whole video, without a graph

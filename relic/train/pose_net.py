@@ -24,6 +24,7 @@ from relic.train.checkpoint import Checkpoints
 from relic.train.codec import as_batch
 from relic.train.config import PoseNetTraining
 from relic.train.fragments import Whole
+from relic.train.watch import Watch
 
 GREY = 0.4  # about which contrast is changed
 
@@ -48,20 +49,21 @@ def main(cfg: PoseNetTraining, *, clips: list[Path], out: Path, run: Run, mesh: 
     parts = [Whole("pose_net/weights", net.state_dict()), Whole("pose_net", optimizers.state())]
     checkpoints = Checkpoints(cfg.checkpoint.place(out), parts, mesh, cfg.checkpoint)
 
-    for step in range(checkpoints.load(), cfg.steps):
-        generator = np.random.default_rng((cfg.seed, step))
-        shown, true = pieces(train, cfg, generator)
-        shown = spoilt(shown.to(device), cfg, generator)[rows.start : rows.stop]
-        with autocast(device):
-            estimated = net(shown)
-        target = (true[rows.start : rows.stop].to(device) / net.units).float()
-        loss = 6 * functional.smooth_l1_loss(estimated, target, beta=0.1)
-        loss.backward()
-        loss = mesh.reduced(net, loss)
-        optimizer.update(net, optimizers, loss, cfg.optimizer, optimizer.rate(cfg.optimizer, step, cfg.steps))
-        run.log({"loss": loss.item()}, step)
-        run.progress(step + 1, cfg.steps, f"loss {loss.item():.4f}")
-        checkpoints.save_if_due(step + 1)
+    with Watch(run, mesh, folder=out, stages=[("pose-net", cfg.steps)]) as watch:
+        for step in range(checkpoints.load(), cfg.steps):
+            generator = np.random.default_rng((cfg.seed, step))
+            shown, true = pieces(train, cfg, generator)
+            shown = spoilt(shown.to(device), cfg, generator)[rows.start : rows.stop]
+            with autocast(device):
+                estimated = net(shown)
+            target = (true[rows.start : rows.stop].to(device) / net.units).float()
+            loss = 6 * functional.smooth_l1_loss(estimated, target, beta=0.1)
+            loss.backward()
+            watch.computed()
+            loss = mesh.reduced(net, loss)
+            optimizer.update(net, optimizers, loss, cfg.optimizer, optimizer.rate(cfg.optimizer, step, cfg.steps))
+            watch.step(step, {"loss": loss.item()}, note=f"loss {loss.item():.4f}")
+            checkpoints.after(step + 1, watch)
 
     checkpoints.close()
     if mesh.is_first:

@@ -39,7 +39,8 @@ def main(
 ) -> dict[str, float]:  # fmt: skip
     """Writes model.safetensors and config.json of the student; hidden files are what a killed call goes on from."""
     mesh = mesh or Mesh()
-    mesh.rows(cfg.batch)  # so that one that cannot be shared is said now
+    for size in (cfg.batch, cfg.batch if cfg.initialisation == "ode" else causal.clips(cfg)):
+        mesh.rows(size)  # so that one that cannot be shared is said now
     causal_steps = 0 if cfg.initialisation == "ode" else cfg.causal_steps
     stages = [("causal", causal_steps)] if causal_steps else []
     with Watch(run, mesh, folder=out, stages=[*stages, ("jumps", cfg.steps)]) as watch:
@@ -54,17 +55,19 @@ def main(
             many_steps = trainee.frozen(start, mesh)
             batch = causal.clips(cfg)
             loss_of = partial(causal.jump_loss, teacher=many_steps, dataset=dataset, cfg=cfg)
-        student = trainee.trainee("student", trainee.loaded(start, mesh), cfg.optimizer, mesh, ema=cfg.ema)
-        checkpoints = Checkpoints(cfg.checkpoint.place(out), [student], mesh, cfg.checkpoint, facts=student.facts())
-        measure = partial(validation_loss, loss_of=loss_of, seed=cfg.seed, batch=batch, mesh=mesh)
         with watch.pause():
+            student = trainee.trainee("student", trainee.loaded(start, mesh), cfg.optimizer, mesh, ema=cfg.ema)
+            place = cfg.checkpoint.place(out, "jumps")
+            checkpoints = Checkpoints(place, [student], mesh, cfg.checkpoint, facts=student.facts())
+            measure = partial(validation_loss, loss_of=loss_of, seed=cfg.seed, batch=batch, mesh=mesh)
             before, losses = measure(student.model), []
+            begin = checkpoints.load()
         if cfg.initialisation == "consistency":
             batch, average = cfg.batch, student.average
             loss_of = partial(causal.consistency_loss, teacher=many_steps, average=average, dataset=dataset, cfg=cfg)
 
         # 2. the jumps
-        for step in range(checkpoints.load(), cfg.steps):
+        for step in range(begin, cfg.steps):
             loss = torch.zeros((), device=mesh.device)
             for piece in mesh.pieces(batch):
                 share = loss_of(student.model, Draws((cfg.seed, 1, step), piece)) * mesh.share(piece, batch)
@@ -78,10 +81,9 @@ def main(
             watch.step(causal_steps + step, figures, note=f"loss {np.mean(losses[-50:]):.4f}")
             checkpoints.after(step + 1, watch)
 
-        checkpoints.close()
-        with watch.pause():
-            trainee.save(student.average, out, mesh)
-            return {"loss_before": before, "loss": measure(student.average)}
+    checkpoints.close()
+    trainee.save(student.average, out, mesh)
+    return {"loss_before": before, "loss": measure(student.average)}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ student of its length.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,7 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh |
         mesh.rows(stage.batch)  # so that one that cannot be shared is said now
     model = trainee.trainee("teacher", starting(cfg, mesh), cfg.optimizer, mesh, ema=cfg.ema)
     dataset = loader.load(samples, cfg.model, cfg.loader)
-    facts = {} if cfg.lora.rank else model.facts()  # adapters are no model of their own
-    checkpoints = Checkpoints(cfg.checkpoint.place(out), [model], mesh, cfg.checkpoint, facts=facts)
+    checkpoints = Checkpoints(cfg.checkpoint.place(out), [model], mesh, cfg.checkpoint)
     total, losses = sum(stage.steps for stage in cfg.stages), []
 
     model.set_length(cfg.stages[-1].latents)
@@ -45,10 +45,17 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh |
 
     with Watch(run, mesh, folder=out, stages=[stage.named for stage in cfg.stages]) as watch:
         start = checkpoints.load()
+        for stage, end in zip(cfg.stages, accumulate(stage.steps for stage in cfg.stages), strict=True):
+            if mesh.is_first and end <= start and not (out / f"stage-{stage.latents}").exists():
+                raise ValueError(
+                    f"the checkpoint of step {start} is from behind the stage of {stage.latents} latents, whose model "
+                    f"is not in {out}; go on where it is, or without the checkpoint"
+                )
         batches = dataset.ahead(requests(cfg, dataset, mesh, range(start, total)), device=mesh.device)
         for step in range(start, total):
             stage, is_last = stage_at(cfg.stages, step)
             model.set_length(stage.latents)
+            checkpoints.facts |= {} if cfg.lora.rank else model.facts()  # adapters are no model of their own
             torch.manual_seed(cfg.seed + step)  # for the adapters' dropout
             loss, num_tokens, num_flops = torch.zeros((), device=mesh.device), 0, 0
             for piece in mesh.pieces(stage.batch):

@@ -50,7 +50,8 @@ class Trainee:
     def _start(self) -> None:
         self.optimizers = optimizer.Optimizers(self.module, self.cfg)
         self.ema = optimizer.Ema(self.module, self.decay) if self.decay is not None else None
-        self.average: Any = spread(self.ema.module, self.mesh) if self.ema else None
+        self.average: Any = spread(self.ema.module.eval(), self.mesh) if self.ema else None
+        self.parts = optimizer.parts(self.name, self.module, self.optimizers, self.ema)
         spread(self.module, self.mesh)
 
     def set_length(self, latents: int) -> None:
@@ -81,11 +82,14 @@ class Trainee:
 
     def fragments(self) -> list[Fragment]:
         """Weights, the optimiser's state and the average, for a checkpoint."""
-        parts = optimizer.parts(self.name, self.module, self.optimizers, self.ema)
-        return [fragment for part in parts for fragment in part.fragments()]
+        return [fragment for part in self.parts for fragment in part.fragments()]
 
     def restored(self) -> None:
-        """The fragments are the live tensors."""
+        for part in self.parts:
+            part.restored()
+
+    def release(self) -> None:
+        """Frees what it holds: nothing here is held by anybody else."""
 
     def facts(self) -> dict[str, Any]:
         """What is said of the model beside its tensors: its configuration, so that a part can be exported."""
@@ -131,6 +135,7 @@ class ShardedTrainee(Trainee):
 
         for piece, parameter in self.pieces:
             piece.data.lerp_(zero.own_of(parameter, piece), share)
+        zero.forget(module_of(self.average))
 
     def fragments(self) -> list[Fragment]:
         found = [
@@ -143,7 +148,16 @@ class ShardedTrainee(Trainee):
         return found
 
     def restored(self) -> None:
+        from relic.parallel import zero
+
         self.sharded.restored()
+        if self.average is not None:
+            zero.forget(module_of(self.average))
+
+    def release(self) -> None:
+        self.sharded.release()
+        if self.average is not None:
+            release(self.average)
 
 
 # Models
@@ -154,11 +168,15 @@ def made(cfg: config.Transformer, mesh: Mesh, folder: Path | None) -> Transforme
     if mesh.zero == 3:
         from relic.parallel import zero
 
+        drawn = torch.get_rng_state()
         with zero.built(mesh):
             module = Transformer(cfg)
         if folder:
             places = tensors.places([folder / "model.safetensors"])
             zero.fill(module, lambda name: tensors.read(places[name]))
+        else:  # drawn as one process draws it, on the CPU
+            torch.set_rng_state(drawn)
+            zero.fill(module, Transformer(cfg).state_dict().__getitem__)
         return module
     if not folder:
         return Transformer(cfg).to(mesh.device)

@@ -1,7 +1,7 @@
 """Watches a training loop, on one process or many: throughput, who is slow, whose loader stalls, who hangs (watchdog).
 
     with Watch(run, mesh, folder=out, stages=[("8 latents", 400), ("16 latents", 200)]) as watch:
-        for step in range(checkpoint.load(), watch.total):
+        for step in range(checkpoints.load(), watch.total):
             with watch.waiting():  # for data
                 batch = next(batches)
             loss = ...
@@ -9,12 +9,7 @@
             watch.computed()  # from here on it may wait for the others
             norm = ...
             watch.step(step, {"loss": loss.item(), "gradient_norm": norm}, tokens=num_tokens, flops=num_flops)
-            stop, due = watch.agreed((watch.stopping, checkpoint.is_due))
-            if stop or due:
-                with watch.pause():
-                    checkpoint.save(step + 1)
-            if stop:
-                break
+            checkpoints.after(step + 1, watch)
 
 A step costs a few clock readings, a line in `folder`/.ranks/rank-<rank>.jsonl and the small all-reduce of `agreed`. The
 processes put their figures together about every `every_s` seconds, at a step that follows from the figures themselves,
@@ -124,7 +119,7 @@ class Watch:
         self.window.figures.append((step, dict(figures)))
         memory_gib = measures.memory_gib(self.device)
         self.own.record(step=step, step_s=step_s, own_s=own_s, wait_s=wait_s, memory_gib=memory_gib)
-        self.watchdog.beat(step + 1)
+        self.watchdog.beat(step + 1, anew=step + 1 in self.ends)
         if step >= self.gather_at or step + 1 in self.ends:
             with self.watchdog.phase(Phase.WAITS):
                 self._gather(step)

@@ -27,10 +27,9 @@ from typing import Any, NamedTuple, TextIO
 
 import torch.distributed as dist
 
-from relic.parallel.mesh import Mesh
+from relic import verdict
+from relic.parallel.mesh import PATIENCE, Mesh
 
-HUNG = 70  # the exit code
-PATIENCE = 3  # times `timeout_s`: for the first step, which compiles, and for what is done between steps
 ANSWER_S = 5.0  # in which a process that can answer does
 SHOWN = 4  # stacks beside its own that a process prints
 
@@ -86,11 +85,11 @@ class Watchdog:
         if self.path and not self.path.stat().st_size:
             self.path.unlink()
 
-    def beat(self, step: int) -> None:
-        """A step has ended and `step` begins."""
+    def beat(self, step: int, *, anew: bool = False) -> None:
+        """A step has ended and `step` begins; `anew`: one of another kind, which may have to be compiled."""
         self.stand = Stand(step, 0, Phase.COMPUTES)
         self.moved = self.changed = time.monotonic()
-        self.patience_s = self.timeout_s  # last, for the thread may look in between
+        self.patience_s = self.timeout_s * (PATIENCE if anew else 1)  # last, for the thread may look in between
 
     @contextlib.contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
@@ -104,10 +103,11 @@ class Watchdog:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """What is done within takes up to PATIENCE times `timeout_s`."""
+        """What all processes do within takes up to PATIENCE times `timeout_s`; who is ready waits for the others."""
         before, self.patience_s = self.patience_s, PATIENCE * self.timeout_s
         self.moved = time.monotonic()
         yield
+        self.mesh.wait()
         self.moved = time.monotonic()
         self.patience_s = before
 
@@ -148,7 +148,8 @@ class Watchdog:
         self.file.flush()
         print(f"error: {self.name}, step {self.stand.step}: {said}\n\nIts stack:\n{stack}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(HUNG)
+        verdict.write(verdict.HUNG, said)
+        os._exit(verdict.HUNG)
 
     def _stack(self) -> str:
         """Of all threads, which is also written to the file, behind those of earlier calls."""
@@ -177,7 +178,7 @@ class Watchdog:
         late = [rank for rank in behind(stands, silent) if rank != mine]
         stacks = [f"The stack of rank {rank}:\n{self.store.get(f'stack/{rank}').decode()}" for rank in late[:SHOWN]]
         self.store.set("said", "")
-        return "\n\n".join([f"{said}; {verdict(stands, silent)}", *stacks])
+        return "\n\n".join([f"{said}; {blamed(stands, silent)}", *stacks])
 
     def _stand_of(self, rank: int) -> Stand | None:
         """Where a process stood when its thread last looked; None before that."""
@@ -206,7 +207,7 @@ def behind(stands: dict[int, Stand | None], silent: set[int]) -> list[int]:
     return [rank for rank, place in places.items() if place == least] if len(set(places.values())) > 1 else []
 
 
-def verdict(stands: dict[int, Stand | None], silent: set[int]) -> str:
+def blamed(stands: dict[int, Stand | None], silent: set[int]) -> str:
     """One line on who holds up whom; of `silent` ranks the threads do not answer either."""
     words = {rank: f"{at.phase.words} in step {at.step}" if at else "has not begun" for rank, at in stands.items()}
     said = [f"rank {rank} is stuck or gone: it does not answer, and when last seen it {words[rank]}" for rank in silent]
