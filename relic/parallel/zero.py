@@ -31,8 +31,6 @@ from deepspeed.utils import logger
 logger.setLevel(logging.ERROR)
 if os.environ["DS_ACCELERATOR"] == "cpu":  # else it compiles, for minutes, what only inference on CPUs would use
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
-        None
-    )  # else it compiles, for minutes, what only inference on CPUs would use
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of a weight, beside the count of its steps
 
 

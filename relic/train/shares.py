@@ -67,8 +67,7 @@ def trained(model: Transformer, optimizer: Optimizer, machine: Machine) -> Need:
     if machine.cut < 3:  # weights, and a part of them that the optimiser moves
         gradients = whole if machine.cut == 1 else part * on_gpu
         return Need(stage="", weights=whole + part * on_gpu, gradients=gradients + buffers, **states)
-    # what is gathered, and the same once more that the optimiser moves
-    weights = (0 if machine.offload == "all" else part) + part * on_gpu
+    weights = 0 if machine.offload == "all" else part
     return Need(stage="", weights=weights, gradients=part * on_gpu + buffers, **states)
 
 
