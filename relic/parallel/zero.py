@@ -155,8 +155,8 @@ def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
 
 def own_of(parameter: nn.Parameter, like: Piece) -> Tensor:
     """A parameter's numbers at the places of a piece that `owned` gives of the same tensor."""
-    whole = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.detach().flatten()[like.start :]
-    return whole[: len(like.data)]
+    own = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter.detach().flatten()[like.start :]
+    return own[: len(like.data)]
 
 
 def whole(module: nn.Module, mesh: Mesh) -> dict[str, Tensor]:
@@ -167,11 +167,6 @@ def whole(module: nn.Module, mesh: Mesh) -> dict[str, Tensor]:
             if mesh.is_first:
                 state[name] = parameter.detach().to("cpu", copy=True)
     return state
-
-
-def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Whole gradients by name after a backward, before the step. All processes call it."""
-    return {name: deepspeed.utils.safe_get_full_grad(p) for name, p in module.named_parameters() if p.requires_grad}
 
 
 def release(engine: Any) -> None:
