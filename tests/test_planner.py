@@ -355,7 +355,10 @@ def test_the_command_answers_without_torch() -> None:
             "sequence_parallel is 2; it must divide the 3 heads",
         ),
         (["--samples", "-1"], "samples -1; allowed are more than 0, and at least 0"),
-        (["--gpus", "2", "--zero", "3"], "zero is 3 and tiny trains with muon, which takes whole matrices; allowed is 0"),
+        (
+            ["--gpus", "2", "--zero", "3"],
+            "zero is 3 and tiny trains with muon, which takes whole matrices; allowed is 0",
+        ),
         (["--zero", "4"], "zero is 4; allowed are 0, 1, 2 and 3"),
         (["--zero", "1", "--offload", "all"], "offload is 'all' with zero 1; 'optimizer' needs zero 1 or more"),
     ],

@@ -76,28 +76,3 @@ def test_every_process_has_a_token_more_or_less() -> None:
         assert sum(sizes) == 10
         assert max(sizes) - min(sizes) <= 1
         assert sizes[0] == max(sizes)
-
-
-@pytest.mark.parametrize(
-    ("cfg", "world", "batch", "said"),
-    [
-        (Parallel(), 3, 4, "a batch of 4 samples cannot be shared by 3 groups of 1 process"),
-        (Parallel(sequence=2), 4, 3, "a batch of 3 samples cannot be shared by 2 groups of 2 process"),
-    ],
-)
-def test_a_batch_that_cannot_be_shared_is_refused(cfg: Parallel, world: int, batch: int, said: str) -> None:
-    mesh = meshes.Mesh(device="cpu")
-    mesh.cfg, mesh.groups = cfg, world // cfg.sequence
-    with pytest.raises(ValueError, match=said):
-        mesh.rows(batch)
-
-
-def test_a_sequence_that_the_processes_do_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="sequence is 2; it must divide the 3 processes"):
-        meshes.Mesh(Parallel(sequence=2), world=3, device="cpu")
-
-
-def test_pieces_are_the_rows_in_order() -> None:
-    mesh = meshes.Mesh(Parallel(samples=3), device="cpu")
-    assert mesh.pieces(8) == [range(0, 3), range(3, 6), range(6, 8)]
-    assert sum(mesh.share(piece, 8) for piece in mesh.pieces(8)) == pytest.approx(1)
