@@ -1,12 +1,15 @@
 """A model in training: what the mesh changes of how it computes changes nothing of what it computes."""
 
+import gc
 from dataclasses import replace
 
 import pytest
+import ranks
 import torch
 from tiny_models import CFG, conditions, latents, transformer
 
 from relic.model import fused
+from relic.parallel import mesh as meshes
 from relic.parallel.config import Parallel
 from relic.parallel.mesh import Mesh
 from relic.train import trainee
@@ -70,3 +73,34 @@ def test_heads_that_cannot_be_shared_are_refused():
     mesh.sequence = type("Three", (), {"size": 3})()
     with pytest.raises(ValueError, match="2 heads cannot be shared by 3 processes"):
         trainee.spread(transformer(CFG), mesh)
+
+
+def released(zero: int) -> tuple[int, int]:
+    """Bytes of all tensors before and after a trainee is released."""
+    mesh = meshes.joined(Parallel(zero=zero))
+    module = trainee.made(CFG, mesh, None)
+    first = trainee.trainee("first", module, ADAMW, mesh, ema=0.5)
+    loss = first.model(latents(2), torch.full((1, 2), 500.0), conditions(2))[0].square().mean()
+    loss.backward()
+    first.step(loss.detach(), 1e-3, 0)
+    held = living()
+    del loss, module
+    first.release()
+    del first
+    return held, living()
+
+
+def living() -> int:
+    gc.collect()
+    found = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in gc.get_objects() if torch.is_tensor(x)
+    }
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_a_cut_model_that_is_released_leaves_its_memory(zero: int):
+    weights = 4 * sum(p.numel() for p in transformer().parameters())
+    for held, left in ranks.run(released, 2, zero):
+        assert held > 4 * weights  # a gradient's, a moment's, an average's, and buffers
+        assert left < 2 * weights
