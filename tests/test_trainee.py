@@ -102,5 +102,4 @@ def living() -> int:
 def test_a_cut_model_that_is_released_leaves_its_memory(zero: int):
     weights = 4 * sum(p.numel() for p in transformer().parameters())
     for held, left in ranks.run(released, 2, zero):
-        assert held > 4 * weights  # a gradient's, a moment's, an average's, and buffers
-        assert left < 2 * weights
+        assert held - left > 1.5 * weights  # what a process has: weights, half of a moment's two, of an average

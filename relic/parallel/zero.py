@@ -172,8 +172,8 @@ def whole(module: nn.Module, mesh: Mesh) -> dict[str, Tensor]:
 def release(engine: Any) -> None:
     """Frees what an engine's module holds: its hooks refer to it in circles."""
     for _, parameter in parameters(engine.module):
-        place = parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter
-        place.data = place.data[:0].clone()
+        for place in (parameter, parameter.ds_tensor) if hasattr(parameter, "ds_tensor") else (parameter,):
+            place.data = place.data.flatten()[:0].clone()
     engine.destroy()
 
 
