@@ -134,7 +134,7 @@ def train(
                 note = f"score difference {measured['score_difference']:.3f}"
                 watch.step(step, figures, tokens=num_tokens, flops=num_flops, note=note)
                 checkpoints.after(step + 1, watch)
-            trainee.release(teacher)
+            trainee.release(teacher, mesh)
             del teacher  # leaves the device before the next one comes
     checkpoints.close()
     return student.average, before

@@ -155,9 +155,11 @@ class ShardedTrainee(Trainee):
             zero.forget(module_of(self.average))
 
     def release(self) -> None:
+        from relic.parallel import zero
+
         self.sharded.release()
         if self.average is not None:
-            release(self.average)
+            zero.release(self.average)
 
 
 # Models
@@ -215,9 +217,9 @@ def module_of(model: Any) -> Transformer:
     return model if isinstance(model, Transformer) else model.module
 
 
-def release(model: Any) -> None:
+def release(model: Any, mesh: Mesh) -> None:
     """Frees what a `frozen` model holds that is not used any more."""
-    if module_of(model) is not model:
+    if mesh.zero == 3:
         from relic.parallel import zero
 
         zero.release(model)
