@@ -216,8 +216,8 @@ def test_a_launch_ends_as_its_processes_say(code: int, said: int | None, stopped
         ("--processes 0 -- relic teacher", "processes is '0'; it must be 'auto' or a number of at least 1"),
         ("--backend slurm -- relic teacher", "processes is 'auto', which counts this machine's GPUs; slurm needs"),
         ("--max-restarts -1 -- relic teacher", "max_restarts is -1; it must be at least 0"),
-        ("--processes 2", "what is launched is 'nothing'; it must be -- relic STEP"),
-        ("-- python train.py", "what is launched is 'python train.py'; it must be -- relic STEP"),
+        ("--processes 2", "what is launched is 'nothing'; allowed is -- relic COMMAND"),
+        ("-- python train.py", "what is launched is 'python train.py'; allowed is -- relic COMMAND"),
         ("--torchx /nowhere -- relic teacher", "torchx is not at /nowhere; it needs an environment of its own"),
     ],
 )
