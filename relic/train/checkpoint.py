@@ -94,6 +94,7 @@ class Checkpoints:
         stop, due = watch.agreed((watch.stopping, self.due))
         if stop or due:
             with watch.pause():
+                watch.flush()  # a call that goes on from here logs later steps only
                 self.save(step)
         if stop:
             self.close()

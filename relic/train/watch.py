@@ -126,6 +126,12 @@ class Watch:
         self._progress(step, note)
         self._begin()
 
+    def flush(self) -> None:
+        """All processes put together and log what they have not yet, before what is behind these steps is saved."""
+        if self.window.steps:
+            with self.watchdog.phase(Phase.WAITS):
+                self._gather(self.window.figures[-1][0])
+
     def _begin(self) -> None:
         self.began, self.began_at = time.monotonic(), measures.moment(self.device)
         self.computed_at, self.wait_s = None, 0.0
