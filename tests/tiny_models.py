@@ -14,7 +14,9 @@ from relic.memory.cache import Memory
 from relic.model import config, rope
 from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
+from relic.parallel.mesh import Mesh
 from relic.tracking import Run
+from relic.train import place, saved
 from relic.train.draws import Draws
 
 CFG = config.Transformer(
@@ -64,6 +66,14 @@ def conditions(num_latents: int, batch: int = 1, seed: int = 0) -> Conditions:
         torch.rand(batch, num_frames, 13, generator=generator), poses,
         torch.randint(1, 512, (batch, 4), generator=generator),
     )  # fmt: skip
+
+
+def first_moment(checkpoints: str, model: str) -> torch.Tensor:
+    """AdamW's, of all of a model's parameters in the newest checkpoint: after one step its gradient times a number."""
+    left, _ = saved.newest(place.opened(checkpoints), Mesh())
+    assert left is not None
+    names = sorted(name for name in left.tensors if name.startswith(f"{model}/exp_avg/"))
+    return torch.cat([left.whole(name).flatten() for name in names])
 
 
 def latents(num_latents: int, batch: int = 1, seed: int = 0) -> torch.Tensor:

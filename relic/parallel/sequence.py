@@ -74,10 +74,10 @@ class Ulysses:
         return Join.apply(x, self, tokens)
 
     def by_heads(self, x: Tensor, tokens: int) -> Tensor:
-        return ByHeads.apply(x, self, tokens)
+        return Exchange.apply(x, self, tokens, True)
 
     def by_tokens(self, x: Tensor, tokens: int) -> Tensor:
-        return ByTokens.apply(x, self, tokens)
+        return Exchange.apply(x, self, tokens, False)
 
 
 class Join(torch.autograd.Function):
@@ -96,26 +96,18 @@ class Join(torch.autograd.Function):
         return ctx.shared.split(gradient) * ctx.shared.size, None, None
 
 
-class ByHeads(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, shared: Ulysses, tokens: int) -> Tensor:  # type: ignore[override]
-        ctx.shared, ctx.tokens = shared, tokens  # type: ignore[attr-defined]
-        return to_heads(x, shared, tokens)
+class Exchange(torch.autograd.Function):
+    """`to_heads`, whose gradient goes `to_tokens`, or the other way round."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return to_tokens(gradient, ctx.shared, ctx.tokens), None, None
-
-
-class ByTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, shared: Ulysses, tokens: int) -> Tensor:  # type: ignore[override]
-        ctx.shared, ctx.tokens = shared, tokens  # type: ignore[attr-defined]
-        return to_tokens(x, shared, tokens)
+    def forward(ctx: FunctionCtx, x: Tensor, shared: Ulysses, tokens: int, by_heads: bool) -> Tensor:  # type: ignore
+        ctx.given = shared, tokens, by_heads  # type: ignore[attr-defined]
+        return (to_heads if by_heads else to_tokens)(x, shared, tokens)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return to_heads(gradient, ctx.shared, ctx.tokens), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        shared, tokens, by_heads = ctx.given
+        return (to_tokens if by_heads else to_heads)(gradient, shared, tokens), None, None, None
 
 
 def to_heads(x: Tensor, shared: Ulysses, tokens: int) -> Tensor:

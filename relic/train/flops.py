@@ -39,11 +39,6 @@ def forward(cfg: Transformer, given: Pass) -> Flops:
     )
 
 
-def update(cfg: Transformer, given: Pass) -> int:
-    """A pass and its gradient, which takes twice as much; what is computed again to save memory is not counted."""
-    return 3 * forward(cfg, given).total
-
-
 def pairs(given: Pass) -> int:
     """Pairs of a query and a key that it sees, of one sample."""
     if not given.segments:

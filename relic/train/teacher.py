@@ -22,10 +22,11 @@ from relic.model.precision import autocast
 from relic.model.transformer import Transformer
 from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import flops, footprint, lora, optimizer, trainee
+from relic.train import footprint, lora, optimizer, passes, trainee
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import Stage, Teacher
 from relic.train.draws import Draws
+from relic.train.passes import Passes
 from relic.train.watch import Watch
 
 
@@ -57,7 +58,7 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh |
             model.set_length(stage.latents)
             checkpoints.facts |= {} if cfg.lora.rank else model.facts()  # adapters are no model of their own
             torch.manual_seed(cfg.seed + step)  # for the adapters' dropout
-            loss, num_tokens, num_flops = torch.zeros((), device=mesh.device), 0, 0
+            loss, num_tokens, num_flops = torch.zeros((), device=mesh.device), 0, 0.0
             for piece in mesh.pieces(stage.batch):
                 draws = Draws((cfg.seed, step), piece)
                 # 1. samples of this stage's length; now and then without their caption, for guidance
@@ -71,7 +72,7 @@ def main(cfg: Teacher, *, samples: list[Path], out: Path, run: Run, mesh: Mesh |
                 loss += share.detach()
                 given = footprint.passed(cfg.model, batch.latents.shape)
                 num_tokens += given.batch * given.tokens // mesh.sequence.size
-                num_flops += flops.update(cfg.model, given) // mesh.sequence.size
+                num_flops += passes.computed(cfg.model, [Passes(given, graph=True)]) / mesh.sequence.size
             watch.computed()
             # 3. one step
             rate = optimizer.rate(cfg.optimizer, step, total)
