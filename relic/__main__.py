@@ -15,7 +15,7 @@ from relic.mistakes import UserError, allowed
 from relic.options import about, parse, uris, value_of
 
 OTHERS = {
-    "pipeline": "run the whole graph here: relic pipeline run --recipe tiny --store DIR --out DIR",
+    "pipeline": "the whole graph, here or on a cluster: relic pipeline run --recipe tiny --store DIR --out DIR",
     "weights": "weights in, out, merged, of a checkpoint: relic weights import|export|merge|checkpoint DIR --out DIR",
     "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
     "launch": "run a step in several processes: relic launch --processes 8 -- relic teacher --recipe wan_1b",
@@ -255,25 +255,9 @@ def plan_options(dials: Any) -> type:
 
 
 def pipeline(args: list[str], table: Mapping[str, steps.Step], named: Any) -> int:
-    if not args or args[0] in ("-h", "--help"):
-        print(f"usage: relic pipeline run [OPTIONS]\n\n  run           {OTHERS['pipeline']}")
-        return 0 if args else 2
-    if args[0] != "run":
-        raise UserError(f"there is no command 'pipeline {args[0]}'; allowed is 'pipeline run'")
-    options = parse(pipeline_options(), args[1:], "relic pipeline run", "run every step of the graph here, in order")
-    from relic.pipeline import component, graph, local
+    from relic.pipeline import commands
 
-    root = Path(options.root) if options.root else Path(__file__).parents[1]
-    wired = graph.load(root / "workflows" / f"{options.workflow}.py")
-    values = {**wired.defaults, "recipe": options.recipe, "store": options.store or f"{options.out}/store"}
-    if options.parts:
-        values["parts"] = str(options.parts)
-    if "://" not in values["store"]:
-        values["store"] = Path(values["store"]).absolute().as_posix()
-    return local.run(
-        wired, named(options.recipe), table=table, components=component.load_all(root / "components"),
-        values=values, out=Path(options.out), first=options.first, until=options.until, dry_run=options.dry_run,
-    )  # fmt: skip
+    return commands.main(args, table, named, root=Path(__file__).parents[1])
 
 
 def launch(args: list[str], table: Mapping[str, steps.Step]) -> int:
@@ -301,25 +285,6 @@ def launch(args: list[str], table: Mapping[str, steps.Step]) -> int:
     if ended.text:
         print(f"relic: {ended.text}", file=sys.stderr, flush=True)
     return ended.code
-
-
-def pipeline_options() -> type:
-    """The options of `relic pipeline run`."""
-    described: list[tuple[str, type, Any, str, str]] = [
-        ("recipe", str, "tiny", "recipe", "whose dials the steps take"),
-        ("out", str, "out/demo", "out", "folder for logs, report and run.json"),
-        ("store", str, "", "store", "where artifacts are kept: a folder or s3://BUCKET/PREFIX; empty: OUT/store"),
-        ("parts", int, 0, "parts", "parts of the fan-outs; 0: as the workflow says"),
-        ("first", str, "", "from", "start with this step; what it needs must be finished"),
-        ("until", str, "", "until", "stop after this step"),
-        ("dry_run", bool, False, "dry-run", "show the steps, their keys, and what is finished; run nothing"),
-        ("workflow", str, "world_model", "workflow", "file of workflows/ that defines the graph"),
-        ("root", str, "", "root", "folder that holds components/ and workflows/; empty: relic's checkout"),
-    ]
-    return make_dataclass(
-        "Pipeline",
-        [(name, Annotated[kind, about(text, name=option)], default) for name, kind, default, option, text in described],
-    )
 
 
 if __name__ == "__main__":

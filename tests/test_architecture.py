@@ -35,6 +35,7 @@ HELPERS = {
     "tracking",
     "verdict",
 }  # of the root, for worlds and what comes after it
+CLUSTER = {"cluster", "kube", "pods"}  # of the root, for what runs on Kubernetes
 PURE = {"geometry", "memory", "model", "generate"}  # run on any GPU machine as they are
 PURE_NEEDS = {"torch", "einops", "numpy", "safetensors"}
 KERNELS = {"attention.py": {"flash_attn"}}  # imported inside the one function that a config's word leads to
@@ -51,8 +52,11 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "recipe": {"launch.config", *CONFIGS},
     "recipes_wan": {"recipe", "launch.config", *CONFIGS},
     "recipes": {"mistakes", "launch.config", "recipe", "recipes_wan", *CONFIGS},
-    "pipeline": {*HELPERS, "steps", "recipes", "pipeline", *CONFIGS},
-    "launch": {*HELPERS, "steps", "recipes", "launch", *CONFIGS},
+    "cluster": {"mistakes"},
+    "pods": {"cluster"},
+    "kube": {"mistakes"},
+    "pipeline": {*HELPERS, *CLUSTER, "options", "steps", "recipes", "pipeline", *CONFIGS},
+    "launch": {*HELPERS, *CLUSTER, "steps", "recipes", "launch", *CONFIGS},
 }
 FILES = sorted((ROOT / "relic").rglob("*.py"))
 

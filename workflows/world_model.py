@@ -1,9 +1,6 @@
 """From recorded walks to a world to walk in: the wiring of the components. Run by `relic pipeline run`."""
 
-from relic.pipeline.graph import FanOut, Graph, Input, Parameter, Resources, Step
-
-GPU = Resources(cpu=8, memory="64Gi", gpu=1, pool="gpu")
-SMALL = Resources(cpu=1, memory="4Gi")
+from relic.pipeline.graph import FanOut, Graph, Input, Parameter, Step
 
 graph = Graph(
     name="world-model",
@@ -14,25 +11,25 @@ graph = Graph(
         Parameter(name="parts", default="2", about="parts of the fan-outs"),
     ),
     steps=(
-        Step(name="curate", component="curate", fan_out=FanOut("parts"), resources=SMALL),
-        Step(name="join-clips", component="join", inputs={"parts": Input("curate")}, resources=SMALL),
-        Step(name="codec", component="codec", inputs={"clips": Input("join-clips")}, resources=GPU),
-        Step(name="pose-net", component="pose-net", inputs={"clips": Input("join-clips")}, resources=GPU),
+        Step(name="curate", component="curate", fan_out=FanOut("parts")),
+        Step(name="join-clips", component="join", inputs={"parts": Input("curate")}),
+        Step(name="codec", component="codec", inputs={"clips": Input("join-clips")}, pool="training"),
+        Step(name="pose-net", component="pose-net", inputs={"clips": Input("join-clips")}, pool="training"),
         Step(
             name="shard",
             component="shard",
             inputs={"clips": Input("join-clips"), "codec": Input("codec")},
             fan_out=FanOut("parts"),
-            resources=GPU,
+            pool="gpu",
         ),
-        Step(name="join-samples", component="join", inputs={"parts": Input("shard")}, resources=SMALL),
-        Step(name="teacher", component="teacher", inputs={"samples": Input("join-samples")}, resources=GPU),
+        Step(name="join-samples", component="join", inputs={"parts": Input("shard")}),
+        Step(name="teacher", component="teacher", inputs={"samples": Input("join-samples")}, pool="training"),
         Step(
             name="trajectories",
             component="trajectories",
             inputs={"teacher": Input("teacher"), "samples": Input("join-samples")},
             fan_out=FanOut("parts"),
-            resources=GPU,
+            pool="gpu",
         ),
         Step(
             name="student-init",
@@ -42,13 +39,13 @@ graph = Graph(
                 "samples": Input("join-samples"),
                 "trajectories": Input("trajectories"),
             },
-            resources=GPU,
+            pool="training",
         ),
         Step(
             name="distill",
             component="distill",
             inputs={"teacher": Input("teacher"), "student": Input("student-init"), "samples": Input("join-samples")},
-            resources=GPU,
+            pool="training",
         ),
         Step(
             name="evaluate",
@@ -61,19 +58,17 @@ graph = Graph(
                 "student": Input("student-init"),
                 "distilled": Input("distill"),
             },
-            resources=GPU,
+            pool="gpu",
         ),
         Step(
             name="export",
             component="export",
             inputs={"student": Input("distill"), "codec": Input("codec"), "evaluation": Input("evaluate")},
-            resources=SMALL,
         ),
         Step(
             name="deploy",
             component="deploy",
             inputs={"export": Input("export"), "evaluation": Input("evaluate")},
-            resources=GPU,
         ),
     ),
     report="evaluate",

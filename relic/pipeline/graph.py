@@ -20,16 +20,6 @@ class Parameter:
     about: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a step asks of a machine, where machines are asked."""
-
-    cpu: float = 1.0  # cores
-    memory: str = "2Gi"
-    gpu: int = 0
-    pool: str = "cpu"  # a name that the cluster's file knows
-
-
 @dataclass(frozen=True)
 class Input:
     """The artifact of another step; of a step that is fanned out, the list of all its parts'."""
@@ -50,7 +40,7 @@ class Step:
     component: str  # a folder of components/
     inputs: Mapping[str, Input] = field(default_factory=dict)
     fan_out: FanOut | None = None
-    resources: Resources = field(default_factory=Resources)
+    pool: str = "cpu"  # of machines, by a name that a cluster's file knows
 
 
 @dataclass(frozen=True, kw_only=True)
