@@ -220,7 +220,7 @@ def quick() -> Recipe:
             script_latents=4,
             revisit=Revisit(min_away=8),
         ),
-        deploy=Deploy(gate=gate(gain_db=-20.0, win_rate=0.0)),
+        deploy=Deploy(gate=gate(gain_db=-2.0, win_rate=0.0)),
     )
 
 

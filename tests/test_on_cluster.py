@@ -1,0 +1,315 @@
+"""relic on a real cluster, from `kubectl create -f` to a session through the Service. `make test-cluster`.
+
+The first run is disturbed while it runs: the teacher's launcher and one of the distillation's workers are killed."""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import on_cluster
+import pytest
+import torch
+import yaml
+from mlflow.tracking import MlflowClient
+from on_cluster import BUCKET, Bucket, Space, command, kubectl, wait_for
+from safetensors.torch import load, save
+
+from relic import tracking
+from relic.launch import client
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(not os.environ.get("RELIC_TEST_CLUSTER"), reason="needs a cluster: make test-cluster"),
+]
+STEPS = ("curate", "join-clips", "codec", "pose-net", "shard", "join-samples", "teacher", "trajectories")
+STEPS += ("student-init", "distill", "evaluate", "export", "deploy")
+TRAININGS = ("codec", "pose-net", "teacher", "student-init", "distill")
+PARTED = ("curate", "shard", "trajectories")
+RUN_S = 1500.0
+MISTAKE_S = 120.0
+
+
+def installed(folder: Path, name: str, *chart: str, **changed: Any) -> Space:
+    """A namespace in which the platform's chart is installed for a cluster file."""
+    space = on_cluster.namespace(name)
+    cluster = on_cluster.cluster_file(folder, namespace=name, **changed)
+    rendered = folder / f"{name}.rendered.yaml"
+    relic("pipeline", "render", "--cluster", str(cluster), "--out", str(rendered))
+    platform = ["helm", "upgrade", "--install", "relic-platform", "charts/relic-platform", "--namespace", name]
+    done = command(*platform, "--set-file", f"workflows={rendered}", *chart)
+    assert done.returncode == 0, done.stderr
+    return space
+
+
+def relic(*args: str) -> str:
+    done = command(sys.executable, "-m", "relic", *args)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    """The namespace `relic`, exactly as the committed files say."""
+    space = on_cluster.namespace("relic")
+    kubectl("create", "-f", "-", given=yaml.safe_dump_all(on_cluster.services("relic")))
+    space.kubectl("wait", "--for=condition=Available", "deployment/moto", "deployment/mlflow", "--timeout=120s")
+    for chart, given in (
+        ("relic-platform", ("--set-file", "workflows=workflows/rendered/test.yaml")),
+        ("relic-serve", ("--values", "charts/relic-serve/ci/test.yaml")),
+    ):
+        done = command("helm", "install", chart, f"charts/{chart}", "--namespace", "relic", *given)
+        assert done.returncode == 0, done.stderr
+    with on_cluster.bucket(space) as bucket:
+        bucket.client.create_bucket(Bucket=on_cluster.BUCKET)
+    return space
+
+
+def pod_of(space: Space, run: str, step: str) -> str:
+    """The name of a step's newest pod that is running; empty where there is none."""
+    found = space.objects("pod", f"workflows.argoproj.io/workflow={run}")
+    running = [pod for pod in found if pod["status"]["phase"] == "Running" and node_of(pod).startswith(f"{run}.{step}")]
+    return max((pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]) for pod in running)[1] if running else ""
+
+
+def node_of(pod: dict) -> str:
+    """A pod's place in its workflow: RUN.STEP(TRY)."""
+    return pod["metadata"]["annotations"]["workflows.argoproj.io/node-name"]
+
+
+def job_of(space: Space, step: str, condition: str) -> dict | None:
+    """A step's PyTorchJob that is in a condition now."""
+    for job in space.jobs(step):
+        conditions = job.get("status", {}).get("conditions", [])
+        if any(one["type"] == condition and one["status"] == "True" for one in conditions):
+            return job
+    return None
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """The first run, and what was done to it."""
+
+    name: str
+    status: dict
+    job: str  # uid of the teacher's job when its launcher was killed
+    jobs_after: list[str]  # uids of the teacher's jobs when the second launcher ran
+    worker: str  # the distillation's pod that was killed
+    distillation: str  # the launcher's log of it
+
+
+@pytest.fixture(scope="module")
+def first(space: Space) -> Disturbed:
+    """`kubectl create -f workflows/runs/quick.yaml`; on its way a launcher and a worker are killed."""
+    run = space.kubectl("create", "-f", "workflows/runs/quick.yaml", "-o", "name").strip().rpartition("/")[2]
+    # 1. the pod that follows the teacher's job
+    job = wait_for("the teacher's job", lambda: job_of(space, "teacher", "Running"), RUN_S)
+    space.kubectl("delete", "pod", pod_of(space, run, "teacher"), "--wait=false")
+    wait_for("the launcher's second try", lambda: pod_of(space, run, "teacher(1)"), 120)
+    after = [found["metadata"]["uid"] for found in space.jobs("teacher")]
+    # 2. one of the two pods of the distillation, once there is something to resume from
+    wait_for("the distillation's job", lambda: job_of(space, "distill", "Running"), RUN_S)
+    launcher = wait_for("the distillation's launcher", lambda: pod_of(space, run, "distill"), 60)
+    with on_cluster.bucket(space) as bucket:
+        wait_for("a checkpoint", lambda: bucket.names("store/.checkpoints/distill"), 300)
+    worker = f"{space.jobs('distill')[0]['metadata']['name']}-worker-1"
+    space.kubectl("delete", "pod", worker, "--grace-period=0", "--force")
+    status = space.ended(run, RUN_S)
+    return Disturbed(run, status, job["metadata"]["uid"], after, worker, log_of(space, launcher))
+
+
+def log_of(space: Space, pod: str) -> str:
+    return space.kubectl("logs", pod, "-c", "main")
+
+
+# 1. From kubectl to a session
+
+
+def test_a_run_that_kubectl_submits_succeeds(space: Space, first: Disturbed) -> None:
+    assert first.status["phase"] == "Succeeded", space.said(first.name)
+    nodes = space.nodes(first.name)
+    assert {nodes[step]["phase"] for step in STEPS if step not in PARTED} == {"Succeeded"}
+
+
+def test_trainings_are_pytorchjobs_of_two_pods(space: Space, first: Disturbed) -> None:
+    jobs = {job["metadata"]["labels"]["relic.dev/step"]: job for job in space.jobs()}
+    assert set(jobs) == set(TRAININGS)
+    for job in jobs.values():
+        assert job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 2
+        assert job["status"]["replicaStatuses"]["Worker"]["succeeded"] == 2
+        assert job["metadata"]["ownerReferences"][0]["name"] == first.name
+
+
+def test_every_artifact_is_in_the_store_manifest_last(space: Space, first: Disturbed) -> None:
+    with on_cluster.bucket(space) as bucket:
+        manifests = [name for name in bucket.names("store/") if name.endswith("/manifest.json")]
+        steps = [name.split("/")[1] for name in manifests if "/.checkpoints/" not in name]
+        assert sorted(set(steps)) == sorted({*STEPS, "join"} - {"join-clips", "join-samples"})
+        for name in manifests:
+            for file, fact in json.loads(bucket.read(name))["files"].items():
+                head = bucket.client.head_object(
+                    Bucket=BUCKET, Key=f"{name.rpartition('/')[0]}/{fact['sha256']}/{file}"
+                )
+                assert head["ContentLength"] == fact["bytes"]
+
+
+def test_mlflow_has_a_run_of_the_workflow_and_the_steps_under_it(space: Space, first: Disturbed) -> None:
+    uid = space.object("workflow", first.name)["metadata"]["uid"]
+    with on_cluster.forwarded("relic", "service/mlflow", 5000) as url:
+        runs = MlflowClient(tracking_uri=url)
+        experiment = runs.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+        (parent,) = runs.search_runs([experiment], f"tags.`relic.workflow_uid` = '{uid}'")
+        nested = runs.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert parent.info.status == "FINISHED"
+    assert {run.info.run_name for run in nested} >= {*TRAININGS, "curate-0", "curate-1", "evaluate"}
+    assert all(run.info.status == "FINISHED" for run in nested), [
+        (run.info.run_name, run.info.status) for run in nested
+    ]
+
+
+def test_the_served_model_answers_a_session_through_its_service(space: Space, first: Disturbed) -> None:
+    with on_cluster.forwarded("relic", "service/relic-serve", 8000) as url:
+        said = client.play(url, pictures=16, picture_s=60)
+    assert said["pictures"] >= 16
+    assert served(space) == deployed(space)["export"]
+
+
+def served(space: Space) -> str:
+    """The export that the Deployment's pods show."""
+    (container,) = space.object("deployment", "relic-serve")["spec"]["template"]["spec"]["containers"]
+    return {one["name"]: one.get("value", "") for one in container["env"]}["RELIC_EXPORT"]
+
+
+def deployed(space: Space, store: str = "store") -> dict:
+    """What the deploy step of a store says."""
+    with on_cluster.bucket(space) as bucket:
+        (name,) = [name for name in bucket.names(f"{store}/deploy/") if name.endswith("/deploy.json")]
+        return json.loads(bucket.read(name))
+
+
+# 2. What is killed, stopped, or there already
+
+
+def test_a_launcher_that_is_deleted_comes_back_to_its_job(first: Disturbed) -> None:
+    assert first.jobs_after == [first.job]
+
+
+def test_a_worker_that_is_killed_is_started_again_and_resumes(space: Space, first: Disturbed) -> None:
+    assert "resumed" in first.distillation or "going on" in first.distillation
+
+
+def test_a_second_run_finds_every_step_finished(space: Space, first: Disturbed) -> None:
+    before = {job["metadata"]["uid"] for job in space.jobs()}
+    run = space.submit("quick")
+    status = space.ended(run, RUN_S)
+    assert status["phase"] == "Succeeded", space.said(run)
+    assert {job["metadata"]["uid"] for job in space.jobs()} == before
+
+
+def test_a_damaged_student_is_refused_and_the_old_model_stays(space: Space, first: Disturbed) -> None:
+    before = served(space)
+    with on_cluster.bucket(space) as bucket:
+        bucket.copy("store", "damaged", tuple({*STEPS, "join"} - {"distill", "evaluate", "export", "deploy"}))
+        damage(bucket, "store", "damaged")
+    run = space.submit("quick", store="s3://relic/damaged")
+    assert space.ended(run, RUN_S)["phase"] == "Failed"
+    assert "models.distilled.psnr_gain_over_still_db is -" in space.said(run)
+    assert served(space) == before
+
+
+def damage(bucket: Bucket, store: str, other: str) -> None:
+    """The distilled student, its blocks' weights shuffled, as a finished artifact of another store."""
+    (name,) = [name for name in bucket.names(f"{store}/distill/") if name.endswith("/manifest.json")]
+    manifest, folder = json.loads(bucket.read(name)), name.rpartition("/")[0]
+    for file, fact in manifest["files"].items():
+        data = bucket.read(f"{folder}/{fact['sha256']}/{file}")
+        if file == "model.safetensors":
+            data = save(
+                {name: shuffled(tensor) if "blocks." in name else tensor for name, tensor in load(data).items()}
+            )
+        fact |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        bucket.write(f"{other}/{folder.partition('/')[2]}/{fact['sha256']}/{file}", data)
+    bucket.write(f"{other}/{name.partition('/')[2]}", json.dumps(manifest).encode())
+
+
+def shuffled(tensor: torch.Tensor) -> torch.Tensor:
+    order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(0))
+    return tensor.flatten()[order].view_as(tensor)
+
+
+@pytest.mark.parametrize("how", ["stop", "delete"])
+def test_a_stopped_workflow_leaves_no_job(space: Space, first: Disturbed, how: str) -> None:
+    with on_cluster.bucket(space) as bucket:
+        bucket.copy("store", how, ("curate", "join"))
+    run = space.submit("quick", store=f"s3://relic/{how}")
+    mine = lambda: [job for job in space.jobs() if job["metadata"]["ownerReferences"][0]["name"] == run]  # noqa: E731
+    wait_for("a job", mine, 300)
+    if how == "stop":
+        space.kubectl("patch", "workflow", run, "--type=merge", "-p", '{"spec": {"shutdown": "Stop"}}')
+    else:
+        space.kubectl("delete", "workflow", run)
+    wait_for("the end of its jobs", lambda: not mine(), 120)
+
+
+# 3. A person's mistakes
+
+ELSEWHERE = {
+    "environment": {"AWS_ENDPOINT_URL": "http://moto.relic:5000", "AWS_DEFAULT_REGION": "us-east-1"},
+    "mlflow": "http://mlflow.relic:5000",
+    "serving": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("number", "changed", "parameters", "said"),
+    [
+        (0, {}, {"parts": "none"}, "parts is none; it must be 1 to 10000"),
+        (1, {"store_secret": "forgotten"}, {}, "forgotten"),
+        (2, {"queue": "nowhere"}, {}, "nowhere"),
+        (3, {"images": {"train": "localhost/relic/trian:test"}}, {}, "localhost/relic/trian:test"),
+        (4, {"accounts": {"launcher": "relic-step"}}, {}, "pytorchjobs"),
+    ],
+)
+def test_a_mistake_ends_within_two_minutes_by_one_sentence(
+    space: Space, tmp_path: Path, number: int, changed: dict, parameters: dict, said: str
+) -> None:
+    other = installed(tmp_path, f"relic-wrong-{number}", **{**ELSEWHERE, **changed})
+    run = other.submit("quick", **parameters)
+    assert other.ended(run, MISTAKE_S)["phase"] in ("Failed", "Error")
+    assert said in other.said(run)
+    tries = [name for name in other.nodes(run) if name.startswith("preflight(")]
+    assert tries == ["preflight(0)"]
+    kubectl("delete", "namespace", other.name, "--wait=false")
+
+
+# 4. Queues and nodes
+
+
+def test_of_two_runs_and_room_for_one_the_second_is_queued(space: Space, first: Disturbed, tmp_path: Path) -> None:
+    queue = ("--set", "kueue.enabled=true", "--set", "kueue.queue=relic")
+    other = installed(tmp_path, "relic-queue", *queue, queue="relic", **ELSEWHERE)
+    with on_cluster.bucket(space) as bucket:
+        for store in ("first", "second"):
+            bucket.copy("store", store, ("curate", "join", "codec"))
+    runs = [other.submit("quick", store=f"s3://relic/{store}") for store in ("first", "second")]
+    jobs = wait_for("two jobs", lambda: found if len(found := other.jobs("pose-net")) == 2 else None, 300)
+    assert len(runs) == len(jobs)
+    wait_for("a queued one", lambda: sorted(job["spec"]["runPolicy"]["suspend"] for job in other.jobs("pose-net")), 60)
+    kubectl("delete", "namespace", other.name, "--wait=false")
+
+
+# 5. What the API server says
+
+
+@pytest.mark.parametrize("name", ["test", "one_gpu", "large"])
+def test_the_api_server_takes_all_that_is_rendered(name: str) -> None:
+    strict = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "--namespace", "default")
+    kubectl(*strict, "-f", f"workflows/rendered/{name}.yaml")
+
+
+@pytest.mark.parametrize("run", sorted(path.stem for path in (on_cluster.ROOT / "workflows/runs").glob("*.yaml")))
+def test_the_api_server_takes_what_people_submit(run: str) -> None:
+    kubectl("create", "--dry-run=server", "--validate=strict", "-n", "default", "-f", f"workflows/runs/{run}.yaml")
