@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -249,6 +250,24 @@ def test_a_session_is_measured_and_leaves_its_slot(place: Place) -> None:
     assert 0 < played["latency_p50_ms"] < 1000
     assert 20 < played["pictures_per_s"] < 60  # the world has 40 a second
     assert not place.server.scheduler.sessions
+
+
+def test_a_session_waits_for_a_place_and_for_the_export_that_was_rolled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = "0" * 20, "1" * 20
+    engine = FakeWorld()
+    engine.world = replace(engine.world, export=old)
+    monkeypatch.setattr(client, "RETRY_S", 0.05)
+    with serving(engine, {"k" * 16: "deploy"}, slots=1) as place:
+        asked = {"key": "k" * 16, "export": old, "wait_s": 5.0}
+        taken = client.ask("POST", f"{place}/v1/sessions", body={"example": "e0"}, token="k" * 16)
+        free = threading.Timer(0.3, client.ask, ("DELETE", f"{place}/v1/sessions/{taken['id']}"), {"token": "k" * 16})
+        free.start()
+        assert client.play(place, pictures=24, picture_s=5.0, **asked)["pictures"] >= 24
+        with pytest.raises(RuntimeError, match=f"serves the export {old}, not {new}"):
+            client.play(place, pictures=24, picture_s=5.0, **{**asked, "export": new, "wait_s": 0.2})
+        with pytest.raises(client.Answered, match="is answered by 401"):
+            client.play(place, pictures=24, picture_s=5.0, export=old, wait_s=60.0)
+        assert not place.server.scheduler.sessions
 
 
 @pytest.mark.parametrize(
