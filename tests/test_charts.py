@@ -168,11 +168,7 @@ def test_a_pod_has_time_to_drain_before_it_is_killed() -> None:
     [
         ("relic-platform", "kueue.enable=true", "enable.* not allowed"),
         ("relic-platform", "networkPolicy.egress[0].namespace=minio", "egress.*oneOf"),
-        (
-            "relic-platform",
-            "kueue.flavors[1].quotas.memory=null",
-            "serving has no quota of memory, which the first one has",
-        ),
+        ("relic-platform", "kueue.flavors[0].quotas.tpu=1", "serving has no quota of tpu, which the first one has"),
         ("relic-serve", "replica=2", "replica.* not allowed"),
         ("relic-serve", "memoryDtype=fp4", "memoryDtype"),
         ("relic-serve", "image=", "give image: the serve image by digest"),

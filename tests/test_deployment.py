@@ -172,12 +172,13 @@ def test_a_cluster_that_serves_nothing_has_no_server_to_play_with(
     assert fake.export == NEW
 
 
-def test_the_control_image_needs_no_torch() -> None:
+def test_the_deployment_needs_no_torch_and_outside_a_cluster_no_kubernetes() -> None:
     script = (
         "import sys\n"
         "sys.modules['torch'] = None\n"
-        "import relic.launch.promote, relic.launch.deployment, relic.__main__\n"
-        "relic.launch.deployment.kube.connect\n"
+        "from relic import steps\n"
+        "step = steps.STEPS['deploy']\n"
+        "steps.function_at(step.function), steps.function_at(step.holds)\n"
         "assert 'kubernetes' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -258,13 +258,12 @@ def test_a_session_waits_for_a_place_and_for_the_export_that_was_rolled_out(monk
     engine.world = replace(engine.world, export=old)
     monkeypatch.setattr(client, "RETRY_S", 0.05)
     with serving(engine, {"k" * 16: "deploy"}, slots=1) as place:
-        asked = {"key": "k" * 16, "export": old, "wait_s": 5.0}
         taken = client.ask("POST", f"{place}/v1/sessions", body={"example": "e0"}, token="k" * 16)
         free = threading.Timer(0.3, client.ask, ("DELETE", f"{place}/v1/sessions/{taken['id']}"), {"token": "k" * 16})
         free.start()
-        assert client.play(place, pictures=24, picture_s=5.0, **asked)["pictures"] >= 24
+        assert client.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=old, wait_s=5.0)["pictures"] >= 24
         with pytest.raises(RuntimeError, match=f"serves the export {old}, not {new}"):
-            client.play(place, pictures=24, picture_s=5.0, **{**asked, "export": new, "wait_s": 0.2})
+            client.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=new, wait_s=0.2)
         with pytest.raises(client.Answered, match="is answered by 401"):
             client.play(place, pictures=24, picture_s=5.0, export=old, wait_s=60.0)
         assert not place.server.scheduler.sessions
