@@ -132,7 +132,8 @@ def test_another_run_s_export_is_not_taken_back(start: Callable[..., FakeCluster
     fake, other = start(OLD, 1), OLD.replace("1", "3")
 
     def overtaken(export: str) -> dict[str, Any]:
-        fake.export = other
+        if export == NEW:
+            fake.export, fake.status = other, lambda _: READY
         return READY
 
     fake.status = overtaken
