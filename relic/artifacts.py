@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from relic.mistakes import UserError
+from relic.mistakes import UserError, allowed
 
 MANIFEST = "manifest.json"
 KEY_LENGTH = 20  # hexadecimal digits
@@ -113,6 +113,7 @@ class Store(Protocol):
     def uri(self, step: str, key: str) -> str: ...
     def manifest(self, step: str, key: str) -> dict | None: ...
     def publish(self, step: str, key: str) -> None: ...
+    def read(self, step: str, key: str, name: str, sha256: str = "") -> bytes: ...
     def download(self, step: str, key: str, manifest: dict) -> Path: ...
     def check(self) -> None: ...
 
@@ -159,6 +160,10 @@ class LocalStore:
 
     def publish(self, step: str, key: str) -> None:
         """A local artifact is seen as soon as it is renamed."""
+
+    def read(self, step: str, key: str, name: str, sha256: str = "") -> bytes:
+        """A file of a finished artifact; its sha256 is of the manifest, which itself has none."""
+        return (self.folder(step, key) / name).read_bytes()
 
     def download(self, step: str, key: str, manifest: dict) -> Path:
         return self.folder(step, key)
@@ -249,6 +254,20 @@ def read_manifest(uri: str) -> dict:
     if manifest is None:
         raise UserError(f"{uri} is not a finished artifact: it has no {MANIFEST}")
     return manifest
+
+
+def read(uri: str, name: str) -> bytes:
+    """One file of a finished artifact, without the others, verified against the manifest; or the manifest itself."""
+    root, step, key = split(uri)
+    files = read_manifest(uri)["files"]
+    if name == MANIFEST:
+        return open_store(root).read(step, key, name)
+    if name not in files:
+        raise UserError(f"{uri} has no {name}; {allowed(name, list(files))}")
+    data = open_store(root).read(step, key, name, files[name]["sha256"])
+    if (found := hashlib.sha256(data).hexdigest()) != files[name]["sha256"]:
+        raise UserError(f"{uri}/{name} has sha256 {found}; the manifest says {files[name]['sha256']}")
+    return data
 
 
 def verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -46,11 +46,18 @@ class S3Store:
     def manifest(self, step: str, key: str) -> dict | None:
         """The manifest of a finished artifact, or None."""
         try:
-            answer = self.client.get_object(Bucket=self.bucket, Key=self.name(step, key, MANIFEST))
-            return json.loads(answer["Body"].read())
+            return json.loads(self.read(step, key, MANIFEST))
+        except FileNotFoundError:
+            return None
+
+    def read(self, step: str, key: str, name: str, sha256: str = "") -> bytes:
+        """A file of a finished artifact; its sha256 is of the manifest, which itself has none."""
+        try:
+            found = self.name(*(part for part in (step, key, sha256, name) if part))
+            return self.client.get_object(Bucket=self.bucket, Key=found)["Body"].read()
         except ClientError as error:
             if code_of(error) in ("NoSuchKey", "404"):
-                return None
+                raise FileNotFoundError(f"{self.uri(step, key)} has no {name}") from error
             raise refusal(self.uri(step, key), error) from error
         except BotoCoreError as error:
             raise refusal(self.uri(step, key), error) from error

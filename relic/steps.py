@@ -7,6 +7,7 @@ that outlives a kill, writes the manifest and says the artifact's URI.
 import functools
 import importlib
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +32,8 @@ class Step:
     fan_out: bool = False
     trains: bool = False  # in one process or many: the function takes their mesh
     ray: bool = False  # whether its work can go to workers of Ray, which changes nothing in what it makes
+    by_uri: bool = False  # whether the function is given its inputs' URIs, not their folders: it reads little of them
+    holds: str = ""  # "module:function" that says whether what it did outside the store is still so; empty: nothing
     files: tuple[str, ...] = ()  # fields of the config that name files outside the store: the key counts their content
 
 
@@ -62,7 +65,7 @@ TABLE = (
     Step(name="export", function="relic.serve.export:main", config="export", inputs=("student", "codec", "evaluation"),
          about="put the student, in FP8, into a folder that a server needs nothing beside"),
     Step(name="deploy", function="relic.launch.promote:main", config="deploy", inputs=("export", "evaluation"),
-         files=("text_encoder",),
+         by_uri=True, holds="relic.launch.promote:holds", files=("text_encoder",),
          about="pass the gate, register the export, play a session against it and give it the alias"),
 )  # fmt: skip
 STEPS: dict[str, Step] = {step.name: step for step in TABLE}
@@ -122,7 +125,18 @@ def perform(
             if place.local.manifest(step.name, name) is None:
                 work(out=out, mesh=mesh_of(parallel) if step.trains else None)
             place.publish(step.name, name)
+    elif step.holds and not function_at(step.holds)(config, **inputs, store=place.local.root):
+        again(step, config, inputs, out=place.local.partial(step.name, name).with_suffix(".again"))
     return place.uri(step.name, name)
+
+
+def again(step: Step, config: Any, inputs: Mapping[str, list[str]], *, out: Path) -> None:
+    """Do once more what a finished step did outside the store, where another run has undone it. Its artifact stays."""
+    print(f"{step.name} is finished, but what it did does not hold any more: it is done again", flush=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    function_at(step.function)(config, **inputs, out=out, run=tracking.Run(out))
+    shutil.rmtree(out)
 
 
 def together(step: Step, name: str, place: artifacts.Store, work: Callable[..., None], parallel: Any) -> None:
@@ -155,11 +169,11 @@ def make(
 ) -> None:  # fmt: skip
     """Call the step's function in its working folder and finish the artifact."""
     local, name = place.local, facts["key"]
-    folders = fetched(inputs, mesh)
+    given: Mapping[str, Any] = inputs if step.by_uri else fetched(inputs, mesh)
     if mesh is not None:
         options = {**options, "mesh": mesh}
     if mesh is not None and not mesh.is_first:
-        function_of(step)(config, **folders, **options, out=out, run=tracking.Run.silent())
+        function_at(step.function)(config, **given, **options, out=out, run=tracking.Run.silent())
         return
     watch = artifacts.Stopwatch(out)
     run = tracking.Run(out, on_progress=watch.tick)
@@ -171,7 +185,7 @@ def make(
         shipper.watch(title, lambda: folder if (folder := local.folder(step.name, name)).is_dir() else out)
     succeeded = False
     try:
-        summary = function_of(step)(config, **folders, **options, out=out, run=run)
+        summary = function_at(step.function)(config, **given, **options, out=out, run=run)
         figures = {k: v for k, v in (summary or {}).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         run.log({**figures, "seconds": watch.seconds}, step=0)
         local.commit(step.name, name, {**facts, "summary": summary or {}, "seconds": round(watch.seconds, 3)})
@@ -216,8 +230,9 @@ def mesh_of(parallel: Any) -> Any:
     return importlib.import_module("relic.parallel.mesh").joined(parallel)
 
 
-def function_of(step: Step) -> Any:
-    module, _, name = step.function.partition(":")
+def function_at(place: str) -> Any:
+    """The function of "module:function"."""
+    module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
 

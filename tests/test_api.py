@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -351,3 +353,14 @@ def test_nothing_but_the_engine_thread_is_left_running(place):
     while left() > 1 and time.monotonic() < end:
         time.sleep(0.05)
     assert left() <= 1
+
+
+def test_a_server_that_still_loads_ends_at_sigterm() -> None:
+    script = (
+        "import os, signal, time; from relic.serve import app, engine; from relic.serve.config import Serve\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Linux does for process 1 of a container\n"
+        "engine.load = lambda cfg: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
+        "app.main(Serve(run='fake', port=0))"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert said.stderr.rstrip().endswith("KeyboardInterrupt")

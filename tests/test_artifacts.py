@@ -237,6 +237,21 @@ def test_s3_gives_back_what_was_published(s3, tmp_path: Path, monkeypatch: pytes
     assert artifacts.uri_of(folder) == f"s3://walks/tiny/grow/{KEY}"
 
 
+def test_s3_one_file_is_read_without_the_others_and_verified(s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(s3.local)
+    s3.publish("grow", KEY)
+    uri = f"s3://walks/tiny/grow/{KEY}"
+    monkeypatch.setattr(s3, "download", lambda *_: pytest.fail("all of it came"))
+    assert artifacts.read(uri, "deep/a.txt") == b"grown"
+    assert artifacts.read(uri, artifacts.MANIFEST) == (s3.local.folder("grow", KEY) / artifacts.MANIFEST).read_bytes()
+    with pytest.raises(UserError, match=r"has no deep/b\.txt; did you mean 'deep/a\.txt'"):
+        artifacts.read(uri, "deep/b.txt")
+    monkeypatch.setattr(s3, "read", lambda *_: artifacts.LocalStore.read(s3.local, *_) + b"!")
+    monkeypatch.setattr(s3, "manifest", s3.local.manifest)
+    with pytest.raises(UserError, match=r"deep/a\.txt has sha256 \w{64}; the manifest says"):
+        artifacts.read(uri, "deep/a.txt")
+
+
 def test_s3_manifest_comes_last(s3, monkeypatch: pytest.MonkeyPatch) -> None:
     make(s3.local)
     monkeypatch.setattr(s3, "write_if_absent", lambda name, data: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -51,8 +51,16 @@ def test_a_function_takes_what_its_step_gives(step: steps.Step) -> None:
         *(("ray",) if step.ray else ()),
         *(("mesh",) if step.trains else ()),
     }
-    given = inspect.signature(steps.function_of(step)).parameters
+    given = inspect.signature(steps.function_at(step.function)).parameters
     assert {name for name, parameter in given.items() if parameter.kind is parameter.KEYWORD_ONLY} == expected
+
+
+def test_a_step_that_works_outside_the_store_can_say_whether_that_holds() -> None:
+    for step in steps.TABLE:
+        if step.holds:
+            given = inspect.signature(steps.function_at(step.holds)).parameters
+            assert set(given) == {"cfg", *step.inputs, "store"}
+            assert step.by_uri
 
 
 def test_the_graph_gives_every_component_its_inputs(tmp_path: Path) -> None:

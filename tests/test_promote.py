@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from exports import GOOD, export, inputs
 from fake_world import FakeWorld, Place, serving, wall
 from tiny_models import transformer
 
-from relic import artifacts, tracking
+from relic import artifacts, steps, tracking
 from relic.launch import client, promote
 from relic.launch.config import Deploy, Threshold
 from relic.mistakes import UserError
@@ -40,12 +41,17 @@ class Exported:
 
     def deploy(self, cfg: Deploy, *, figures: dict = GOOD, student: Any = None, name: str = "") -> dict:
         given = inputs(self.store, student, figures, name)
-        uris = {"export": export(self.store, given), "evaluation": given["evaluation"][0]}
         out = self.store / "deploy" / f"{cfg.model}.partial"
         out.mkdir(parents=True, exist_ok=True)
-        folders = {name: [artifacts.fetch(uri)] for name, uri in uris.items()}
-        promote.main(cfg, export=folders["export"], evaluation=folders["evaluation"], out=out, run=Run.silent())
+        export_uri = [export(self.store, given)]
+        promote.main(cfg, export=export_uri, evaluation=given["evaluation"], out=out, run=Run.silent())
         return artifacts.read_json(out / "deploy.json")
+
+    def step(self, cfg: Deploy, name: str) -> str:
+        """The same as a step, which is cached."""
+        given = inputs(self.store, transformer(seed=len(name)), GOOD, name)
+        uris = {"export": [export(self.store, given)], "evaluation": given["evaluation"]}
+        return steps.perform(steps.STEPS["deploy"], cfg, store=str(self.store), inputs=uris)
 
     def alias(self, cfg: Deploy) -> str | None:
         found = self.registry.get_registered_model(cfg.model).aliases.get(cfg.alias)
@@ -116,9 +122,9 @@ def test_a_refused_model_is_not_registered(exported: Exported, no_server: None) 
 
 def test_the_figures_must_be_those_of_the_weights_that_are_exported(exported: Exported) -> None:
     own, other = inputs(exported.store), inputs(exported.store, figures={}, name="no figures")
-    paths = [[Path(uri)] for uri in (export(exported.store, own), other["evaluation"][0])]
+    given = {"export": [export(exported.store, own)], "evaluation": other["evaluation"]}
     with pytest.raises(UserError, match=r"the evaluation is .*; the export .* was made with"):
-        promote.main(CFG, export=paths[0], evaluation=paths[1], out=exported.store / "a" / "b", run=Run.silent())
+        promote.main(CFG, **given, out=exported.store / "a" / "b", run=Run.silent())
 
 
 # The registry and the alias
@@ -166,10 +172,42 @@ def test_a_failure_after_the_move_puts_the_alias_back(
     monkeypatch.setattr(artifacts, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
         promote.main(
-            cfg, export=[Path(uri)], evaluation=[Path(given["evaluation"][0])],
+            cfg, export=[uri], evaluation=given["evaluation"],
             out=exported.store / "deploy" / "x", run=Run.silent(),
         )  # fmt: skip
     assert (seen, exported.alias(cfg)) == ((["2"], "1") if deployed else (["1"], None))
+
+
+def test_a_finished_deployment_is_done_again_only_where_another_has_been_since(
+    exported: Exported, no_server: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = replace(CFG, model="back and forth")
+    first, _ = exported.step(cfg, "one"), exported.step(cfg, "second")
+    assert exported.alias(cfg) == "2"
+    capsys.readouterr()
+    for said in ("deploy is finished, but what it did does not hold any more", ""):
+        assert exported.step(cfg, "one") == first
+        assert exported.alias(cfg) == "1"
+        assert said in (printed := capsys.readouterr().out)
+        assert bool(said) == bool(printed)
+    assert [path.name for path in Path(first).parent.iterdir() if path.name.endswith(".again")] == []
+
+
+def test_the_deployment_reads_of_an_export_only_its_manifest(
+    exported: Exported, no_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[str] = []
+
+    def read(uri: str, name: str, before: Any = artifacts.read) -> bytes:
+        files.append(name)
+        return before(uri, name)
+
+    monkeypatch.setattr(artifacts, "read", read)
+    monkeypatch.setattr(artifacts, "fetch", lambda uri: pytest.fail(f"{uri} was fetched"))
+    given = inputs(exported.store)
+    uris = {"export": [export(exported.store, given)], "evaluation": given["evaluation"]}
+    steps.perform(steps.STEPS["deploy"], replace(CFG, model="light"), store=str(exported.store), inputs=uris)
+    assert files == ["report.json", "manifest.json"]
 
 
 def test_a_server_of_mlflow_and_a_local_store_do_not_go_together() -> None:
@@ -212,6 +250,23 @@ def test_a_session_is_measured_and_leaves_its_slot(place: Place) -> None:
     assert 0 < played["latency_p50_ms"] < 1000
     assert 20 < played["pictures_per_s"] < 60  # the world has 40 a second
     assert not place.server.scheduler.sessions
+
+
+def test_a_session_waits_for_a_place_and_for_the_export_that_was_rolled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = "0" * 20, "1" * 20
+    engine = FakeWorld()
+    engine.world = replace(engine.world, export=old)
+    monkeypatch.setattr(client, "RETRY_S", 0.05)
+    with serving(engine, {"k" * 16: "deploy"}, slots=1) as place:
+        taken = client.ask("POST", f"{place}/v1/sessions", body={"example": "e0"}, token="k" * 16)
+        free = threading.Timer(0.3, client.ask, ("DELETE", f"{place}/v1/sessions/{taken['id']}"), {"token": "k" * 16})
+        free.start()
+        assert client.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=old, wait_s=5.0)["pictures"] >= 24
+        with pytest.raises(RuntimeError, match=f"serves the export {old}, not {new}"):
+            client.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=new, wait_s=0.2)
+        with pytest.raises(client.Answered, match="is answered by 401"):
+            client.play(place, pictures=24, picture_s=5.0, export=old, wait_s=60.0)
+        assert not place.server.scheduler.sessions
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """The deployment step: an export that passes the gate is registered, played for a moment, and given the alias.
 
 The registry's alias says which export people meet (`models:/relic@production`). So it moves last, once a real server
-has shown the export to a real caller; and where something fails after it has moved, it goes back.
+has shown the export to a real caller; and where something fails after it has moved, it goes back. Outside a cluster the
+server is one that is started for the moment; in it, the one that people use, rolled out to the export, and back if that
+fails.
 """
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -11,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from relic import artifacts, steps, tracking
-from relic.launch import client
+from relic import artifacts, cluster, steps, tracking
+from relic.launch import client, deployment
 from relic.launch.config import Deploy, Threshold
 from relic.mistakes import UserError
 from relic.tracking import Run
@@ -28,42 +32,50 @@ class Refused(Exception):
     """A model that does not pass the gate."""
 
 
-def main(cfg: Deploy, *, export: list[Path], evaluation: list[Path], out: Path, run: Run) -> dict[str, Any]:
-    """Writes deploy.json, which says what the alias is on and how the session went, and server.log."""
-    uri = artifacts.uri_of(export[0])
-    check_evaluation(export[0], evaluation[0])
-    figures = figures_of(artifacts.read_json(evaluation[0] / "report.json"))
+def main(cfg: Deploy, *, export: list[str], evaluation: list[str], out: Path, run: Run) -> dict[str, Any]:
+    """Writes deploy.json, which says what the alias is on and how the session went, and the log of a server here."""
+    (uri,) = export
+    check_evaluation(uri, evaluation[0])
+    figures = figures_of(json.loads(artifacts.read(evaluation[0], "report.json")))
     # 1. the gate
     if reasons := list(filter(None, (refusal(threshold, figures) for threshold in cfg.gate))):
         raise Refused("; ".join(reasons))
     run.progress(1, 4, "the gate is passed")
     # 2. the registry
     registry = registry_at(tracking.default_uri(out.parents[1]), uri)
-    tags = {"sha256": artifacts.sha256(export[0] / artifacts.MANIFEST)}
+    tags = {"sha256": hashlib.sha256(artifacts.read(uri, artifacts.MANIFEST)).hexdigest()}
     tags |= {name: f"{value:g}" for name, value in figures.items() if "." not in name or name.startswith("models.")}
     version = register(registry, cfg.model, uri, tags)
     run.progress(2, 4, f"version {version} of {cfg.model}")
     # 3. a server and a session
-    options = ("--text-encoder", cfg.text_encoder) if cfg.text_encoder else ()
-    with serving(uri, *options, log=out / "server.log", start_s=cfg.start_s) as place:
-        session = client.play(place, pictures=cfg.pictures, picture_s=cfg.picture_s)
-    for name, value in session.items():
-        registry.set_model_version_tag(cfg.model, version, f"session.{name}", f"{value:g}")
-    run.progress(3, 4, f"{session['pictures_per_s']:g} pictures a second, {session['latency_p50_ms']:.0f} ms to a key")
-    # 4. the alias
-    with alias_on(registry, cfg, version):
-        said = {"model": cfg.model, "version": version, "alias": cfg.alias, "export": uri, "session": session}
-        artifacts.write_json(out / "deploy.json", said)
+    with server_of(cfg, uri, log=out / "server.log") as place:
+        session = played(cfg, place, uri) if place else {}
+        for name, value in session.items():
+            registry.set_model_version_tag(cfg.model, version, f"session.{name}", f"{value:g}")
+        note = "{pictures_per_s:g} pictures a second, {latency_p50_ms:.0f} ms to a key" if place else "no server here"
+        run.progress(3, 4, note.format(**session))
+        # 4. the alias
+        with alias_on(registry, cfg, version):
+            said = {"model": cfg.model, "version": version, "alias": cfg.alias, "export": uri, "session": session}
+            artifacts.write_json(out / "deploy.json", said)
     run.progress(4, 4, f"{cfg.alias} is version {version} of {cfg.model}")
     return {"version": version, **session}
 
 
-def check_evaluation(export: Path, evaluation: Path) -> None:
+def holds(cfg: Deploy, *, export: list[str], evaluation: list[str], store: Path) -> bool:
+    """Whether the alias is still on a version of the export and, in a cluster, its server still serves it."""
+    registry = registry_at(tracking.default_uri(store), export[0])
+    version = registry.get_model_version_by_alias(cfg.model, cfg.alias) if has_alias(registry, cfg) else None
+    here = cluster.of_pod()
+    rolled = here is None or here.serving is None or deployment.serves(export[0], here)
+    return version is not None and version.source == export[0] and rolled
+
+
+def check_evaluation(export: str, evaluation: str) -> None:
     """The figures must be those of the weights that are exported."""
-    (made_with,) = artifacts.read_json(export / artifacts.MANIFEST)["inputs"]["evaluation"]
-    given = artifacts.uri_of(evaluation)
-    if artifacts.split(made_with)[1:] != artifacts.split(given)[1:]:
-        raise UserError(f"the evaluation is {given}; the export {export} was made with {made_with}")
+    (made_with,) = artifacts.read_manifest(export)["inputs"]["evaluation"]
+    if artifacts.split(made_with)[1:] != artifacts.split(evaluation)[1:]:
+        raise UserError(f"the evaluation is {evaluation}; the export {export} was made with {made_with}")
 
 
 # The gate
@@ -127,7 +139,30 @@ def alias_on(registry: Any, cfg: Deploy, version: str) -> Iterator[None]:
         raise
 
 
+def has_alias(registry: Any, cfg: Deploy) -> bool:
+    found = registry.search_registered_models(f"name='{cfg.model}'")
+    return bool(found) and cfg.alias in found[0].aliases
+
+
 # The server
+
+
+def server_of(cfg: Deploy, export: str, *, log: Path) -> AbstractContextManager[str]:
+    """The address of a server of the export: in a cluster that serves, of the roll-out; in one that does not, none."""
+    here = cluster.of_pod()
+    if here is not None:
+        return nullcontext("") if here.serving is None else deployment.rolled_out(export, here)
+    options = ("--text-encoder", cfg.text_encoder) if cfg.text_encoder else ()
+    return serving(export, *options, log=log, start_s=cfg.start_s)
+
+
+def played(cfg: Deploy, place: str, export: str) -> dict[str, float]:
+    """A session in the export, and in no other that a Service may still lead to."""
+    key = os.environ.get(client.KEY, "")
+    return client.play(
+        place, pictures=cfg.pictures, picture_s=cfg.picture_s, key=key, export=artifacts.split(export)[2],
+        wait_s=cfg.start_s,
+    )  # fmt: skip
 
 
 @contextmanager

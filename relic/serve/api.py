@@ -111,6 +111,7 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
             "id": session.id, "token": access.issue(session.id), "token_seconds": cfg.token_s,
             "url": f"{scheme}://{request.url.netloc}{path}", "path": path, "lease_seconds": cfg.lease_s,
             "longest_seconds": cfg.session_s, "prompt": caption, "seed": session.seed, "speed": session.speed,
+            "export": world.export,
         }  # fmt: skip
 
     @app.get("/v1/sessions/{identity}")

@@ -22,12 +22,18 @@ CLOSE_S = 5  # for connections to end after the last session
 
 def main(cfg: Serve) -> None:
     """Serves the export that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
+    signal.signal(signal.SIGTERM, stop)  # process 1 of a container does not hear it by itself
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     with bind(cfg) as listener:
         keys = read_keys(cfg)
         loaded = engine.load(cfg)
         print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
         make_server(loaded, cfg, Access(keys, cfg.token_s)).run(sockets=[listener])
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Ends a server that still loads."""
+    raise KeyboardInterrupt
 
 
 def make_server(loaded: engine.Engine, cfg: Serve, access: Access) -> "Server":

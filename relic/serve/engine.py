@@ -9,7 +9,7 @@ training is extrapolation: it runs at the same speed and in the same memory, but
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +60,7 @@ class World:
     actions: dict[str, float]  # the trained actions and their usual magnitude
     examples: tuple[Example, ...]
     about: dict[str, object]  # shown on the page: memory, chunk, steps, device
+    export: str = ""  # its key
 
     def example(self, identity: str) -> Example | None:
         return next((example for example in self.examples if example.id == identity), None)
@@ -175,7 +176,8 @@ def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder:
         "parameters": num_parameters, "linears": linears,
     }  # fmt: skip
     logger.info("the blocks' linears: %s", linears)
-    world = read_world(folder / "examples", recipe=settings["name"], about=about)
+    key = artifacts.read_json(folder / artifacts.MANIFEST)["key"]
+    world = replace(read_world(folder / "examples", recipe=settings["name"], about=about), export=key)
     unit = Actions(**settings["actions"])
     return Student(model, codec, rollout, words=said, unit=unit, world=world, device=device)
 

@@ -1,0 +1,229 @@
+"""The charts, rendered by the real Helm: accepted by Kubernetes' schemas, restricted, with no right too many."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from relic import cluster as clusters
+from relic import pods
+from relic.launch import deployment
+from relic.options import parse
+from relic.serve.config import Serve
+
+ROOT = Path(__file__).parents[1]
+CHARTS = ("relic-platform", "relic-serve")
+CLUSTERS = ("test", "one_gpu", "large")
+FOREIGN = {"WorkflowTemplate", "LocalQueue", "ClusterQueue", "ResourceFlavor"}
+HELM = os.environ.get("HELM") or shutil.which("helm")
+needs_helm = pytest.mark.skipif(HELM is None, reason="needs Helm: HELM, or helm on PATH")
+WORKFLOW = """\
+apiVersion: argoproj.io/v1alpha1
+kind: WorkflowTemplate
+metadata: {name: world-model}
+spec: {arguments: {parameters: [{name: uid, value: '{{workflow.uid}} {{= sprig.int(1) }}'}]}}
+"""
+MAY = {  # account -> (group, resource) -> verbs, of the largest cluster
+    "relic-step": {("argoproj.io", "workflowtaskresults"): "create patch"},
+    "relic-launcher": {
+        ("argoproj.io", "workflowtaskresults"): "create patch",
+        ("argoproj.io", "workflows"): "get",
+        ("kubeflow.org", "pytorchjobs"): "create delete get list watch",
+        ("kueue.x-k8s.io", "localqueues"): "get list",
+        ("kueue.x-k8s.io", "workloads"): "get list",
+        ("", "pods"): "create get list watch",
+        ("", "pods/log"): "get",
+        ("", "events"): "list",
+        ("", "nodes"): "get list",
+        ("", "secrets/relic-mlflow"): "get",
+        ("", "secrets/relic-serve-keys"): "get",
+        ("", "secrets/registry"): "get",
+        ("", "serviceaccounts/relic-step"): "get",
+        ("", "serviceaccounts/relic-launcher"): "get",
+        ("", "serviceaccounts/relic-deploy"): "get",
+    },
+    "relic-deploy": {
+        ("argoproj.io", "workflowtaskresults"): "create patch",
+        ("apps", "deployments/relic-serve"): "get patch",
+        ("", "pods"): "list",
+    },
+}
+
+
+def helm(action: str, chart: str, *options: str) -> subprocess.CompletedProcess:
+    command = [str(HELM), *action.split(), str(ROOT / "charts" / chart), *options]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def rendered(chart: str, name: str, *options: str) -> list[dict[str, Any]]:
+    """The objects of a chart for a cluster."""
+    values = ROOT / "charts" / chart / "clusters" / f"{name}.yaml"
+    place = ("--namespace", "relic", "--kube-version", "1.34", "--values", str(values))
+    said = helm(f"template {chart}", chart, *place, *options)
+    assert said.returncode == 0, said.stdout
+    return [found for found in yaml.safe_load_all(said.stdout) if found]
+
+
+def of_kind(objects: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+    return [found for found in objects if found["kind"] in kinds]
+
+
+def server(name: str = "large", *options: str) -> dict[str, Any]:
+    (found,) = of_kind(rendered("relic-serve", name, *options), "Deployment")
+    return found
+
+
+@needs_helm
+@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_chart_is_linted_and_what_it_renders_is_strictly_valid(chart: str, name: str) -> None:
+    linted = helm("lint --strict", chart, "--values", str(ROOT / "charts" / chart / "clusters" / f"{name}.yaml"))
+    assert linted.returncode == 0, linted.stdout
+    objects = rendered(chart, name)
+    for found in objects:
+        assert found["metadata"]["labels"]["app.kubernetes.io/name"] == chart
+        if found["kind"] not in FOREIGN:
+            kubernetes_validate.validate(found, "1.34", strict=True)
+    assert not of_kind(objects, "Secret", "Pod", "Job")
+
+
+@needs_helm
+def test_the_workflow_passes_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "workflow.yaml").write_text(WORKFLOW)
+    objects = rendered("relic-platform", "test", "--set-file", f"workflows={tmp_path / 'workflow.yaml'}")
+    assert of_kind(objects, "WorkflowTemplate") == [yaml.safe_load(WORKFLOW)]
+
+
+@needs_helm
+@pytest.mark.parametrize("account", MAY)
+def test_an_account_may_do_what_its_code_does_and_no_more(account: str) -> None:
+    objects = rendered("relic-platform", "large")
+    roles = {found["metadata"]["name"]: found for found in of_kind(objects, "Role", "ClusterRole")}
+    may: dict[tuple[str, str], str] = {}
+    for binding in of_kind(objects, "RoleBinding", "ClusterRoleBinding"):
+        if account in {subject["name"] for subject in binding["subjects"]}:
+            for rule in roles[binding["roleRef"]["name"]]["rules"]:
+                for resource in rule["resources"]:
+                    for name in [f"/{only}" for only in rule.get("resourceNames", [])] or [""]:
+                        may[rule["apiGroups"][0], resource + name] = " ".join(sorted(rule["verbs"]))
+    assert may == MAY[account]
+
+
+@needs_helm
+def test_without_kueue_serving_and_nodes_there_are_no_rights_to_them() -> None:
+    options = ("--set", "serving=", "--set", "nodes.read=false")
+    objects = rendered("relic-platform", "test", *options)
+    said = yaml.safe_dump(of_kind(objects, "Role", "ClusterRole"))
+    assert not of_kind(objects, "ClusterRole", "ClusterRoleBinding", "LocalQueue")
+    assert not [word for word in ("kueue", "deployments", "nodes") if word in said]
+
+
+@needs_helm
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_server_passes_restricted_pod_security(name: str) -> None:
+    template = server(name)["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    assert pods.POD_SECURITY.items() <= template["securityContext"].items()
+    assert container["securityContext"] == pods.CONTAINER_SECURITY
+    assert template["automountServiceAccountToken"] is False
+    assert {kind for volume in template["volumes"] for kind in volume} <= {"name", "emptyDir", "secret"}
+    assert {"requests", "limits"} == set(container["resources"])
+    assert all(container[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness"))
+
+
+@needs_helm
+def test_the_server_has_no_pod_before_there_is_an_export() -> None:
+    empty, full = server(), server("large", "--set", "export=s3://b/store/export/0123")
+    assert (empty["spec"]["replicas"], full["spec"]["replicas"]) == (0, 4)
+    assert empty["metadata"]["annotations"][deployment.REPLICAS] == "4"
+    (container,) = full["spec"]["template"]["spec"]["containers"]
+    assert container["name"] == deployment.CONTAINER
+    assert {"name": deployment.EXPORT, "value": "s3://b/store/export/0123"} in container["env"]
+    assert container["args"][0] == f"--export=$({deployment.EXPORT})"
+
+
+@needs_helm
+def test_the_server_is_given_options_that_it_knows() -> None:
+    (container,) = server("large", "--set", "textEncoder=/umt5")["spec"]["template"]["spec"]["containers"]
+    arguments = [argument.replace("$(RELIC_EXPORT)", "s3://b/e") for argument in container["args"]]
+    cfg = parse(Serve, arguments, "relic serve", "")
+    assert (cfg.export, cfg.api_keys, cfg.text_encoder) == ("s3://b/e", "/etc/relic-keys/keys", "/umt5")
+
+
+@needs_helm
+def test_a_pod_has_time_to_drain_before_it_is_killed() -> None:
+    assert server("large", "--set", "drainSeconds=77")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 77
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("chart", "option", "said"),
+    [
+        ("relic-platform", "kueue.enable=true", "enable.* not allowed"),
+        ("relic-platform", "networkPolicy.egress[0].namespace=minio", "egress.*oneOf"),
+        ("relic-platform", "kueue.flavors[0].quotas.tpu=1", "serving has no quota of tpu, which the first one has"),
+        ("relic-serve", "replica=2", "replica.* not allowed"),
+        ("relic-serve", "memoryDtype=fp4", "memoryDtype"),
+        ("relic-serve", "image=", "give image: the serve image by digest"),
+        ("relic-serve", "openToAll=true", "give apiKeys.existingSecret, or openToAll: true if everybody may walk"),
+    ],
+)
+def test_a_value_that_is_wrong_is_refused_in_words(chart: str, option: str, said: str) -> None:
+    values = ROOT / "charts" / chart / "clusters" / "large.yaml"
+    found = helm("template x", chart, "--kube-version", "1.34", "--values", str(values), "--set", option)
+    assert found.returncode != 0
+    assert re.search(said, found.stdout)
+
+
+# What is said twice agrees
+
+
+@needs_helm
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_values_agree_with_the_cluster_s_file(name: str) -> None:
+    cluster = clusters.load(ROOT / "workflows" / "clusters" / f"{name}.yaml")
+    platform = rendered("relic-platform", name)
+    accounts = {found["metadata"]["name"] for found in of_kind(platform, "ServiceAccount")}
+    assert accounts == {cluster.accounts.step, cluster.accounts.launcher, cluster.accounts.deploy}
+    assert [found["metadata"]["name"] for found in of_kind(platform, "LocalQueue")] == [cluster.queue] * bool(
+        cluster.queue
+    )
+    values = yaml.safe_load((ROOT / "charts" / "relic-platform" / "clusters" / f"{name}.yaml").read_text())
+    assert cluster.serving is not None
+    named = {cluster.store_secret, cluster.mlflow_secret, cluster.serving.keys_secret, *cluster.images.pull_secrets}
+    assert set(values["secrets"]) == named - {""}
+    template = server(name)["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    assert container["image"] == cluster.images.serve
+    assert [one["secretRef"]["name"] for one in container.get("envFrom", [])] == present(cluster.store_secret)
+    assert cluster.environment.items() <= {one["name"]: one["value"] for one in container["env"]}.items()
+    assert ("--open-to-all" in container["args"]) == (not cluster.serving.keys_secret)
+    assert cluster.serving.address == "http://relic-serve:8000"
+
+
+def present(name: str) -> list[str]:
+    return [name] if name else []
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_the_readme_has_every_value_and_its_default(chart: str) -> None:
+    values = yaml.safe_load((ROOT / "charts" / chart / "values.yaml").read_text())
+    table = dict(re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", (ROOT / "charts" / chart / "README.md").read_text(), re.M))
+    assert table == {name: json.dumps(value) for name, value in leaves(values, table)}
+
+
+def leaves(values: dict[str, Any], named: dict[str, str], prefix: str = "") -> list[tuple[str, Any]]:
+    """Values by their names with dots, down to those that the table names."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        deeper = isinstance(value, dict) and value and name not in named
+        found += leaves(value, named, f"{name}.") if deeper else [(name, value)]
+    return found
