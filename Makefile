@@ -18,7 +18,7 @@ test-distributed: .venv/test.stamp  ## all of several processes: they train the 
 test-cluster: .venv/test.stamp  ## all of it on the cluster of KUBECONFIG, whose nodes get images by $(LOAD_IMAGE) FILE
 	images/build --variant cpu --tag test --out out/images control services train serve
 	for image in control services train serve; do $(LOAD_IMAGE) out/images/$$image.tar; done
-	RELIC_TEST_CLUSTER=1 $(BIN)/python -m pytest -m cluster tests/test_on_cluster.py
+	RELIC_TEST_CLUSTER=1 $(BIN)/python -m pytest -m cluster
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -22,8 +22,7 @@ ROOT = Path(__file__).parents[1]
 CHARTS = ("relic-platform", "relic-serve")
 CLUSTERS = ("test", "one_gpu", "large")
 FOREIGN = {"WorkflowTemplate", "LocalQueue", "ClusterQueue", "ResourceFlavor"}
-HELM = os.environ.get("HELM") or shutil.which("helm")
-needs_helm = pytest.mark.skipif(HELM is None, reason="needs Helm: HELM, or helm on PATH")
+HELM = os.environ.get("HELM") or shutil.which("helm") or "helm"
 WORKFLOW = """\
 apiVersion: argoproj.io/v1alpha1
 kind: WorkflowTemplate
@@ -80,7 +79,7 @@ def server(name: str = "large", *options: str) -> dict[str, Any]:
     return found
 
 
-@needs_helm
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", CLUSTERS)
 @pytest.mark.parametrize("chart", CHARTS)
 def test_a_chart_is_linted_and_what_it_renders_is_strictly_valid(chart: str, name: str) -> None:
@@ -94,14 +93,14 @@ def test_a_chart_is_linted_and_what_it_renders_is_strictly_valid(chart: str, nam
     assert not of_kind(objects, "Secret", "Pod", "Job")
 
 
-@needs_helm
+@pytest.mark.cluster
 def test_the_workflow_passes_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "workflow.yaml").write_text(WORKFLOW)
     objects = rendered("relic-platform", "test", "--set-file", f"workflows={tmp_path / 'workflow.yaml'}")
     assert of_kind(objects, "WorkflowTemplate") == [yaml.safe_load(WORKFLOW)]
 
 
-@needs_helm
+@pytest.mark.cluster
 @pytest.mark.parametrize("account", MAY)
 def test_an_account_may_do_what_its_code_does_and_no_more(account: str) -> None:
     objects = rendered("relic-platform", "large")
@@ -116,7 +115,7 @@ def test_an_account_may_do_what_its_code_does_and_no_more(account: str) -> None:
     assert may == MAY[account]
 
 
-@needs_helm
+@pytest.mark.cluster
 def test_without_kueue_serving_and_nodes_there_are_no_rights_to_them() -> None:
     options = ("--set", "serving=", "--set", "nodes.read=false")
     objects = rendered("relic-platform", "test", *options)
@@ -125,7 +124,7 @@ def test_without_kueue_serving_and_nodes_there_are_no_rights_to_them() -> None:
     assert not [word for word in ("kueue", "deployments", "nodes") if word in said]
 
 
-@needs_helm
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_the_server_passes_restricted_pod_security(name: str) -> None:
     template = server(name)["spec"]["template"]["spec"]
@@ -138,7 +137,7 @@ def test_the_server_passes_restricted_pod_security(name: str) -> None:
     assert all(container[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness"))
 
 
-@needs_helm
+@pytest.mark.cluster
 def test_the_server_has_no_pod_before_there_is_an_export() -> None:
     empty, full = server(), server("large", "--set", "export=s3://b/store/export/0123")
     assert (empty["spec"]["replicas"], full["spec"]["replicas"]) == (0, 4)
@@ -149,7 +148,7 @@ def test_the_server_has_no_pod_before_there_is_an_export() -> None:
     assert container["args"][0] == f"--export=$({deployment.EXPORT})"
 
 
-@needs_helm
+@pytest.mark.cluster
 def test_the_server_is_given_options_that_it_knows() -> None:
     (container,) = server("large", "--set", "textEncoder=/umt5")["spec"]["template"]["spec"]["containers"]
     arguments = [argument.replace("$(RELIC_EXPORT)", "s3://b/e") for argument in container["args"]]
@@ -157,12 +156,12 @@ def test_the_server_is_given_options_that_it_knows() -> None:
     assert (cfg.export, cfg.api_keys, cfg.text_encoder) == ("s3://b/e", "/etc/relic-keys/keys", "/umt5")
 
 
-@needs_helm
+@pytest.mark.cluster
 def test_a_pod_has_time_to_drain_before_it_is_killed() -> None:
     assert server("large", "--set", "drainSeconds=77")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 77
 
 
-@needs_helm
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("chart", "option", "said"),
     [
@@ -185,7 +184,7 @@ def test_a_value_that_is_wrong_is_refused_in_words(chart: str, option: str, said
 # What is said twice agrees
 
 
-@needs_helm
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_values_agree_with_the_cluster_s_file(name: str) -> None:
     cluster = clusters.load(ROOT / "workflows" / "clusters" / f"{name}.yaml")

@@ -25,7 +25,16 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(not os.environ.get("RELIC_TEST_CLUSTER"), reason="needs a cluster: make test-cluster"),
 ]
-STEPS = ("curate", "join-clips", "codec", "pose-net", "shard", "join-samples", "teacher", "trajectories")
+STEPS: tuple[str, ...] = (
+    "curate",
+    "join-clips",
+    "codec",
+    "pose-net",
+    "shard",
+    "join-samples",
+    "teacher",
+    "trajectories",
+)
 STEPS += ("student-init", "distill", "evaluate", "export", "deploy")
 TRAININGS = ("codec", "pose-net", "teacher", "student-init", "distill")
 PARTED = ("curate", "shard", "trajectories")
@@ -39,8 +48,8 @@ def installed(folder: Path, name: str, *chart: str, **changed: Any) -> Space:
     cluster = on_cluster.cluster_file(folder, namespace=name, **changed)
     rendered = folder / f"{name}.rendered.yaml"
     relic("pipeline", "render", "--cluster", str(cluster), "--out", str(rendered))
-    platform = ["helm", "upgrade", "--install", "relic-platform", "charts/relic-platform", "--namespace", name]
-    done = command(*platform, "--set-file", f"workflows={rendered}", *chart)
+    platform = ["helm", "install", "relic-platform", "charts/relic-platform", "--namespace", name]
+    done = command(*platform, "--set-file", f"workflows={rendered}", "--set", "secrets={relic-store}", *chart)
     assert done.returncode == 0, done.stderr
     return space
 
@@ -58,10 +67,11 @@ def space() -> Space:
     kubectl("create", "-f", "-", given=yaml.safe_dump_all(on_cluster.services("relic")))
     space.kubectl("wait", "--for=condition=Available", "deployment/moto", "deployment/mlflow", "--timeout=120s")
     for chart, given in (
-        ("relic-platform", ("--set-file", "workflows=workflows/rendered/test.yaml")),
-        ("relic-serve", ("--values", "charts/relic-serve/ci/test.yaml")),
+        ("relic-platform", ("--set-file", "workflows=workflows/rendered/test.yaml", "--set", "namespace.manage=false")),
+        ("relic-serve", ()),
     ):
-        done = command("helm", "install", chart, f"charts/{chart}", "--namespace", "relic", *given)
+        values = f"charts/{chart}/clusters/test.yaml"
+        done = command("helm", "install", chart, f"charts/{chart}", "--namespace", "relic", "--values", values, *given)
         assert done.returncode == 0, done.stderr
     with on_cluster.bucket(space) as bucket:
         bucket.client.create_bucket(Bucket=on_cluster.BUCKET)
@@ -160,7 +170,7 @@ def test_mlflow_has_a_run_of_the_workflow_and_the_steps_under_it(space: Space, f
     uid = space.object("workflow", first.name)["metadata"]["uid"]
     with on_cluster.forwarded("relic", "service/mlflow", 5000) as url:
         runs = MlflowClient(tracking_uri=url)
-        experiment = runs.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
+        (experiment,) = [one.experiment_id for one in runs.search_experiments() if one.name == tracking.EXPERIMENT]
         (parent,) = runs.search_runs([experiment], f"tags.`relic.workflow_uid` = '{uid}'")
         nested = runs.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert parent.info.status == "FINISHED"
