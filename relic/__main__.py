@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from relic import recipes, steps
-from relic.endings import LESS_MEMORY, out_of_memory, outcome
+from relic.endings import LESS_MEMORY, last_words, out_of_memory, outcome
 from relic.mistakes import UserError, allowed
 from relic.options import about, parse, uris, value_of
 
@@ -283,7 +283,7 @@ def launch(args: list[str], table: Mapping[str, steps.Step]) -> int:
 
         ended = torchrun.run(options, ["-m", "relic", *given[1:]])
     if ended.text:
-        print(f"relic: {ended.text}", file=sys.stderr, flush=True)
+        last_words(ended.text)
     return ended.code
 
 

@@ -6,9 +6,11 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from relic import verdict
 
+LAST_WORDS = "RELIC_LAST_WORDS"  # the variable with a file that takes the sentence too: a pod's termination message
 FULL_DISK = ("No space left on device", "disk is full")  # what is said of it by no OSError: safetensors; sqlite
 LESS_MEMORY = "less is needed with fewer samples at once, checkpointing, or more GPUs: `relic plan` says how much"
 
@@ -64,4 +66,12 @@ def end(error: BaseException, code: int, text: str) -> int:
 def say(error: BaseException, text: str) -> None:
     if os.environ.get("RELIC_DEBUG") == "1":
         traceback.print_exception(error)
-    print(f"relic: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    last_words(text)
+
+
+def last_words(text: str) -> None:
+    """The sentence, on stderr and where Kubernetes looks for it."""
+    sentence = f"relic: {' '.join(text.split())}"
+    print(sentence, file=sys.stderr, flush=True)
+    if LAST_WORDS in os.environ:
+        Path(os.environ[LAST_WORDS]).write_text(sentence)

@@ -45,6 +45,7 @@ def environment(cluster: Cluster, pool: Pool, **more: str) -> list[dict[str, str
         "HOME": "/scratch",
         "RELIC_CACHE": "/scratch/cache",
         clusters.FILE: "/etc/relic/cluster.yaml",
+        "RELIC_LAST_WORDS": "/dev/termination-log",  # of relic/endings.py: Kubernetes shows it instead of the log's end
         **({"MLFLOW_TRACKING_URI": cluster.mlflow} if cluster.mlflow else {}),
         **cluster.environment,
         **pool.environment,
@@ -60,7 +61,7 @@ def secrets(cluster: Cluster) -> list[dict[str, Any]]:
 
 def resources(cluster: Cluster, pool: Pool) -> dict[str, Any]:
     """No limit on cores: an idle node's are for whoever is there."""
-    gpus = {cluster.gpu: pool.gpus} if pool.gpus else {}
+    gpus = {cluster.gpu: str(pool.gpus)} if pool.gpus else {}
     asked = {"cpu": pool.cpu, "memory": pool.memory, "ephemeral-storage": pool.scratch, **gpus}
     return {"requests": asked, "limits": {"memory": pool.memory, **gpus}}
 

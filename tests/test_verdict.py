@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from relic import verdict
-from relic.endings import outcome
+from relic.endings import LAST_WORDS, outcome
 from relic.verdict import Verdict
 
 
@@ -69,3 +69,10 @@ def test_a_command_that_fails_writes_its_verdict(error: Exception, code: int, pa
     assert said is not None
     assert (result["code"], said.code) == (code, code)
     assert part in said.text
+
+
+def test_the_last_words_go_where_kubernetes_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAST_WORDS, str(tmp_path / "termination-log"))
+    with outcome("teacher"):
+        raise ValueError("the batch is 3;\n it must be even")
+    assert (tmp_path / "termination-log").read_text() == "relic: the batch is 3; it must be even"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from relic import steps
+from relic import cluster, recipes, steps
 from relic.mistakes import UserError, allowed
 from relic.options import about, parse
 from relic.pipeline import component, graph, local
@@ -66,6 +66,30 @@ def run(given: Given) -> int:
     )  # fmt: skip
 
 
+def render(given: Given) -> int:
+    options = options_of(given, "render", [
+        ("cluster", str, "", "cluster", "the cluster's file, such as workflows/clusters/one_gpu.yaml"),
+        ("out", str, "", "out", "file that is written; empty: print"),
+        ("workflow", str, "world_model", "workflow", "file of workflows/ that defines the graph"),
+        ("root", str, "", "root", "folder that holds components/ and workflows/; empty: relic's checkout"),
+    ])  # fmt: skip
+    if not options.cluster:
+        raise UserError("relic pipeline render needs --cluster: the cluster's file; workflows/clusters/ has examples")
+    root, path = Path(options.root) if options.root else given.root, Path(options.cluster)
+    from relic.pipeline import argo
+
+    source = argo.Rendering(
+        graph=graph.load(root / "workflows" / f"{options.workflow}.py"), cluster=cluster.load(path), table=given.table,
+        components=component.load_all(root / "components"), recipes=recipes.RECIPES,
+    )  # fmt: skip
+    text = argo.render(source, path.read_text())
+    if options.out:
+        Path(options.out).write_text(text)
+    print(options.out or text, flush=True)
+    return 0
+
+
 ACTIONS: dict[str, tuple[str, Callable[[Given], int]]] = {
     "run": ("run every step of the graph here, in order", run),
+    "render": ("write the graph as an Argo WorkflowTemplate for a cluster", render),
 }
