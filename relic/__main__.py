@@ -5,14 +5,14 @@ Loads no torch."""
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field, make_dataclass, replace
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from relic import recipes, steps
+from relic import call, recipes, steps
 from relic.endings import LESS_MEMORY, last_words, out_of_memory, outcome
 from relic.mistakes import UserError, allowed
-from relic.options import about, parse, uris, value_of
+from relic.options import about, parse, value_of
 
 OTHERS = {
     "pipeline": "the whole graph, here or on a cluster: relic pipeline run --recipe tiny --store DIR --out DIR",
@@ -52,7 +52,7 @@ def main(
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
         elif command == "launch":
-            result["code"] = launch(rest, table)
+            result["code"] = launch(rest, table, named)
         else:
             raise UserError(f"there is no command {command!r}; {allowed(command, [*table, *OTHERS])}")
     return result["code"]
@@ -69,60 +69,31 @@ def overview(table: Mapping[str, steps.Step]) -> str:
 
 def step(found: steps.Step, args: list[str], named: Any) -> None:
     """`relic STEP --recipe NAME --store URI [--INPUT URI…] [--config.DIAL VALUE…]`"""
-    recipe = named(value_of(args, "--recipe", "tiny"))
-    config = getattr(recipe, found.config) if found.config else None
-    options: list[Any] = [
-        ("recipe", Annotated[str, about("the recipe whose dials are the defaults")], "tiny"),
-        ("store", Annotated[str, about("where artifacts are kept: a folder or s3://BUCKET/PREFIX")], "out/demo/store"),
-    ]
-    options += [
-        (name, Annotated[tuple[str, ...], about("artifact URIs, or a JSON list of them")], ()) for name in found.inputs
-    ]
-    if found.fan_out:
-        options.append(("part", Annotated[int, about("which part of the fan-out, from 0")], 0))
-        options.append(("parts", Annotated[int, about("parts of the fan-out")], 1))
-    if found.ray:
-        said = "a Ray cluster whose workers do the work: HOST:PORT, auto, or local for this machine; empty: none"
-        options.append(("ray", Annotated[str, about(said)], ""))
-    if found.trains:
-        options.append(("parallel", type(recipe.parallel), field(default=recipe.parallel)))
-    options.append(("artifact", Annotated[str, about("a file that receives the artifact's URI")], ""))
-    if config is not None:
-        options.append(("config", type(config), field(default=config)))
-    kind = make_dataclass("Options", options, frozen=True, kw_only=True)
-    chosen = parse(kind, args, f"relic {found.name}", found.about)
-
-    inputs = {name: uris(name, getattr(chosen, name)) for name in found.inputs}
-    span = {"part": chosen.part, "parts": chosen.parts} if found.fan_out else {}
-    means = {"ray": chosen.ray} if found.ray else {"parallel": chosen.parallel} if found.trains else {}
+    asked = call.read(found, args, named)
     try:
-        uri = steps.perform(found, getattr(chosen, "config", None), store=chosen.store, inputs=inputs, **span, **means)
+        uri = asked.perform()
     except Exception as error:
         if found.trains and out_of_memory(error):
-            raise MemoryError(less_memory(recipe, found, chosen)) from error
+            raise MemoryError(less_memory(asked)) from error
         raise
-    if not steps.speaks_for_all():
-        return
-    if chosen.artifact:
-        Path(chosen.artifact).parent.mkdir(parents=True, exist_ok=True)
-        Path(chosen.artifact).write_text(uri)
-    print(uri, flush=True)
+    if steps.speaks_for_all():
+        asked.say(uri)
 
 
-def less_memory(recipe: Any, found: steps.Step, chosen: Any) -> str:
+def less_memory(asked: call.Call) -> str:
     """What the planner would change of a training that did not fit."""
     from relic.parallel import mesh
     from relic.train import planner
     from relic.train.config import Machine
 
-    dials, memory = chosen.parallel, mesh.gpu_memory()
+    found, dials, memory = asked.step, asked.parallel, mesh.gpu_memory()
     if found.name not in planner.STAGES or not memory:
         return LESS_MEMORY
     machine = Machine(
         gpus=steps.num_processes(), gpu_memory=memory, zero=dials.zero, offload=dials.offload,
         sequence_parallel=dials.sequence, checkpointing=dials.checkpointing, samples=dials.samples,
     )  # fmt: skip
-    changed = replace(recipe, **{found.config: chosen.config})
+    changed = replace(asked.recipe, **{found.config: asked.config})
     return f"as `relic plan` has it, {planner.instead(changed, found.name, machine)}"
 
 
@@ -260,20 +231,30 @@ def pipeline(args: list[str], table: Mapping[str, steps.Step], named: Any) -> in
     return commands.main(args, table, named, root=Path(__file__).parents[1])
 
 
-def launch(args: list[str], table: Mapping[str, steps.Step]) -> int:
+def launch(args: list[str], table: Mapping[str, steps.Step], named: Any) -> int:
     """`relic launch [OPTIONS] -- relic STEP [OPTIONS]`"""
     from relic.launch.config import Launch
 
     steps.die_with_parent()
     at = args.index("--") if "--" in args else len(args)
-    options, given = parse(Launch, args[:at], "relic launch", OTHERS["launch"]), args[at + 1 :]
-    launched = [*(name for name, found in table.items() if found.trains), "doctor"]
+    given, defaults, launched = (
+        args[at + 1 :],
+        None,
+        [*(name for name, found in table.items() if found.trains), "doctor"],
+    )
+    if on_cluster := value_of(args[:at], "--backend", "") == "pytorchjob":
+        from relic.launch import pytorchjob
+
+        defaults, launched = pytorchjob.defaults(value_of(args[:at], "--pool", "")), list(table)
+    options = parse(Launch, args[:at], "relic launch", OTHERS["launch"], defaults)
     if len(given) < 2 or given[0] != "relic" or given[1] not in launched:
         said = " ".join(given[:2]) or "nothing"
         raise UserError(
             f"what is launched is {said!r}; allowed is -- relic COMMAND [OPTIONS], of {', '.join(launched)}"
         )
-    if options.backend == "ray":
+    if on_cluster:
+        ended = pytorchjob.run(options, call.read(table[given[1]], given[2:], named), given[1:])
+    elif options.backend == "ray":
         from relic.__main__ import main as command  # by this name the workers find it too
         from relic.launch import ray_train
 

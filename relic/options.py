@@ -44,8 +44,8 @@ def uris(name: str, values: Sequence[str]) -> list[str]:
     return [uri if "://" in uri else Path(uri).absolute().as_posix() for uri in found]
 
 
-def parse(kind: Any, args: list[str], prog: str, description: str) -> Any:
-    """The options as a dataclass; a mistake is one sentence."""
+def parse(kind: Any, args: list[str], prog: str, description: str, defaults: Any = None) -> Any:
+    """The options as a dataclass, with the values of `defaults` where that is one; a mistake is one sentence."""
     import tyro
 
     known = option_names(kind)
@@ -56,6 +56,8 @@ def parse(kind: Any, args: list[str], prog: str, description: str) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
+            if defaults is not None:
+                return tyro.cli(kind, prog=prog, description=description, args=args, default=defaults)
             return tyro.cli(kind, prog=prog, description=description, args=args)
     except SystemExit as error:
         if error.code:

@@ -49,6 +49,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "endings": {"verdict"},
     "options": {"mistakes"},
     "steps": {"artifacts", "mistakes", "tracking"},
+    "call": {"artifacts", "options", "steps"},
     "recipe": {"launch.config", *CONFIGS},
     "recipes_wan": {"recipe", "launch.config", *CONFIGS},
     "recipes": {"mistakes", "launch.config", "recipe", "recipes_wan", *CONFIGS},
@@ -56,7 +57,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "pods": {"cluster"},
     "kube": {"mistakes"},
     "pipeline": {*HELPERS, *CLUSTER, "options", "steps", "recipes", "pipeline", *CONFIGS},
-    "launch": {*HELPERS, *CLUSTER, "steps", "recipes", "launch", *CONFIGS},
+    "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", *CONFIGS},
 }
 FILES = sorted((ROOT / "relic").rglob("*.py"))
 
@@ -148,7 +149,8 @@ def test_recipes_steps_and_pipeline_load_no_torch() -> None:
 
 def test_launch_loads_no_torch() -> None:
     script = (
-        "import sys, relic.launch.promote, relic.launch.torchrun, relic.launch.ray_train\n"
-        "assert not {'torch', 'ray', 'mlflow', 'fastapi'} & set(sys.modules)"
+        "import sys, relic.launch.promote, relic.launch.torchrun, relic.launch.ray_train, "
+        "relic.launch.pytorchjob\n"
+        "assert not {'torch', 'ray', 'mlflow', 'fastapi', 'kubernetes'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

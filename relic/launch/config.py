@@ -45,7 +45,8 @@ class Deploy:
 class Launch:
     """Where a step's processes run, how many, and what happens when one of them ends."""
 
-    backend: Literal["local", "slurm", "ray"] = "local"  # this machine, a Slurm queue, or a Ray cluster that exists
+    backend: Literal["local", "slurm", "ray", "pytorchjob"] = "local"  # this machine, a queue of Slurm, a Ray cluster
+    # that exists, or Kubernetes: there the nodes, processes and restarts are the pool's unless they are given
     nodes: str = "1"  # machines; MIN:MAX may come and go while it runs
     processes: str = "auto"  # a node; auto: one a GPU, or one
     max_restarts: int = 0  # of all processes together, after one has failed or was killed
@@ -62,6 +63,8 @@ class Launch:
 
     address: str = "auto"  # ray: of the cluster; auto: the one of this machine
 
+    pool: str = ""  # pytorchjob: the nodes it runs on, by their name in the cluster's file, which RELIC_CLUSTER names
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nodes) or self.least_nodes > self.most_nodes:
             raise ValueError(f"nodes is {self.nodes!r}; it must be a number such as 2, or MIN:MAX such as 1:4")
@@ -76,6 +79,8 @@ class Launch:
             raise ValueError(f"address is {self.address!r}; it must be 'auto' or HOST:PORT of a Ray cluster")
         if self.backend == "local" and self.most_nodes > 1 and not self.endpoint:
             raise ValueError(f"nodes is {self.nodes}, so --endpoint must be HOST:PORT of one of them, the same on each")
+        if (self.backend == "pytorchjob") != bool(self.pool):
+            raise ValueError(f"backend is {self.backend} and pool {self.pool!r}; pytorchjob needs a pool, and it alone")
         if self.backend != "local" and self.processes == "auto":
             raise ValueError(f"processes is 'auto', which counts this machine's GPUs; {self.backend} needs a number")
 

@@ -1,0 +1,242 @@
+"""A step as a PyTorchJob on Kubernetes: made, or found where it already runs, and followed to its end.
+
+The job's name comes from the artifact, so whoever wants the same artifact meets in the same job and none runs twice. It
+belongs to the Workflow whose pod made it. A pod that is deleted and a Workflow that is stopped both look like SIGTERM
+here: the job is deleted only when its Workflow is ending, else it goes on for the pod that is started next."""
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from relic import cluster as clusters
+from relic import verdict
+from relic.call import Call
+from relic.cluster import Cluster
+from relic.launch import job, state
+from relic.launch.api import Api
+from relic.launch.config import Launch
+from relic.launch.rank_log import RankLog
+from relic.launch.state import Ending, State
+from relic.launch.torchrun import stop_signals
+from relic.mistakes import UserError
+from relic.verdict import Verdict
+
+POLL_S = 2.0
+SLICE_S = 0.1  # of a pause, after which a signal is seen
+GRACE_S = 60.0  # for an image that cannot be pulled, or a secret that is missing, to be there after all
+ENDING = ("Succeeded", "Failed", "Error")  # phases of a Workflow that is over
+
+
+def defaults(pool: str) -> Launch:
+    """The options of a launch on a pool, as the cluster's file has them."""
+    if not pool:
+        return Launch(backend="pytorchjob", processes="1", pool=pool)
+    cluster = cluster_of_launch()
+    found = cluster.pool(pool)
+    return Launch(
+        backend="pytorchjob", pool=pool, nodes=found.nodes, processes=str(found.processes), max_restarts=cluster.retries
+    )
+
+
+def cluster_of_launch() -> Cluster:
+    found = clusters.of_pod()
+    if found is None:
+        raise UserError(
+            f"{clusters.FILE} is not set; it must name the cluster's file, such as workflows/clusters/….yaml"
+        )
+    return found
+
+
+def run(config: Launch, call: Call, args: Sequence[str]) -> Verdict:
+    """Make the artifact of a call, `relic args…`, in a job, or find it finished; say its URI, and how it ended."""
+    cluster = cluster_of_launch()
+    if not call.store.startswith("s3://"):
+        raise UserError(
+            f"store is {call.store!r}; on a cluster it must be s3://BUCKET/PREFIX, which all pods can reach"
+        )
+    if config.dry_run:
+        print(json.dumps(job.manifest(config, cluster, call, args), indent=1))
+        return Verdict(verdict.DONE, "")
+    with stop_signals() as signals:
+        ended = Launcher(config, cluster, call, args, signals).run()
+    if ended.code == verdict.DONE:
+        call.say(call.uri)
+    return ended
+
+
+class Launcher:
+    """One artifact's way through its job, or through another's and then its own."""
+
+    def __init__(
+        self, config: Launch, cluster: Cluster, call: Call, args: Sequence[str], signals: Sequence[int]
+    ) -> None:
+        self.config, self.cluster, self.call, self.signals = config, cluster, call, signals
+        self.api = Api(cluster.namespace, signals)
+        self.name = job.name_of(call)
+        self.body = job.manifest(config, cluster, call, args)
+
+    def run(self) -> Verdict:
+        while not self.signals:
+            if self.call.is_finished():
+                return Verdict(verdict.DONE, "")
+            found, attached = self.meet()
+            if found is not None and (ended := self.follow(found, attached=attached)) is not None:
+                return ended
+        return Verdict(verdict.STOPPED, f"stopped before {self.name} ran; the same command goes on")
+
+    def say(self, text: object) -> None:
+        print(f"launch: {self.name}: {text}", flush=True)
+
+    def pause(self) -> None:
+        until = time.monotonic() + POLL_S
+        while not self.signals and time.monotonic() < until:
+            time.sleep(min(SLICE_S, POLL_S))
+
+    # Made, or found
+
+    def meet(self) -> tuple[dict | None, bool]:
+        """The job, and whether it was there already; none where an old one has to go first."""
+        queue = self.cluster.queue
+        if queue and self.api.queue(queue) is None:
+            raise UserError(
+                f"queue is {queue!r}, and namespace {self.cluster.namespace} has no such LocalQueue; "
+                f"name one of its own in the file of cluster {self.cluster.name}"
+            )
+        if (made := self.api.create(self.body)) is not None:
+            return made, False
+        found = self.api.job(self.name)
+        if found is None:
+            return None, False
+        leaving = "deletionTimestamp" in found["metadata"]
+        if leaving or self.is_over(found):
+            if not leaving:
+                self.api.delete(found)
+            self.pause()
+            return None, False
+        self.say("runs already" if self.is_ours(found) else f"runs already, for {owner_of(found) or 'a person'}")
+        return found, True
+
+    def is_ours(self, found: dict) -> bool:
+        uids = [item["uid"] for item in found["metadata"].get("ownerReferences", []) if item["kind"] == "Workflow"]
+        return uids == [uid for uid in job.owner()[1:] if uid]
+
+    def is_over(self, found: dict) -> bool:
+        """Whether nothing more comes of a job. The first pod may upload the artifact when another has succeeded."""
+        pods = self.api.pods(self.name) if state.condition(found, "Succeeded") else []
+        return state.is_finished(found) and not (pods and "running" in state.container(pods[0])["state"])
+
+    # Followed
+
+    def follow(self, found: dict, *, attached: bool) -> Verdict | None:
+        """The job's end; None of a job that is not ours and leaves the artifact unmade."""
+        log, history = RankLog(self.api, attached=attached), History()
+        uid, ours, said = found["metadata"]["uid"], self.is_ours(found), None
+        while True:
+            now = self.api.job(self.name)
+            if now is None or now["metadata"]["uid"] != uid:
+                return self.vanished() if ours else None
+            pods = self.api.pods(self.name)
+            if pods:
+                log.pass_on(pods[0])
+            for ending in history.seen(pods, suspended=state.is_suspended(now)):
+                self.say(ending)
+            how = self.state_of(now, pods)
+            if how != said:
+                self.say(how)
+                said = how
+            ended = self.ending(now, pods, history)
+            if ended is None and self.signals:
+                return self.stop(now)
+            if ended is not None and ended.code == verdict.DONE:
+                return ended
+            if ended is not None:
+                if ours:
+                    self.api.delete(now)
+                elif how.word == "Failed":
+                    return None
+                return ended
+            self.pause()
+
+    def state_of(self, found: dict, pods: list[dict]) -> State:
+        suspended = state.is_suspended(found)
+        queued = state.why_queued(self.api.workload(found)) if suspended and self.cluster.queue else ""
+        warned = "" if pods or suspended or state.is_finished(found) else "".join(self.api.warnings(self.name)[-1:])
+        return state.of(found, pods, queued=queued, warned=warned)
+
+    def ending(self, found: dict, pods: list[dict], history: "History") -> Verdict | None:
+        """How the job has ended, if nothing better can come of it."""
+        if (final := state.final(history.endings.values())) is not None:
+            return final
+        if stuck := history.stuck(pods):
+            return Verdict(
+                verdict.MISTAKE, f"{stuck}; see images and secrets in the file of cluster {self.cluster.name}"
+            )
+        if state.condition(found, "Failed"):
+            memory = self.cluster.pool(self.config.pool).memory
+            return state.failure(found, list(history.endings.values()), memory)
+        if not self.is_over(found):
+            return None
+        if self.call.is_finished():
+            return Verdict(verdict.DONE, "")
+        return Verdict(verdict.FAILURE, f"{self.name} succeeded, and {self.call.uri} is not there")
+
+    def vanished(self) -> Verdict:
+        if self.call.is_finished():
+            return Verdict(verdict.DONE, "")
+        return Verdict(verdict.STOPPED, f"{self.name} was deleted; the same command goes on from its last checkpoint")
+
+    def stop(self, found: dict) -> Verdict:
+        """End as SIGTERM asks: with our job where the Workflow ends too, else without it."""
+        name, uid = job.owner()
+        if uid and self.is_ours(found) and is_ending(self.api.workflow(name), uid):
+            self.api.delete(found)
+            return Verdict(verdict.STOPPED, f"stopped with its workflow, and {self.name} with it")
+        return Verdict(verdict.STOPPED, f"stopped; {self.name} goes on, and the same command follows it again")
+
+
+class History:
+    """What was seen of a job's pods, which do not last."""
+
+    def __init__(self) -> None:
+        self.endings: dict[tuple[str, datetime], Ending] = {}  # by the pod's uid and the time
+        self.pods: dict[str, str] = {}  # uid by name
+        self.waiting: dict[str, float] = {}  # since when, by our clock, a pod of a uid waits for what is missing
+
+    def seen(self, pods: Sequence[dict], *, suspended: bool) -> list[Ending]:
+        """The ends that are new."""
+        uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
+        found = [ending for pod in pods for ending in state.endings(pod)]
+        ended = {ending.pod for ending in self.endings.values()}
+        for name, uid in self.pods.items():
+            if uids.get(name) != uid and uid not in ended and not suspended:
+                why = "its pod was deleted, or its node was lost"
+                found.append(Ending(name, uid, datetime.now(UTC), None, "Lost", why))
+        self.pods = uids
+        new = {(each.pod, each.at): each for each in found if (each.pod, each.at) not in self.endings}
+        self.endings |= new
+        return list(new.values())
+
+    def stuck(self, pods: Sequence[dict]) -> str:
+        """What a pod has waited for too long, in words; empty: nothing."""
+        now, before = time.monotonic(), self.waiting
+        self.waiting = {}
+        for pod in pods:
+            waiting, uid = state.container(pod)["state"].get("waiting", {}), pod["metadata"]["uid"]
+            if waiting.get("reason") in state.NO_IMAGE + state.NO_CONTAINER:
+                self.waiting[uid] = before.get(uid, now)
+                if now - self.waiting[uid] > GRACE_S:
+                    what = "has no image" if waiting["reason"] in state.NO_IMAGE else "cannot be made"
+                    return f"{pod['metadata']['name']} {what}: {waiting['reason']}: {waiting.get('message', '')}"
+        return ""
+
+
+def owner_of(found: dict) -> str:
+    return ", ".join(item["name"] for item in found["metadata"].get("ownerReferences", []))
+
+
+def is_ending(workflow: dict | None, uid: str) -> bool:
+    """Whether a Workflow is being stopped, is deleted, or is over."""
+    if workflow is None or workflow["metadata"]["uid"] != uid or "deletionTimestamp" in workflow["metadata"]:
+        return True
+    return bool(workflow["spec"].get("shutdown")) or workflow.get("status", {}).get("phase") in ENDING

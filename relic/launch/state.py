@@ -1,0 +1,156 @@
+"""What a PyTorchJob, its pods and Kueue say of how it goes, in words; and how it ended.
+
+Containers are started again in their pods, and pods that are lost are made again, until the job's limit is reached.
+Then the job has failed, and the reason is what came first in its last round: the other workers fail of that."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from relic import verdict
+from relic.verdict import Verdict
+
+TOGETHER_S = 120.0  # workers whose ends are no further apart than that ended of the same cause
+FINAL = (verdict.MISTAKE, verdict.OUT_OF_MEMORY)  # the same after a restart
+AGAIN = (verdict.HUNG, verdict.STOPPED)  # the same command goes on
+KILLED, ASKED_TO_END = 137, 143  # exit codes of a container that got SIGKILL, SIGTERM
+NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+NO_CONTAINER = ("CreateContainerConfigError",)  # a secret or a ConfigMap is missing
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A worker's container that has ended, or a pod that the cluster ended."""
+
+    worker: str
+    pod: str  # the uid of that worker's pod, which can be made again
+    at: datetime
+    code: int | None  # None: the whole pod
+    reason: str  # Kubernetes' word, such as OOMKilled, Error, Evicted
+    text: str  # its last words
+
+    def __str__(self) -> str:
+        how = self.reason if self.code is None else f"{self.reason}, exit code {self.code}"
+        return f"{self.worker} ended ({how}){f': {self.text}' if self.text else ''}"
+
+
+@dataclass(frozen=True)
+class State:
+    word: str  # Queued, Pending, Running, Restarting, Succeeded, Failed
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.word}{f': {self.why}' if self.why else ''}"
+
+
+def condition(found: dict, kind: str) -> dict | None:
+    """A condition of an object that is true."""
+    said = [item for item in found.get("status", {}).get("conditions") or [] if item["type"] == kind]
+    return said[0] if said and said[0]["status"] == "True" else None
+
+
+def is_finished(found: dict) -> bool:
+    return bool(condition(found, "Succeeded") or condition(found, "Failed"))
+
+
+def is_suspended(found: dict) -> bool:
+    return bool(found["spec"]["runPolicy"].get("suspend"))
+
+
+def container(pod: dict) -> dict:
+    """The state of a pod's one container."""
+    return (pod["status"].get("containerStatuses") or [{"restartCount": 0, "state": {}}])[0]
+
+
+def is_over(pod: dict) -> bool:
+    return pod["status"].get("phase") in ("Succeeded", "Failed")
+
+
+def of(found: dict, pods: Sequence[dict], *, queued: str, warned: str) -> State:
+    """How a job goes. `queued` is why Kueue lets it wait, `warned` what the cluster last said against it."""
+    for kind in ("Failed", "Succeeded"):
+        if said := condition(found, kind):
+            return State(kind, said["message"])
+    if is_suspended(found):
+        return State("Queued", queued)
+    back = [
+        pod["metadata"]["name"]
+        for pod in pods
+        if container(pod)["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff"
+    ]
+    if back:
+        return State("Restarting", f"{', '.join(back)} will be started again")
+    if not pods:
+        return State("Restarting" if condition(found, "Restarting") else "Pending", warned)
+    running = sum("running" in container(pod)["state"] for pod in pods)
+    if running + sum(map(is_over, pods)) == found["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]:
+        return State("Running")
+    why = next(filter(None, map(waits_for, pods)), "")
+    some = f"{running} of {len(pods)} workers run" if running else ""
+    return State("Pending", "; ".join(filter(None, (some, why))))
+
+
+def waits_for(pod: dict) -> str:
+    """Why a pod does not run yet, where that is worth to be said."""
+    for item in pod["status"].get("conditions") or []:
+        if item["type"] == "PodScheduled" and item.get("reason") == "Unschedulable":
+            return f"{pod['metadata']['name']}: {item['message']}"
+    waiting = container(pod)["state"].get("waiting", {})
+    return f"{pod['metadata']['name']}: {waiting['reason']}" if waiting.get("reason") in NO_IMAGE + NO_CONTAINER else ""
+
+
+def why_queued(workload: dict | None) -> str:
+    """What Kueue says of a workload that has no quota yet."""
+    for item in (workload or {}).get("status", {}).get("conditions") or []:
+        if item["type"] == "QuotaReserved" and item["status"] == "False":
+            return item["message"]
+    return ""
+
+
+# Ends
+
+
+def endings(pod: dict) -> Iterable[Ending]:
+    """How a pod's container ended, now and before it was started again; or how the pod did."""
+    found = container(pod)
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    for state in (found.get("lastState") or {}, found["state"]):
+        if (said := state.get("terminated")) and (said["exitCode"] or said["reason"] == "OOMKilled"):
+            at = datetime.fromisoformat(said["finishedAt"])
+            yield Ending(name, uid, at, said["exitCode"], said["reason"], last_words(said.get("message") or ""))
+    if pod["status"].get("phase") == "Failed" and (reason := pod["status"].get("reason")):
+        changed = max((item["lastTransitionTime"] for item in pod["status"].get("conditions") or []),
+                      default=pod["metadata"]["creationTimestamp"])  # fmt: skip
+        yield Ending(name, uid, datetime.fromisoformat(changed), None, reason, pod["status"].get("message", ""))
+
+
+def last_words(message: str) -> str:
+    """The sentence that a command of relic ends with, out of the last lines of its log."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    ours = [line.removeprefix("relic: ") for line in lines if line.startswith("relic: ")]
+    return (ours or lines or [""])[-1]
+
+
+def final(ended: Iterable[Ending]) -> Verdict | None:
+    """A verdict that no restart changes."""
+    said = [ending for ending in ended if ending.code in FINAL]
+    if not said:
+        return None
+    first = min(said, key=lambda ending: ending.at)
+    return Verdict(first.code or 0, first.text or str(first))
+
+
+def failure(found: dict, ended: Sequence[Ending], memory: str) -> Verdict:
+    """Of a job that was started again as often as it may; `memory` is what a pod has."""
+    name, said = found["metadata"]["name"], condition(found, "Failed")
+    message = said["message"] if said else f"{name} failed"
+    if not ended or "deadline" in message:
+        return Verdict(verdict.FAILURE, message)
+    newest = max(ending.at for ending in ended)
+    first = min((e for e in ended if (newest - e.at).total_seconds() <= TOGETHER_S), key=lambda ending: ending.at)
+    if first.reason == "OOMKilled":
+        text = f"{first.worker} ran out of memory (OOMKilled): it has {memory}, which its pool's `memory` says"
+        return Verdict(verdict.OUT_OF_MEMORY, text)
+    lost = first.code is None or first.code in (KILLED, ASKED_TO_END)
+    code = verdict.STOPPED if lost else first.code if first.code in AGAIN else verdict.FAILURE
+    return Verdict(code, f"{first}, and {name} was started again as often as it may")
