@@ -23,7 +23,7 @@ class FakeCluster:
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, dict]] = {}  # kind -> name -> object
         self.logs: dict[str, list[list[str]]] = {}  # pod -> its container's starts -> lines, each after its time
-        self.happens: list[Callable[[], None]] = []  # what is next
+        self.happens: list[Callable[[], object]] = []  # what is next
         self.refused: dict[tuple[str, str], int] = {}  # of a method and a kind, this status
         self.failing: list[int] = []  # statuses of the next answers, whatever is asked; 0: hangs up
         self.asked: list[str] = []  # method, kind and name

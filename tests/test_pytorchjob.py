@@ -334,6 +334,16 @@ def test_a_server_that_is_away_for_a_while_costs_nothing(cluster: FakeCluster) -
     assert launched() == 0
 
 
+def test_a_server_that_stays_away_is_no_failure_of_the_step(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(api, "PATIENCE_S", 0.05)
+    cluster.happens = [cluster.run_workers, partial(cluster.failing.extend, 1000 * [503])]
+    assert launched() == verdict.STOPPED
+    said = f"relic: the API server does not answer (not now); the same command follows {name()} again"
+    assert last_words(capsys) == said
+
+
 # How it ends
 
 
@@ -400,7 +410,7 @@ def test_what_a_person_forgot_ends_after_a_while(
 ) -> None:
     monkeypatch.setattr(pytorchjob, "GRACE_S", 0.05)
     waiting = {"reason": reason, "message": "x is not there"}
-    cluster.happens = [lambda: cluster.worker(0, waiting=waiting) and None]
+    cluster.happens = [partial(cluster.worker, 0, waiting=waiting)]
     assert launched() == verdict.MISTAKE
     assert f"{reason}: x is not there; see images and secrets in the file of cluster one" in last_words(capsys)
     assert not cluster.objects["pytorchjobs"]
@@ -425,7 +435,7 @@ def test_a_refusal_is_one_sentence(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("", "backend is pytorchjob and pool ''; pytorchjob needs a pool"),
+        ("", "cluster one has no pool ''; did you mean 'training'?"),
         ("--pool gpus", "cluster one has no pool 'gpus'; did you mean 'gpu'?"),
         ("--pool training --processes auto", "processes is 'auto'"),
         ("--pool training --nodes 0", "nodes is '0'"),

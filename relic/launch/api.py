@@ -1,6 +1,6 @@
 """What a launcher asks of the Kubernetes API server, of one namespace. Objects are as JSON has them.
 
-A server that is restarted, or a network that is, costs patience and nothing else; what is refused is one sentence."""
+A server that is away for a while costs patience and nothing else; what it refuses is one sentence."""
 
 import json
 import time
@@ -18,7 +18,7 @@ REQUEST_S = 10.0  # for one answer
 ABSENT, EXISTS, FORBIDDEN = 404, 409, 403
 NO_LOG_YET = 400  # of a container that has not started
 BUSY = 429
-KUEUE, KUEUE_VERSION = "kueue.x-k8s.io", "v1beta1"
+KUEUE, KUEUE_VERSION = "kueue.x-k8s.io", "v1beta2"
 JOB_UID = "kueue.x-k8s.io/job-uid"  # Kueue's label on the Workload of a job
 
 
@@ -58,7 +58,7 @@ class Api:
             except HTTPError as error:
                 why, failed = f"{type(error).__name__}: {error}", error
             if time.monotonic() - began > (HURRY_S if self.signals else PATIENCE_S):
-                raise ConnectionError(f"the API server has not answered for {PATIENCE_S:g} s: {why}") from failed
+                raise ConnectionError(f"the API server does not answer ({why})") from failed
             time.sleep(PAUSE_S)
 
     def custom_object(self, group: str, version: str, plural: str, name: str) -> dict | None:
@@ -84,7 +84,7 @@ class Api:
 
     # What is around them
 
-    def items(self, call: Callable[..., Any], **selected: str) -> list[dict]:
+    def items(self, call: Callable[..., Any], **selected: Any) -> list[dict]:
         """A list of objects, as it was sent: the client's own models refuse what a newer server may leave out."""
         found = self.ask(call, self.namespace, _preload_content=False, **selected)
         return json.loads(found.data)["items"] if found is not None else []

@@ -30,8 +30,6 @@ ENDING = ("Succeeded", "Failed", "Error")  # phases of a Workflow that is over
 
 def defaults(pool: str) -> Launch:
     """The options of a launch on a pool, as the cluster's file has them."""
-    if not pool:
-        return Launch(backend="pytorchjob", processes="1", pool=pool)
     cluster = cluster_of_launch()
     found = cluster.pool(pool)
     return Launch(
@@ -59,7 +57,10 @@ def run(config: Launch, call: Call, args: Sequence[str]) -> Verdict:
         print(json.dumps(job.manifest(config, cluster, call, args), indent=1))
         return Verdict(verdict.DONE, "")
     with stop_signals() as signals:
-        ended = Launcher(config, cluster, call, args, signals).run()
+        try:
+            ended = Launcher(config, cluster, call, args, signals).run()
+        except ConnectionError as error:
+            ended = Verdict(verdict.STOPPED, f"{error}; the same command follows {job.name_of(call)} again")
     if ended.code == verdict.DONE:
         call.say(call.uri)
     return ended

@@ -7,6 +7,7 @@ import math
 import time
 from typing import Any
 
+from relic.launch import state
 from relic.launch.api import Api
 
 MARGIN_S = 5  # that a request reaches back further than it must
@@ -23,7 +24,7 @@ class RankLog:
 
     def pass_on(self, pod: dict) -> None:
         """Print the lines of a pod's container that are new."""
-        (status,) = pod["status"].get("containerStatuses") or ({"restartCount": 0, "state": {}},)
+        status = state.container(pod)
         uid, restarts = pod["metadata"]["uid"], status["restartCount"]
         if uid != self.uid:
             self.uid, self.restarts, self.read_at = uid, restarts if self.options else 0, None

@@ -62,8 +62,8 @@ def container(pod: dict) -> dict:
     return (pod["status"].get("containerStatuses") or [{"restartCount": 0, "state": {}}])[0]
 
 
-def is_over(pod: dict) -> bool:
-    return pod["status"].get("phase") in ("Succeeded", "Failed")
+def is_done(pod: dict) -> bool:
+    return container(pod)["state"].get("terminated", {}).get("exitCode") == 0
 
 
 def of(found: dict, pods: Sequence[dict], *, queued: str, warned: str) -> State:
@@ -73,21 +73,22 @@ def of(found: dict, pods: Sequence[dict], *, queued: str, warned: str) -> State:
             return State(kind, said["message"])
     if is_suspended(found):
         return State("Queued", queued)
-    back = [
-        pod["metadata"]["name"]
-        for pod in pods
-        if container(pod)["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff"
-    ]
-    if back:
-        return State("Restarting", f"{', '.join(back)} will be started again")
     if not pods:
         return State("Restarting" if condition(found, "Restarting") else "Pending", warned)
     running = sum("running" in container(pod)["state"] for pod in pods)
-    if running + sum(map(is_over, pods)) == found["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]:
+    if running + sum(map(is_done, pods)) == found["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"]:
         return State("Running")
-    why = next(filter(None, map(waits_for, pods)), "")
     some = f"{running} of {len(pods)} workers run" if running else ""
+    if condition(found, "Restarting") or any(map(will_restart, pods)):
+        return State("Restarting", some)
+    why = next(filter(None, map(waits_for, pods)), "")
     return State("Pending", "; ".join(filter(None, (some, why))))
+
+
+def will_restart(pod: dict) -> bool:
+    """Whether a pod's container has ended and is started again, after a pause that grows."""
+    now = container(pod)["state"]
+    return bool(now.get("terminated", {}).get("exitCode")) or now.get("waiting", {}).get("reason") == "CrashLoopBackOff"
 
 
 def waits_for(pod: dict) -> str:
@@ -95,8 +96,9 @@ def waits_for(pod: dict) -> str:
     for item in pod["status"].get("conditions") or []:
         if item["type"] == "PodScheduled" and item.get("reason") == "Unschedulable":
             return f"{pod['metadata']['name']}: {item['message']}"
-    waiting = container(pod)["state"].get("waiting", {})
-    return f"{pod['metadata']['name']}: {waiting['reason']}" if waiting.get("reason") in NO_IMAGE + NO_CONTAINER else ""
+    reason = container(pod)["state"].get("waiting", {}).get("reason")
+    why = "its image cannot be pulled" if reason in NO_IMAGE else reason if reason in NO_CONTAINER else ""
+    return f"{pod['metadata']['name']}: {why}" if why else ""
 
 
 def why_queued(workload: dict | None) -> str:
@@ -116,8 +118,9 @@ def endings(pod: dict) -> Iterable[Ending]:
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     for state in (found.get("lastState") or {}, found["state"]):
         if (said := state.get("terminated")) and (said["exitCode"] or said["reason"] == "OOMKilled"):
-            at = datetime.fromisoformat(said["finishedAt"])
-            yield Ending(name, uid, at, said["exitCode"], said["reason"], last_words(said.get("message") or ""))
+            at, message = datetime.fromisoformat(said["finishedAt"]), said.get("message") or ""
+            text = "" if said["reason"] == "OOMKilled" else last_words(message)  # it has had no time for any
+            yield Ending(name, uid, at, said["exitCode"], said["reason"], text)
     if pod["status"].get("phase") == "Failed" and (reason := pod["status"].get("reason")):
         changed = max((item["lastTransitionTime"] for item in pod["status"].get("conditions") or []),
                       default=pod["metadata"]["creationTimestamp"])  # fmt: skip
