@@ -237,11 +237,8 @@ def launch(args: list[str], table: Mapping[str, steps.Step], named: Any) -> int:
 
     steps.die_with_parent()
     at = args.index("--") if "--" in args else len(args)
-    given, defaults, launched = (
-        args[at + 1 :],
-        None,
-        [*(name for name, found in table.items() if found.trains), "doctor"],
-    )
+    given, defaults = args[at + 1 :], None
+    launched = [*(name for name, found in table.items() if found.trains), "doctor"]
     if on_cluster := value_of(args[:at], "--backend", "") == "pytorchjob":
         from relic.launch import pytorchjob
 

@@ -75,7 +75,8 @@ def last_words(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def succeed(cluster: FakeCluster) -> None:
-    cluster.ends(0, 0)
+    for index in range(2):
+        cluster.ends(index, 0)
     cluster.says("Succeeded")
     cluster.put("artifact", "it")
 
@@ -139,7 +140,7 @@ def test_the_typed_job_drops_no_field(cluster: FakeCluster, workflow: dict, monk
     assert (worker["replicas"], worker["restartPolicy"]) == (4, "OnFailure")
     (container,) = worker["template"]["spec"]["containers"]
     assert {"name": "RELIC_PARENT_RUN", "value": "run-1"} in container["env"]
-    assert container["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": 2}
+    assert container["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": "2"}
 
 
 def test_a_pod_is_valid_and_as_restricted_pod_security_wants_it() -> None:
@@ -250,6 +251,19 @@ def test_the_first_pod_may_upload_after_another_has_succeeded(cluster: FakeClust
     uploading = partial(cluster.says, "Succeeded")
     cluster.happens = [cluster.run_workers, uploading, uploading, partial(succeed, cluster)]
     assert launched() == 0
+
+
+def test_a_worker_that_is_left_alone_does_not_keep_its_gpus(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone() -> None:
+        succeed(cluster)
+        cluster.worker(1)
+
+    monkeypatch.setattr(pytorchjob, "LEAVE_S", 0.05)
+    cluster.happens = [cluster.run_workers, alone]
+    assert launched() == 0
+    assert not cluster.objects["pytorchjobs"]
 
 
 def test_success_without_the_artifact_is_a_failure(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from relic.verdict import Verdict
 POLL_S = 2.0
 SLICE_S = 0.1  # of a pause, after which a signal is seen
 GRACE_S = 60.0  # for an image that cannot be pulled, or a secret that is missing, to be there after all
+LEAVE_S = 60.0  # for the other workers to end when the artifact is there
 ENDING = ("Succeeded", "Failed", "Error")  # phases of a Workflow that is over
 
 
@@ -150,13 +151,21 @@ class Launcher:
             if ended is None and self.signals:
                 return self.stop(now)
             if ended is not None and ended.code == verdict.DONE:
-                return ended
-            if ended is not None:
                 if ours:
-                    self.api.delete(now)
-                elif how.word == "Failed":
-                    return None
+                    self.leave(now)
                 return ended
+            if ended is not None and ours:
+                self.api.delete(now)
+            if ended is not None:
+                return ended if ours or not state.is_finished(now) else None
+            self.pause()
+
+    def leave(self, found: dict) -> None:
+        """Workers end soon after the first one. One that was just starting again would wait for it, with its GPUs."""
+        until = time.monotonic() + LEAVE_S
+        while not all(map(state.is_over, self.api.pods(self.name))):
+            if self.signals or time.monotonic() > until:
+                return self.api.delete(found)
             self.pause()
 
     def state_of(self, found: dict, pods: list[dict]) -> State:

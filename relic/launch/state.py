@@ -62,6 +62,11 @@ def container(pod: dict) -> dict:
     return (pod["status"].get("containerStatuses") or [{"restartCount": 0, "state": {}}])[0]
 
 
+def is_over(pod: dict) -> bool:
+    """Whether none of a pod's containers runs or will."""
+    return pod["status"].get("phase") in ("Succeeded", "Failed")
+
+
 def is_done(pod: dict) -> bool:
     return container(pod)["state"].get("terminated", {}).get("exitCode") == 0
 
