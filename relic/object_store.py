@@ -6,11 +6,13 @@ Checkpoints need less: `S3Folder`.
 Needs the extra `s3` (boto3, which finds credentials and AWS_ENDPOINT_URL by itself)."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from relic.artifacts import MANIFEST, LocalStore, cache_folder, discard, verify
 from relic.mistakes import UserError
 
+READ_AHEAD = 2**23  # bytes that are fetched for what is smaller
 PARTS = TransferConfig(multipart_chunksize=2**26)  # of 10,000 at most: 640 GB an object
 REFUSALS = ("NoSuchBucket", "AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 
@@ -147,6 +150,8 @@ class S3Folder:
         self.uri = f"s3://{place}"
         self.bucket, _, self.prefix = place.partition("/")
         self.client = client()
+        self.reading = threading.Lock()
+        self.piece = functools.lru_cache(maxsize=8)(self._piece)
 
     def name(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
@@ -165,6 +170,18 @@ class S3Folder:
         return hashlib.sha256(data).hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Small parts of an object come out of larger pieces: a checkpoint has thousands, each a request otherwise."""
+        if stop is None or stop - start >= READ_AHEAD:
+            return self._get(name, start, stop)
+        first, last = start // READ_AHEAD, (stop - 1) // READ_AHEAD
+        with self.reading:
+            data = b"".join(self.piece(name, at) for at in range(first, last + 1))
+        return data[start - first * READ_AHEAD : stop - first * READ_AHEAD]
+
+    def _piece(self, name: str, at: int) -> bytes:
+        return self._get(name, at * READ_AHEAD, (at + 1) * READ_AHEAD)
+
+    def _get(self, name: str, start: int, stop: int | None) -> bytes:
         with said(self.uri):
             asked = f"bytes={start}-{'' if stop is None else stop - 1}"
             return self.client.get_object(Bucket=self.bucket, Key=self.name(name), Range=asked)["Body"].read()
@@ -184,6 +201,11 @@ class S3Folder:
         with said(self.uri):
             for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
                 self.client.delete_object(Bucket=self.bucket, Key=self.name(name))
+
+    def clear(self) -> None:
+        """Delete all that is there."""
+        for folder in {name.rpartition("/")[0] for name in self.files()}:
+            self.remove(folder)
 
 
 class Memory(io.RawIOBase):

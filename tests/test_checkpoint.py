@@ -442,6 +442,19 @@ def test_s3_takes_a_large_file_in_parts(bucket, monkeypatch):
     assert where.read("1/file", 7 * 2**20 - 3, 7 * 2**20 + 4) == data[7 * 2**20 - 3 : 7 * 2**20 + 4]
 
 
+def test_small_parts_of_an_object_in_s3_are_few_requests(bucket, monkeypatch):
+    monkeypatch.setattr(object_store, "READ_AHEAD", 2**10)
+    data = os.urandom(5 * 2**10 + 17)
+    where = place.opened(bucket)
+    where.write("1/file", memoryview(data))
+    asked = []
+    monkeypatch.setattr(where, "_get", lambda name, start, stop: asked.append(start) or data[start:stop])
+    where.piece.cache_clear()
+    for start in range(0, len(data), 100):
+        assert where.read("1/file", start, start + 100) == data[start : start + 100]
+    assert asked == [0, 1024, 2048, 3072, 4096, 5120]
+
+
 def s3_by_several(endpoint: str) -> bool:
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
     os.environ |= dict(zip(names, (endpoint, "testing", "testing", "us-east-1"), strict=True))

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import boto3
 import fake_cluster
 import kubernetes_validate
+import moto
 import pytest
 from fake_cluster import FakeCluster
 
@@ -48,7 +50,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClu
     monkeypatch.setattr(pytorchjob, "POLL_S", 0.01)
     monkeypatch.setattr(api, "PAUSE_S", 0.01)
     monkeypatch.setattr(api, "PATIENCE_S", 2.0)
-    with fake_cluster.started() as found:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with fake_cluster.started() as found, moto.mock_aws():
+        boto3.client("s3").create_bucket(Bucket="bucket")
         monkeypatch.setattr(kube, "connect", found.connect)
         monkeypatch.setattr(Call, "is_finished", lambda self: "artifact" in found.objects)
         yield found
@@ -98,6 +103,18 @@ def test_a_job_is_followed_to_its_artifact(
     assert said[-1] == uri
     assert [line.removeprefix(f"launch: {name()}: ") for line in said[:-1]] == ["Running", "step 1", "Succeeded"]
     assert cluster.job["metadata"]["annotations"][job.URI] == uri
+
+
+def test_the_checkpoints_of_a_finished_artifact_are_deleted(cluster: FakeCluster) -> None:
+    store = boto3.client("s3")
+    key = calls.read(steps.STEPS["teacher"], TEACHER.split()[1:], recipes.named).key
+    for place in (f"teacher/{key}/stage-0/00000010", f"teacher/{'f' * 20}/stage-0/00000010"):
+        for file in ("manifest.json", "rank-0000.safetensors"):
+            store.put_object(Bucket="bucket", Key=f"store/.checkpoints/{place}/{file}", Body=b"x")
+    cluster.happens = [cluster.run_workers, partial(succeed, cluster)]
+    assert launched() == 0
+    left = store.list_objects_v2(Bucket="bucket")["Contents"]
+    assert {item["Key"].split("/")[3] for item in left} == {"f" * 20}
 
 
 def test_a_finished_artifact_makes_no_job(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,13 +48,18 @@ def command(config: Launch, call: Call, args: Sequence[str]) -> list[str]:
     if not call.step.trains:
         return step
     if not any(arg.partition("=")[0] == "--config.checkpoint.to" for arg in args):
-        step += ["--config.checkpoint.to", f"{call.store.rstrip('/')}/.checkpoints"]
+        step += ["--config.checkpoint.to", checkpoints(call)]
     name = name_of(call)
     meet = ["--endpoint", f"{worker(name, 0)}:{PORT}"] if config.most_nodes > 1 else []
     return [
         "relic", "launch", "--nodes", config.nodes, "--processes", config.processes, *meet, "--job", name,
         "--max-restarts", str(config.max_restarts), "--grace-s", str(config.grace_s), "--", *step,
     ]  # fmt: skip
+
+
+def checkpoints(call: Call) -> str:
+    """Where a job's trainings save their state, unless the command says another place."""
+    return f"{call.store.rstrip('/')}/.checkpoints"
 
 
 def without_artifact(args: Sequence[str]) -> list[str]:

@@ -63,8 +63,18 @@ def run(config: Launch, call: Call, args: Sequence[str]) -> Verdict:
         except ConnectionError as error:
             ended = Verdict(verdict.STOPPED, f"{error}; the same command follows {job.name_of(call)} again")
     if ended.code == verdict.DONE:
+        if call.step.trains:
+            forget_checkpoints(call)
         call.say(call.uri)
     return ended
+
+
+def forget_checkpoints(call: Call) -> None:
+    """Those that the job kept in the store; a finished artifact needs none."""
+    from relic.object_store import S3Folder
+
+    place = job.checkpoints(call).removeprefix("s3://")
+    S3Folder(f"{place}/{call.step.name}/{call.key}").clear()
 
 
 class Launcher:
