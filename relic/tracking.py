@@ -23,7 +23,7 @@ RUNNER = "runner"  # the local runner sends the records
 WORKFLOW, WORKFLOW_UID = "RELIC_WORKFLOW", "RELIC_WORKFLOW_UID"  # of the Argo workflow that a pod belongs to
 EXPERIMENT = "relic"
 NESTED_TAG = "mlflow.parentRunId"
-ARTIFACT_TAG = "relic.artifact"  # STEP/KEY, of a step's run
+ARTIFACT_TAG = "relic.artifact"  # the URI, of a step's run
 UID_TAG = "relic.workflow_uid"  # of a workflow's run
 OF_UID_TAG = "relic.of_workflow_uid"  # of the runs of its steps
 EVERY_S, AWAY_S, CLOSING_S = 5.0, 60.0, 1.0  # between two sendings; at most, while MLflow is away; then at the end
@@ -34,6 +34,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -179,7 +180,7 @@ class Shipper:
 
     def __init__(self, uri: str, name: str = "", tags: Mapping[str, str] | None = None, parent: str = "") -> None:
         self.uri, self.name, self.tags, self.parent = uri, name, dict(tags or {}), parent
-        self.watched: dict[str, Callable[[], Path]] = {}
+        self.watched: dict[str, tuple[Callable[[], Path], str]] = {}
         self.closing: dict[str, bool] = {}
         self.succeeded = True
         self.refused = ""
@@ -188,10 +189,11 @@ class Shipper:
         self.thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self.thread.start()
 
-    def watch(self, name: str, folder: Callable[[], Path]) -> None:
-        """Send the records of a step from now on. `folder` says where they are: it is renamed when the step ends."""
+    def watch(self, name: str, folder: Callable[[], Path], *, uri: str) -> None:
+        """Send the records of a step, which makes the artifact `uri`, from now on. `folder` says where they are: it is
+        renamed when the step ends."""
         with self.lock:
-            self.watched[name] = folder
+            self.watched[name] = (folder, uri)
 
     def finish(self, name: str, *, succeeded: bool) -> None:
         """The step has ended: send its last records and end its run."""
@@ -249,9 +251,9 @@ class Shipper:
         with self.lock:
             watched, closing = dict(self.watched), dict(self.closing)
         missed: Exception | None = None
-        for name, folder in watched.items():
+        for name, (folder, uri) in watched.items():
             try:
-                ship(server, folder(), name=name, parent=self.parent)
+                ship(server, folder(), name=name, uri=uri, parent=self.parent)
                 if name in closing:
                     if (sent := read_sent(folder())) is not None:
                         server.end(sent["run_id"], "FINISHED" if closing[name] else "FAILED")
@@ -273,14 +275,14 @@ def read_sent(folder: Path) -> dict | None:
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
-def ship(server: Server, folder: Path, *, name: str, parent: str) -> None:
+def ship(server: Server, folder: Path, *, name: str, uri: str, parent: str) -> None:
     """Send the records of `folder` that were not sent yet; a step that was killed goes on in the run it had, on another
     node too: MLflow keeps one copy of a figure that comes twice."""
     sent = read_sent(folder)
     try:
         with (folder / RECORDS).open("rb") as file:
             if sent is None or sent["uri"] != server.uri:
-                sent = {"uri": server.uri, "run_id": run_of(server, folder, name=name, parent=parent), "bytes": 0}
+                sent = {"uri": server.uri, "run_id": run_of(server, name, uri, parent), "bytes": 0}
             file.seek(sent["bytes"])
             lines = file.read().split(b"\n")
     except FileNotFoundError:  # not begun yet, or renamed just now: the next round finds it
@@ -294,11 +296,11 @@ def ship(server: Server, folder: Path, *, name: str, parent: str) -> None:
     temporary.replace(path)
 
 
-def run_of(server: Server, folder: Path, *, name: str, parent: str) -> str:
+def run_of(server: Server, name: str, uri: str, parent: str) -> str:
     """The id of a step's run, nested under `parent` where that is known; the one there is of this pipeline's run."""
-    known = {ARTIFACT_TAG: f"{folder.parent.name}/{folder.name.removesuffix('.partial')}"}
     uid = os.environ.get(WORKFLOW_UID, "")
     of_workflow = {OF_UID_TAG: uid} if uid else {}
     if not parent and not uid:
-        return server.start(name, known)
-    return server.go_on(name, of_workflow, known | ({NESTED_TAG: parent} if parent else of_workflow))
+        return server.start(name, {ARTIFACT_TAG: uri})
+    known = {ARTIFACT_TAG: uri, **({NESTED_TAG: parent} if parent else of_workflow)}
+    return server.go_on(name, of_workflow, known)

@@ -125,9 +125,9 @@ def test_a_storage_class_is_looked_for_only_when_one_is_named(site: Site, fake: 
 
 
 def test_a_right_that_is_missing_is_named(site: Site, fake: FakeApi) -> None:
-    fake.forbidden = {("create", "workflows"), ("get", "pods/log")}
+    fake.forbidden = {("create", "workflows"), ("patch", "workflows"), ("get", "pods/log")}
     (said,) = failed(check.rights(site))
-    assert "may not create workflows.argoproj.io, get pods/log in namespace relic" in said
+    assert "may not create patch workflows.argoproj.io, get pods/log in namespace relic" in said
 
 
 def test_what_may_not_be_seen_does_not_refuse_a_run(site: Site, fake: FakeApi) -> None:
@@ -185,6 +185,15 @@ def test_a_training_needs_room_for_its_least_number_of_pods(site: Site) -> None:
     assert node_pools.look(site, "training", pool, [small, small]).verdict == "ok"
     assert node_pools.look(replace(site, nodes="1:4"), "training", pool, [small]).verdict == "ok"
     assert node_pools.look(site, "training", replace(pool, scales=True), []).verdict == "warn"
+
+
+def test_a_pool_says_in_its_file_that_an_autoscaler_adds_nodes(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(FILE.read_text().replace("cpu: {", "cpu: {scales: true, "))
+    assert clusters.load(file).pools["cpu"].scales
+    file.write_text(FILE.read_text().replace("cpu: {", "cpu: {scales: 1, "))
+    with pytest.raises(ValueError, match="scales is 1; it must be true or false"):
+        clusters.load(file)
 
 
 # Images

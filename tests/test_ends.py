@@ -37,7 +37,7 @@ class Kept:
                 if kept.away:
                     raise ConnectionError("nobody is there")
                 self.uri = uri
-                self.client = SimpleNamespace(
+                self.client: Any = SimpleNamespace(
                     set_tag=lambda run, name, value: kept.runs[run].data.tags.update({name: value}),
                     update_run=lambda run, status: setattr(kept.runs[run].info, "status", status),
                 )
@@ -197,6 +197,16 @@ def test_mlflows_run_ends_as_the_workflow_did(
     assert [run.info.status for run in kept.runs.values()] == [mlflow]
 
 
+def test_jobs_that_may_not_be_deleted_are_said_and_mlflows_run_ends(
+    fake: FakeApi, kept: Kept, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.forbidden = {("list", "pytorchjobs")}
+    tracking.Server("").start("world-model quick", {tracking.UID_TAG: UID})
+    assert ended("Failed") == 2
+    assert said(capsys).startswith("relic: ending the workflow's PyTorchJobs is refused: pytorchjobs is forbidden")
+    assert [run.info.status for run in kept.runs.values()] == ["FAILED"]
+
+
 def test_a_workflow_that_never_began_leaves_no_run(fake: FakeApi, kept: Kept) -> None:
     assert ended("Failed") == 0
     assert not kept.runs
@@ -220,19 +230,19 @@ def test_what_mlflow_has_missed_is_sent_at_the_end(kept: Kept, tmp_path: Path, m
     monkeypatch.setenv(tracking.WORKFLOW_UID, UID)
     server = tracking.Server("")
     parent = server.start("counting even", {tracking.UID_TAG: UID})
-    known = server.start("count", {tracking.ARTIFACT_TAG: f"count/{nodes[0].key}"})  # of an earlier workflow
+    known = server.start("count", {tracking.ARTIFACT_TAG: nodes[0].uri})  # of an earlier workflow
     server.end(known, "FINISHED")
-    assert ends.closed(server, "counting even", UID, nodes, tmp_path.as_posix(), "FINISHED")
+    assert ends.closed(server, "counting even", {tracking.UID_TAG: UID}, nodes, "FINISHED")
     *_, late = kept.runs.values()
     assert (late.info.run_name, late.info.status, late.data.tags[tracking.NESTED_TAG]) == ("join", "FINISHED", parent)
     assert [record["metrics"]["loss"] for record in late.sent if "loss" in record.get("metrics", {})][:2] == [1, 0.5]
     assert len(kept.runs) == 3
 
 
-def test_runs_that_began_while_mlflow_was_away_are_nested_at_the_end(kept: Kept, tmp_path: Path) -> None:
+def test_runs_that_began_while_mlflow_was_away_are_nested_at_the_end(kept: Kept) -> None:
     server = tracking.Server("")
     lost = server.start("teacher", {tracking.OF_UID_TAG: UID})
-    assert ends.closed(server, "world-model tiny", UID, [], tmp_path.as_posix(), "FINISHED")
-    (parent,) = server.find({tracking.UID_TAG: UID})
+    assert ends.closed(server, "world-model tiny", {tracking.UID_TAG: UID, "parts": "2"}, [], "FINISHED")
+    (parent,) = server.find({tracking.UID_TAG: UID, "parts": "2"})
     assert kept.runs[lost].data.tags[tracking.NESTED_TAG] == parent.info.run_id
     assert (kept.runs[lost].info.status, parent.info.status) == ("FAILED", "FINISHED")

@@ -147,6 +147,13 @@ def test_a_step_shows_its_tries_its_last_words_and_its_job(
     assert last.endswith("try 2 · job Running · relic: teacher failed: it broke")
 
 
+def test_of_a_message_with_a_log_one_line_is_shown() -> None:
+    argos = 'time=2026-01-01T10:00:00.1Z level=INFO msg="sub-process exited" argo=true error=x'
+    assert status.one_line(f"main: Error (exit code 143): {argos}\n{argos}\n") == "main: Error (exit code 143)"
+    assert status.one_line(f"main: Error (exit code 2): ok\nrelic: no\n{argos}\nError: exit status 2") == "relic: no"
+    assert status.one_line("x" * 500).endswith("x…")
+
+
 def test_many_parts_are_one_row_and_those_that_failed() -> None:
     parts = [node(f"curate({at}:{at})", "Failed" if at == 7 else "Succeeded") for at in range(200)]
     rows = status.rows_of(parts, {})
@@ -162,7 +169,7 @@ def test_steps_that_argo_has_packed_are_read() -> None:
 
 def test_a_job_that_kueue_holds_back_is_queued() -> None:
     created = [{"type": "Created", "status": "True"}]
-    job = {"spec": {"runPolicy": {"suspend": True}}, "status": {"conditions": created}}
+    job: dict[str, Any] = {"spec": {"runPolicy": {"suspend": True}}, "status": {"conditions": created}}
     assert status.condition(job) == "job Queued"
     job["spec"]["runPolicy"]["suspend"] = False
     assert status.condition(job) == "job Created"
@@ -191,7 +198,8 @@ def test_the_log_of_a_steps_newest_try_is_printed(api: Any, fake: FakeApi, capsy
         pod = fake.put(f"{PODS}/{name[-2]}", labels={"workflows.argoproj.io/workflow": "wm-1"})
         pod["metadata"]["annotations"] = {"workflows.argoproj.io/node-id": f"id-{name}"}
         pod["status"] = {"containerStatuses": [{"name": "main", "state": {"running": {}}}]}
-        fake.logs[name[-2]] = f"log of {name}\n[ 50%] 1/2"
+        argos = 'time=2026-01-01T10:00:00.1Z level=INFO msg="waiting for signals" argo=true path=/var'
+        fake.logs[name[-2]] = f"{argos}\nlog of {name}\n[ 50%] 1/2\nError: exit status 1"
     assert relic("logs", "wm-1", "teacher") == 0
     assert capsys.readouterr().out.splitlines() == ["log of teacher(1)", "[ 50%] 1/2"]
 

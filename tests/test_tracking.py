@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -101,12 +102,12 @@ for name in ("codec", "teacher"):
     run.log({{"loss": 1.0, "grad": float("nan")}}, 0)
     (root / name / "plot.svg").write_text("<svg/>")
     run.figure(root / name / "plot.svg")
-    shipper.watch(name, lambda name=name: root / name)
+    shipper.watch(name, lambda name=name: root / name, uri=name)
     shipper.finish(name, succeeded=name == "codec")
 shipper.close()
 tracking.Run(root / "teacher").log({{"loss": 0.5}}, 1)
 again = tracking.Shipper(tracking.default_uri(root / "store"))
-again.watch("teacher", lambda: root / "teacher")
+again.watch("teacher", lambda: root / "teacher", uri="teacher")
 again.finish("teacher", succeeded=True)
 again.close()
 assert not shipper.refused and not again.refused
@@ -117,14 +118,14 @@ parent = server.go_on("workflow", {{"recipe": "tiny"}}, {{tracking.UID_TAG: "u1"
 assert server.go_on("workflow", {{}}, {{tracking.UID_TAG: "u1"}}) == parent
 os.environ[tracking.WORKFLOW_UID] = "u1"
 for pod, losses in (("pod-0", [1.0, 0.5]), ("pod-1", [1.0, 0.5, 0.25])):
-    folder = root / pod / "codec" / "key.partial"
-    folder.mkdir(parents=True)
+    folder = root / pod
+    folder.mkdir()
     lines = [{{"time_ms": 7, "metrics": {{"loss": loss}}, "step": at}} for at, loss in enumerate(losses)]
     (folder / tracking.RECORDS).write_text("".join(json.dumps(line) + "\\n" for line in lines))
-    tracking.ship(server, folder, name="codec of pods", parent=parent)
-assert not server.find({{tracking.ARTIFACT_TAG: "codec/key"}}, status="FINISHED")
-server.end(server.find({{tracking.ARTIFACT_TAG: "codec/key"}})[0].info.run_id, "FINISHED")
-assert server.find({{tracking.ARTIFACT_TAG: "codec/key", tracking.OF_UID_TAG: "u1"}}, status="FINISHED")
+    tracking.ship(server, folder, name="codec of pods", uri="s3://b/codec/key", parent=parent)
+assert not server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key"}}, status="FINISHED")
+server.end(server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key"}})[0].info.run_id, "FINISHED")
+assert server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key", tracking.OF_UID_TAG: "u1"}}, status="FINISHED")
 """
     subprocess.run(
         [sys.executable, "-c", script],
@@ -183,7 +184,7 @@ def test_a_server_that_refuses_is_one_warning_and_the_records_stay(
         port = free.getsockname()[1]
     shipper = tracking.Shipper(f"http://127.0.0.1:{port}", name="tiny")
     run = Run(tmp_path)
-    shipper.watch("teacher", lambda: tmp_path)
+    shipper.watch("teacher", lambda: tmp_path, uri="")
     run.log({"loss": 1.0}, 0)
     shipper.finish("teacher", succeeded=True)
     shipper.close(away_s=0.1)
@@ -197,6 +198,7 @@ class Flaky:
     away = True
     sent: ClassVar[list[tuple[str, list[dict]]]] = []
     ended: ClassVar[dict[str, str]] = {}
+    started: ClassVar[list[dict[str, str]]] = []
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -208,6 +210,7 @@ class Flaky:
 
     def start(self, name: str, tags: dict[str, str]) -> str:
         self.ask()
+        Flaky.started.append(tags)
         return name
 
     def send(self, run_id: str, lines: list[dict], folder: Path) -> None:
@@ -227,7 +230,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
     monkeypatch.setattr(tracking, "EVERY_S", 0.01)
     monkeypatch.setattr(tracking, "AWAY_S", 0.05)
     monkeypatch.setattr(tracking, "CLOSING_S", 0.02)
-    Flaky.away, Flaky.sent, Flaky.ended = True, [], {}
+    Flaky.away, Flaky.sent, Flaky.ended, Flaky.started = True, [], {}, []
     return Flaky
 
 
@@ -242,7 +245,7 @@ def test_a_server_that_comes_back_gets_everything_once(
     tmp_path: Path, flaky: type[Flaky], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shipper = tracking.Shipper("http://mlflow")
-    shipper.watch("teacher", lambda: logged(tmp_path / "a"))
+    shipper.watch("teacher", lambda: logged(tmp_path / "a"), uri="")
     logged(tmp_path / "a", 1.0, 0.5)
     time.sleep(0.1)
     flaky.away = False  # between the start and the end of the step
@@ -261,7 +264,7 @@ def test_a_server_that_comes_back_gets_everything_once(
 
 def test_a_server_that_stays_away_costs_an_end_little(tmp_path: Path, flaky: type[Flaky]) -> None:
     shipper = tracking.Shipper("http://mlflow")
-    shipper.watch("teacher", lambda: logged(tmp_path / "a", 1.0))
+    shipper.watch("teacher", lambda: logged(tmp_path / "a", 1.0), uri="")
     shipper.finish("teacher", succeeded=True)
     began = time.monotonic()
     shipper.close(away_s=0.2)
@@ -273,8 +276,8 @@ def test_a_run_that_takes_no_more_does_not_hold_up_the_others(tmp_path: Path, fl
     flaky.away = False
     shipper = tracking.Shipper("http://mlflow")
     for name in ("deleted", "teacher"):
-        folder = logged(tmp_path / name, 1.0)
-        shipper.watch(name, lambda folder=folder: folder)
+        logged(tmp_path / name, 1.0)
+        shipper.watch(name, partial(logged, tmp_path / name), uri=name)
         shipper.finish(name, succeeded=True)
     shipper.close(away_s=0.1)
     assert flaky.ended == {"teacher": "FINISHED"}
@@ -282,13 +285,11 @@ def test_a_run_that_takes_no_more_does_not_hold_up_the_others(tmp_path: Path, fl
 
 def test_an_empty_parent_is_none(tmp_path: Path, flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch) -> None:
     flaky.away = False
-    tags: list[dict[str, str]] = []
-    monkeypatch.setattr(flaky, "start", lambda self, name, given: tags.append(given) or name)
     monkeypatch.delenv(tracking.WORKFLOW_UID, raising=False)
     shipper = tracking.Shipper("http://mlflow", parent="")
-    shipper.watch("teacher", lambda: logged(tmp_path / "teacher" / "key.partial", 1.0))
+    shipper.watch("teacher", lambda: logged(tmp_path, 1.0), uri="s3://b/teacher/key")
     shipper.close()
-    assert tags == [{tracking.ARTIFACT_TAG: "teacher/key"}]
+    assert flaky.started == [{tracking.ARTIFACT_TAG: "s3://b/teacher/key"}]
 
 
 def test_mlflow_that_is_not_installed_is_one_warning(

@@ -153,11 +153,10 @@ def namespace(site: Site) -> list[Finding]:
 def rights(site: Site) -> list[Finding]:
     """What this identity needs, asked of the server by SelfSubjectAccessReview."""
     table = (LAUNCHER if site.inside else PERSON) + (QUEUED if site.inside and site.cluster.queue else ())
-    missing = [
-        f"{verb} {resource}{f'.{group}' if group else ''}"
-        for verbs, group, resource in table for verb in verbs.split()
-        if not may(site, verb, group, resource)
-    ]  # fmt: skip
+    missing = []
+    for verbs, group, resource in table:
+        if refused := [verb for verb in verbs.split() if not may(site, verb, group, resource)]:
+            missing.append(f"{' '.join(refused)} {resource}{f'.{group}' if group else ''}")
     if missing:
         who = f"the account {site.cluster.accounts.launcher}" if site.inside else "your account"
         cure = "install charts/relic-platform" if site.inside else "ask for a role with these verbs"

@@ -198,7 +198,7 @@ def end(given: Given) -> int:
     except ValueError as error:  # which `begin` has refused, so that nothing was made
         print(f"warning: {error}", file=sys.stderr)
         title, nodes = values["recipe"], []
-    ends.end(title, nodes, values["store"], options.status)
+    ends.end(title, values, nodes, options.status)
     return 0
 
 

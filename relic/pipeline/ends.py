@@ -63,11 +63,16 @@ def begin(title: str, values: Mapping[str, str], run: Path) -> None:
     ))  # fmt: skip
     print(doctor.report(findings, as_json=False), flush=True)
     check.refuse(findings)
-    tags = {**values, "relic.workflow": name}
-    if link := page(cluster, name):
-        tags |= {"relic.argo": link, "mlflow.note.content": f"[{name}]({link})"}
+    tags = tags_of(cluster, name, values)
     found = asked(lambda server: server.go_on(title, tags, {tracking.UID_TAG: uid}), BEGIN_S)
     run.write_text(found or "")
+
+
+def tags_of(cluster: Cluster, name: str, values: Mapping[str, str]) -> dict[str, str]:
+    """What MLflow's run of a workflow says of it, and the way back to Argo's page."""
+    link = page(cluster, name)
+    linked = {"relic.argo": link, "mlflow.note.content": f"[{name}]({link})"} if link else {}
+    return {**values, "relic.workflow": name, **linked}
 
 
 def page(cluster: Cluster, name: str) -> str:
@@ -100,19 +105,22 @@ def asked(work: Callable[[tracking.Server], Any], seconds: float) -> Any:
 # The last pod
 
 
-def end(title: str, nodes: list[plan.Node], store: str, status: str) -> None:
+def end(title: str, values: Mapping[str, str], nodes: list[plan.Node], status: str) -> None:
     """`status` is Argo's. What cannot be reached is said, and the rest is done."""
     cluster, name, uid = here()
-    api = kube.connect()
-    with kube.told("ending the workflow's PyTorchJobs"):
-        for job in left(api, cluster, uid):
-            print(f"deleting PyTorchJob {job}, which has not ended", flush=True)
-            kube.look(api, f"{kube.JOBS.format(cluster.namespace)}/{job}", method="DELETE")
-        workflow = kube.look(api, f"{kube.WORKFLOWS.format(cluster.namespace)}/{name}")
-    stopped = workflow is None or "shutdown" in workflow["spec"]
-    ended = "KILLED" if stopped else STATUS.get(status, "FAILED")
-    if asked(lambda server: closed(server, title, uid, nodes, store, ended), END_S):
-        print(f"MLflow's run is {ended}", flush=True)
+    api, ended = kube.connect(), STATUS.get(status, "FAILED")
+    try:
+        with kube.told("ending the workflow's PyTorchJobs"):
+            workflow = kube.look(api, f"{kube.WORKFLOWS.format(cluster.namespace)}/{name}")
+            if workflow is None or "shutdown" in workflow["spec"]:
+                ended = "KILLED"
+            for job in left(api, cluster, uid):
+                print(f"deleting PyTorchJob {job}, which has not ended", flush=True)
+                kube.look(api, f"{kube.JOBS.format(cluster.namespace)}/{job}", method="DELETE")
+    finally:
+        tags = {**tags_of(cluster, name, values), tracking.UID_TAG: uid}
+        if asked(lambda server: closed(server, title, tags, nodes, ended), END_S):
+            print(f"MLflow's run is {ended}", flush=True)
 
 
 def left(api: Any, cluster: Cluster, uid: str) -> list[str]:
@@ -124,41 +132,41 @@ def left(api: Any, cluster: Cluster, uid: str) -> list[str]:
     ]  # fmt: skip
 
 
-def closed(server: tracking.Server, title: str, uid: str, nodes: list[plan.Node], store: str, ended: str) -> bool:
+def closed(server: tracking.Server, title: str, tags: Mapping[str, str], nodes: list[plan.Node], ended: str) -> bool:
     """Nest what began while MLflow was away, send what it has missed, end the run."""
-    runs = server.find({tracking.UID_TAG: uid})
-    steps = server.find({tracking.OF_UID_TAG: uid})
+    uid = tags[tracking.UID_TAG]
+    runs, steps = server.find({tracking.UID_TAG: uid}), server.find({tracking.OF_UID_TAG: uid})
     if not runs and not steps and ended != "FINISHED":
         return True  # nothing has run
-    parent = runs[0].info.run_id if runs else server.start(title, {tracking.UID_TAG: uid})
+    parent = runs[0].info.run_id if runs else server.start(title, tags)
     for run in steps:
         if tracking.NESTED_TAG not in run.data.tags:
             server.client.set_tag(run.info.run_id, tracking.NESTED_TAG, parent)
-    complete(server, nodes, store, parent)
+    complete(server, nodes, parent)
     for run in server.find({tracking.NESTED_TAG: parent}, status="RUNNING"):
         server.end(run.info.run_id, "FAILED" if ended == "FINISHED" else ended)  # a try whose pod was lost
     server.end(parent, ended)
     return True
 
 
-def complete(server: tracking.Server, nodes: list[plan.Node], store: str, parent: str) -> None:
+def complete(server: tracking.Server, nodes: list[plan.Node], parent: str) -> None:
     """Send the records of finished artifacts that MLflow has no finished run of."""
     until = time.monotonic() + LATE_S
     for node in nodes:
-        manifest = artifacts.open_store(store).manifest(node.step.component, node.key)
+        manifest = artifacts.open_store(artifacts.split(node.uri)[0]).manifest(node.step.component, node.key)
         if manifest is None or tracking.RECORDS not in manifest["files"]:
             continue
-        if server.find({tracking.ARTIFACT_TAG: f"{node.step.component}/{node.key}"}, status="FINISHED"):
+        if server.find({tracking.ARTIFACT_TAG: node.uri}, status="FINISHED"):
             continue
         if time.monotonic() > until:
             print(f"warning: MLflow has not got all; {node.uri}/{tracking.RECORDS} and others have it", file=sys.stderr)
             return
         with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / node.step.component / node.key
+            folder = Path(place) / node.key
             for name in [tracking.RECORDS, *figures(node.uri, manifest)]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(artifacts.read(node.uri, name))
-            tracking.ship(server, folder, name=node.name, parent=parent)
+            tracking.ship(server, folder, name=node.name, uri=node.uri, parent=parent)
             sent = tracking.read_sent(folder)
             assert sent is not None, folder
             server.end(sent["run_id"], "FINISHED")

@@ -13,7 +13,7 @@ from relic import kube
 from relic.cluster import Cluster
 from relic.mistakes import UserError, allowed
 from relic.pipeline.check import TEMPLATE
-from relic.pipeline.status import get, nodes, one_line, step_of, tasks
+from relic.pipeline.status import ARGOS, get, nodes, one_line, step_of, tasks
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # pods are named by it and by the step
 OF_WORKFLOW = "workflows.argoproj.io/workflow"  # Argo's label on its pods
@@ -133,9 +133,14 @@ def lines(api: Any, cluster: Cluster, name: str, step: str, attempt: Mapping[str
         rest = b""
         for data in answer.stream():
             *whole, rest = (rest + data).split(b"\n")
-            yield from (line.decode(errors="replace") for line in whole)
+            yield from filter(is_steps, (line.decode(errors="replace") for line in whole))
         if rest:
-            yield rest.decode(errors="replace")
+            yield from filter(is_steps, [rest.decode(errors="replace")])
+
+
+def is_steps(line: str) -> bool:
+    """Whether a line is the step's and not of Argo's executor, which writes into the same log."""
+    return not ARGOS.fullmatch(line)
 
 
 def waiting(pod: Mapping[str, Any]) -> str:

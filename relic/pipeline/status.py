@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,9 @@ from relic.pipeline.ends import DONE, JOB_LABEL, page
 from relic.pipeline.progress import span
 
 STEP_LABEL = "relic.dev/step"  # on the PyTorchJobs of a workflow
+ARGOS = re.compile(
+    r"(^|(?<=: ))(time=\S+ level=\w+ .*argo=true.*|Error: exit status \d+)$", re.MULTILINE
+)  # its executor's
 FEW = 4  # parts of a fan-out that have a row each
 
 
@@ -123,8 +127,8 @@ def moment(text: str) -> datetime:
 
 def one_line(text: str, longest: int = 160) -> str:
     """Of a message that has a log in it, the last sentence of relic's."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if "relic: " in line), " ".join(lines))
+    lines = [line.strip() for line in ARGOS.sub("", text).splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if "relic: " in line), " ".join(lines).removesuffix(":"))
     return said if len(said) <= longest else f"{said[: longest - 1]}…"
 
 
