@@ -16,6 +16,7 @@ from relic.options import about, parse, value_of
 
 OTHERS = {
     "pipeline": "the whole graph, here or on a cluster: relic pipeline run --recipe tiny --store DIR --out DIR",
+    "cluster": "say what a Kubernetes cluster lacks for a run: relic cluster check --cluster FILE",
     "weights": "weights in, out, merged, of a checkpoint: relic weights import|export|merge|checkpoint DIR --out DIR",
     "plan": "say what each stage of a recipe takes on each GPU: relic plan --recipe relic_14b --gpus 32",
     "launch": "run a step in several processes: relic launch --processes 8 -- relic teacher --recipe wan_1b",
@@ -51,6 +52,10 @@ def main(
             result["code"] = doctor(rest)
         elif command == "pipeline":
             result["code"] = pipeline(rest, table, named)
+        elif command == "cluster":
+            from relic.pipeline import check
+
+            result["code"] = check.main(rest)
         elif command == "launch":
             result["code"] = launch(rest, table, named)
         else:

@@ -47,6 +47,7 @@ class Pool:
     scratch: str = "20Gi"  # of the disk, for the copies of artifacts that a pod works on
     shared_memory: str = "1Gi"  # of /dev/shm, which counts as memory
     topology: str = ""  # a node label whose value the pods of a training should share, such as a rack's
+    scales: bool = False  # an autoscaler adds nodes when pods wait, so that there may be none before a run
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # such as NCCL_SOCKET_IFNAME
@@ -182,6 +183,7 @@ def value_of(kind: Any, said: Any, where: str) -> Any:
         return {str(name): value_of(get_args(kind)[1], item, f"{where}.{name}") for name, item in said.items()}
     if kind is str and isinstance(said, (int, float)) and not isinstance(said, bool):
         return str(said)
-    if not isinstance(said, kind) or isinstance(said, bool):
-        raise UserError(f"{where} is {said!r}; it must be {'a whole number' if kind is int else 'text'}")
+    if not isinstance(said, kind) or (isinstance(said, bool) and kind is not bool):
+        wanted = {int: "a whole number", bool: "true or false"}.get(kind, "text")
+        raise UserError(f"{where} is {said!r}; it must be {wanted}")
     return said

@@ -54,9 +54,10 @@ def environment(cluster: Cluster, pool: Pool, **more: str) -> list[dict[str, str
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def secrets(cluster: Cluster) -> list[dict[str, Any]]:
-    """The container's `envFrom`."""
-    return [{"secretRef": {"name": name}} for name in (cluster.store_secret, cluster.mlflow_secret) if name]
+def secrets(cluster: Cluster, *, optional: bool = False) -> list[dict[str, Any]]:
+    """The container's `envFrom`. With `optional` it starts without them too, to say which is missing."""
+    may = {"optional": True} if optional else {}
+    return [{"secretRef": {"name": name, **may}} for name in (cluster.store_secret, cluster.mlflow_secret) if name]
 
 
 def resources(cluster: Cluster, pool: Pool) -> dict[str, Any]:

@@ -182,7 +182,11 @@ def make(
     shipper = None
     if not tracking.shipped_by_another():
         shipper = tracking.Shipper(tracking.default_uri(local.root), parent=os.environ.get(tracking.PARENT, ""))
-        shipper.watch(title, lambda: folder if (folder := local.folder(step.name, name)).is_dir() else out)
+        shipper.watch(
+            title,
+            lambda: folder if (folder := local.folder(step.name, name)).is_dir() else out,
+            uri=place.uri(step.name, name),
+        )
     succeeded = False
     try:
         summary = function_at(step.function)(config, **given, **options, out=out, run=run)

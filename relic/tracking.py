@@ -2,11 +2,12 @@
 
 A `Run` writes every record as a line of tracking.jsonl beside the step's outputs, and that is all a training waits for.
 A `Shipper` sends the lines to MLflow from a thread: in the step's own process, or, under `relic pipeline run`, in the
-runner's, so that MLflow is loaded once a pipeline. When MLflow is missing or refuses, one warning is said and the lines
-stay; a step that is called again sends what has not been sent.
+runner's, so that MLflow is loaded once a pipeline. When MLflow is away, one warning is said; the lines are sent when it
+is back, or by a step that is called again, or by `relic pipeline end` at the end of a workflow.
 """
 
 import json
+import math
 import os
 import sys
 import threading
@@ -19,7 +20,13 @@ from typing import Any
 RECORDS = "tracking.jsonl"
 PARENT = "RELIC_PARENT_RUN"  # the MLflow id of the pipeline run that a step belongs to, or:
 RUNNER = "runner"  # the local runner sends the records
+WORKFLOW, WORKFLOW_UID = "RELIC_WORKFLOW", "RELIC_WORKFLOW_UID"  # of the Argo workflow that a pod belongs to
 EXPERIMENT = "relic"
+NESTED_TAG = "mlflow.parentRunId"
+ARTIFACT_TAG = "relic.artifact"  # the URI, of a step's run
+UID_TAG = "relic.workflow_uid"  # of a workflow's run
+OF_UID_TAG = "relic.of_workflow_uid"  # of the runs of its steps
+EVERY_S, AWAY_S, CLOSING_S = 5.0, 60.0, 1.0  # between two sendings; at most, while MLflow is away; then at the end
 SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -27,6 +34,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -127,10 +135,22 @@ class Server:
         else:
             self.experiment = found.experiment_id
 
-    def start(self, name: str, parent: str = "", tags: Mapping[str, str] | None = None) -> str:
-        """The id of a new run, nested under `parent` when one is given."""
-        nested = {"mlflow.parentRunId": parent} if parent else {}
-        return self.client.create_run(self.experiment, run_name=name, tags={**(tags or {}), **nested}).info.run_id
+    def start(self, name: str, tags: Mapping[str, str]) -> str:
+        """The id of a new run."""
+        return self.client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id
+
+    def find(self, tags: Mapping[str, str], status: str = "") -> list[Any]:
+        """The runs with these tags, newest first."""
+        wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        wanted += [f"attributes.status = '{status}'"] if status else []
+        return list(self.client.search_runs([self.experiment], " and ".join(wanted)))
+
+    def go_on(self, name: str, tags: Mapping[str, str], known: Mapping[str, str]) -> str:
+        """The id of the run that has the tags `known`, open again; a new one with all tags when there is none."""
+        if not (found := self.find(known)):
+            return self.start(name, {**tags, **known})
+        self.client.update_run(found[0].info.run_id, status="RUNNING")
+        return found[0].info.run_id
 
     def send(self, run_id: str, records: list[dict], folder: Path) -> None:
         """Log records: metrics and parameters in batches, figures as files."""
@@ -150,27 +170,30 @@ class Server:
             if "figure" in record and (folder / record["figure"]).is_file():
                 self.client.log_artifact(run_id, str(folder / record["figure"]))
 
-    def end(self, run_id: str, succeeded: bool) -> None:
-        self.client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
+    def end(self, run_id: str, status: str) -> None:
+        """FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
 
 
 class Shipper:
-    """Sends tracking.jsonl files to MLflow from a thread, every five seconds, until the first refusal."""
+    """Sends tracking.jsonl files to MLflow from a thread, every five seconds; more rarely while it is away."""
 
     def __init__(self, uri: str, name: str = "", tags: Mapping[str, str] | None = None, parent: str = "") -> None:
         self.uri, self.name, self.tags, self.parent = uri, name, dict(tags or {}), parent
-        self.watched: dict[str, Callable[[], Path]] = {}
+        self.watched: dict[str, tuple[Callable[[], Path], str]] = {}
         self.closing: dict[str, bool] = {}
         self.succeeded = True
         self.refused = ""
+        self.until = math.inf  # when a server that is away is waited for no more
         self.wake, self.lock, self.stopping = threading.Event(), threading.Lock(), False
         self.thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self.thread.start()
 
-    def watch(self, name: str, folder: Callable[[], Path]) -> None:
-        """Send the records of a step from now on. `folder` says where they are: it is renamed when the step ends."""
+    def watch(self, name: str, folder: Callable[[], Path], *, uri: str) -> None:
+        """Send the records of a step, which makes the artifact `uri`, from now on. `folder` says where they are: it is
+        renamed when the step ends."""
         with self.lock:
-            self.watched[name] = folder
+            self.watched[name] = (folder, uri)
 
     def finish(self, name: str, *, succeeded: bool) -> None:
         """The step has ended: send its last records and end its run."""
@@ -178,8 +201,9 @@ class Shipper:
             self.closing[name] = succeeded
         self.wake.set()
 
-    def close(self, *, succeeded: bool = True, timeout_s: float = 30.0) -> None:
-        """Send what is left, end the pipeline's run, and wait for that, but not for ever."""
+    def close(self, *, succeeded: bool = True, timeout_s: float = 30.0, away_s: float = 10.0) -> None:
+        """Send what is left, end the pipeline's run, and wait for that: `away_s` where MLflow does not answer."""
+        self.until = time.monotonic() + away_s
         self.succeeded, self.stopping = succeeded, True
         self.wake.set()
         self.thread.join(timeout_s)
@@ -187,32 +211,58 @@ class Shipper:
             print(f"warning: MLflow at {self.uri} is slow; what it has not got stays in {RECORDS}", file=sys.stderr)
 
     def _work(self) -> None:
-        try:
-            server = Server(self.uri)
-            if self.name:
-                self.parent = server.start(self.name, self.parent, self.tags)
-            while not self.stopping:
+        server, wait_s = None, EVERY_S
+        while True:
+            last = self.stopping  # before the records are read, so that the last round has all of them
+            try:
+                if server is None:
+                    server = Server(self.uri)
+                if self.name and not self.parent:
+                    self.parent = server.start(self.name, self.tags)
                 self._ship(server)
-                self.wake.wait(5.0)
-                self.wake.clear()
-            self._ship(server)
-            if self.name:
-                server.end(self.parent, self.succeeded)
-        except Exception as error:  # whatever a tracking server does, the training goes on
+                if last and self.name:
+                    server.end(self.parent, "FINISHED" if self.succeeded else "FAILED")
+                self._answered()
+                if last:
+                    return
+                wait_s = EVERY_S
+            except Exception as error:  # whatever a tracking server does, the training goes on
+                self._missed(error)
+                if isinstance(error, ModuleNotFoundError) or time.monotonic() >= self.until:
+                    return
+                wait_s = CLOSING_S if self.stopping else min(2 * wait_s, AWAY_S)
+            self.wake.wait(wait_s)
+            self.wake.clear()
+
+    def _answered(self) -> None:
+        if self.refused:
+            print(f"MLflow at {self.uri} answers again; it has all figures", file=sys.stderr)
+        self.refused = ""
+
+    def _missed(self, error: Exception) -> None:
+        """One warning each time that it goes away."""
+        if not self.refused:
             self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
             said = f"MLflow at {self.uri} is not used ({self.refused}); figures stay in {RECORDS}"
             print(f"warning: {said}", file=sys.stderr)
 
     def _ship(self, server: Server) -> None:
+        """Every step's records, whatever happens to another's: a run that somebody has deleted takes no more."""
         with self.lock:
-            watched, closing, self.closing = dict(self.watched), dict(self.closing), {}
-        for name, folder in watched.items():
-            ship(server, folder(), name=name, parent=self.parent)
-        for name, succeeded in closing.items():
-            with self.lock:
-                folder = self.watched.pop(name)
-            if (sent := read_sent(folder())) is not None:
-                server.end(sent["run_id"], succeeded)
+            watched, closing = dict(self.watched), dict(self.closing)
+        missed: Exception | None = None
+        for name, (folder, uri) in watched.items():
+            try:
+                ship(server, folder(), name=name, uri=uri, parent=self.parent)
+                if name in closing:
+                    if (sent := read_sent(folder())) is not None:
+                        server.end(sent["run_id"], "FINISHED" if closing[name] else "FAILED")
+                    with self.lock:
+                        del self.watched[name], self.closing[name]
+            except Exception as error:
+                missed = error
+        if missed is not None:
+            raise missed
 
 
 def sent_path(folder: Path) -> Path:
@@ -225,13 +275,14 @@ def read_sent(folder: Path) -> dict | None:
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
-def ship(server: Server, folder: Path, *, name: str, parent: str) -> None:
-    """Send the records of `folder` that were not sent yet; a step that was killed goes on in the run it had."""
+def ship(server: Server, folder: Path, *, name: str, uri: str, parent: str) -> None:
+    """Send the records of `folder` that were not sent yet; a step that was killed goes on in the run it had, on another
+    node too: MLflow keeps one copy of a figure that comes twice."""
     sent = read_sent(folder)
     try:
         with (folder / RECORDS).open("rb") as file:
             if sent is None or sent["uri"] != server.uri:
-                sent = {"uri": server.uri, "run_id": server.start(name, parent), "bytes": 0}
+                sent = {"uri": server.uri, "run_id": run_of(server, name, uri, parent), "bytes": 0}
             file.seek(sent["bytes"])
             lines = file.read().split(b"\n")
     except FileNotFoundError:  # not begun yet, or renamed just now: the next round finds it
@@ -243,3 +294,13 @@ def ship(server: Server, folder: Path, *, name: str, parent: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(sent))
     temporary.replace(path)
+
+
+def run_of(server: Server, name: str, uri: str, parent: str) -> str:
+    """The id of a step's run, nested under `parent` where that is known; the one there is of this pipeline's run."""
+    uid = os.environ.get(WORKFLOW_UID, "")
+    of_workflow = {OF_UID_TAG: uid} if uid else {}
+    if not parent and not uid:
+        return server.start(name, {ARTIFACT_TAG: uri})
+    known = {ARTIFACT_TAG: uri, **({NESTED_TAG: parent} if parent else of_workflow)}
+    return server.go_on(name, of_workflow, known)

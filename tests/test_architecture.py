@@ -56,7 +56,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "cluster": {"mistakes"},
     "pods": {"cluster"},
     "kube": {"mistakes"},
-    "pipeline": {*HELPERS, *CLUSTER, "options", "steps", "recipes", "pipeline", *CONFIGS},
+    "pipeline": {*HELPERS, *CLUSTER, "options", "steps", "recipes", "pipeline", "launch.doctor", *CONFIGS},
     "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", *CONFIGS},
 }
 FILES = sorted((ROOT / "relic").rglob("*.py"))

@@ -284,6 +284,22 @@ def test_the_exit_handler_runs_unless_the_preflight_has_failed() -> None:
 # Mistakes
 
 
+def test_the_first_and_the_last_pod_know_what_a_person_has_set() -> None:
+    made = spec("large")
+    for name in (argo.PREFLIGHT, argo.END):
+        said = words(containers(made)[name])
+        for parameter in made["arguments"]["parameters"]:
+            at = said.index(f"--{parameter['name']}")
+            assert said[at + 1] == f"{{{{workflow.parameters.{parameter['name']}}}}}"
+
+
+def test_the_preflight_starts_without_the_secrets_to_say_which_is_missing() -> None:
+    found = containers(spec("one_gpu"))
+    (secret,) = found[argo.PREFLIGHT]["container"]["envFrom"]
+    assert secret == {"secretRef": {"name": "relic-store", "optional": True}}
+    assert found["curate"]["container"]["envFrom"] == [{"secretRef": {"name": "relic-store"}}]
+
+
 def test_a_pool_that_the_cluster_lacks_is_a_sentence() -> None:
     cluster = source("test").cluster
     cluster = replace(cluster, pools={name: pool for name, pool in cluster.pools.items() if name != "training"})

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -88,6 +90,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for mlflow warns as it loads."""
     folder = tmp_path_factory.mktemp("shipped")
     script = f"""
+import json, os
 from pathlib import Path
 from relic import tracking
 root = Path({str(folder)!r})
@@ -99,17 +102,37 @@ for name in ("codec", "teacher"):
     run.log({{"loss": 1.0, "grad": float("nan")}}, 0)
     (root / name / "plot.svg").write_text("<svg/>")
     run.figure(root / name / "plot.svg")
-    shipper.watch(name, lambda name=name: root / name)
+    shipper.watch(name, lambda name=name: root / name, uri=name)
     shipper.finish(name, succeeded=name == "codec")
 shipper.close()
 tracking.Run(root / "teacher").log({{"loss": 0.5}}, 1)
 again = tracking.Shipper(tracking.default_uri(root / "store"))
-again.watch("teacher", lambda: root / "teacher")
+again.watch("teacher", lambda: root / "teacher", uri="teacher")
 again.finish("teacher", succeeded=True)
 again.close()
 assert not shipper.refused and not again.refused
+
+# a step of a workflow loses its node in the middle and goes on in another pod, which has only the records
+server = tracking.Server(tracking.default_uri(root / "store"))
+parent = server.go_on("workflow", {{"recipe": "tiny"}}, {{tracking.UID_TAG: "u1"}})
+assert server.go_on("workflow", {{}}, {{tracking.UID_TAG: "u1"}}) == parent
+os.environ[tracking.WORKFLOW_UID] = "u1"
+for pod, losses in (("pod-0", [1.0, 0.5]), ("pod-1", [1.0, 0.5, 0.25])):
+    folder = root / pod
+    folder.mkdir()
+    lines = [{{"time_ms": 7, "metrics": {{"loss": loss}}, "step": at}} for at, loss in enumerate(losses)]
+    (folder / tracking.RECORDS).write_text("".join(json.dumps(line) + "\\n" for line in lines))
+    tracking.ship(server, folder, name="codec of pods", uri="s3://b/codec/key", parent=parent)
+assert not server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key"}}, status="FINISHED")
+server.end(server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key"}})[0].info.run_id, "FINISHED")
+assert server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key", tracking.OF_UID_TAG: "u1"}}, status="FINISHED")
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder, env={"PATH": "", "HOME": str(folder)})
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        cwd=folder,
+        env={"PATH": "", "HOME": str(folder), "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
     return folder
 
 
@@ -121,7 +144,11 @@ def rows(folder: Path, question: str) -> list[tuple]:
 def test_steps_are_nested_under_the_pipelines_run(shipped: Path) -> None:
     runs = dict(rows(shipped, "select name, run_uuid from runs"))
     parents = dict(rows(shipped, "select run_uuid, value from tags where key = 'mlflow.parentRunId'"))
-    assert parents == {runs["codec"]: runs["world-model tiny"], runs["teacher"]: runs["world-model tiny"]}
+    assert parents == {
+        runs["codec"]: runs["world-model tiny"],
+        runs["teacher"]: runs["world-model tiny"],
+        runs["codec of pods"]: runs["workflow"],
+    }
 
 
 def test_parameters_and_metrics_arrive_once(shipped: Path) -> None:
@@ -132,8 +159,15 @@ def test_parameters_and_metrics_arrive_once(shipped: Path) -> None:
 
 
 def test_a_step_called_again_goes_on_in_its_run(shipped: Path) -> None:
-    statuses = rows(shipped, "select name, status from runs order by name")
-    assert statuses == [("codec", "FINISHED"), ("teacher", "FINISHED"), ("world-model tiny", "FINISHED")]
+    statuses = dict(rows(shipped, "select name, status from runs"))
+    assert {statuses[name] for name in ("codec", "teacher", "world-model tiny")} == {"FINISHED"}
+
+
+def test_a_step_that_lost_its_node_goes_on_in_its_run(shipped: Path) -> None:
+    assert rows(shipped, "select count(*) from runs where name in ('codec of pods', 'workflow')") == [(2,)]
+    run = dict(rows(shipped, "select name, run_uuid from runs"))["codec of pods"]
+    found = rows(shipped, f"select step, value from metrics where key = 'loss' and run_uuid = '{run}' order by step")
+    assert found == [(0, 1.0), (1, 0.5), (2, 0.25)]  # what came twice is there once
 
 
 def test_figures_lie_beside_the_store(shipped: Path) -> None:
@@ -150,12 +184,112 @@ def test_a_server_that_refuses_is_one_warning_and_the_records_stay(
         port = free.getsockname()[1]
     shipper = tracking.Shipper(f"http://127.0.0.1:{port}", name="tiny")
     run = Run(tmp_path)
-    shipper.watch("teacher", lambda: tmp_path)
+    shipper.watch("teacher", lambda: tmp_path, uri="")
     run.log({"loss": 1.0}, 0)
     shipper.finish("teacher", succeeded=True)
-    shipper.close()
+    shipper.close(away_s=0.1)
     assert capsys.readouterr().err.count("warning: MLflow at http://127.0.0.1") == 1
     assert len(records(tmp_path)) == 1
+
+
+class Flaky:
+    """MLflow that is away until told otherwise, and then takes everything but a run that somebody has deleted."""
+
+    away = True
+    sent: ClassVar[list[tuple[str, list[dict]]]] = []
+    ended: ClassVar[dict[str, str]] = {}
+    started: ClassVar[list[dict[str, str]]] = []
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.ask()
+
+    def ask(self) -> None:
+        if Flaky.away:
+            raise ConnectionError("nobody is there")
+
+    def start(self, name: str, tags: dict[str, str]) -> str:
+        self.ask()
+        Flaky.started.append(tags)
+        return name
+
+    def send(self, run_id: str, lines: list[dict], folder: Path) -> None:
+        self.ask()
+        if run_id == "deleted":
+            raise ValueError("the run must be active")
+        Flaky.sent.append((run_id, lines))
+
+    def end(self, run_id: str, status: str) -> None:
+        self.ask()
+        Flaky.ended[run_id] = status
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
+    monkeypatch.setattr(tracking, "Server", Flaky)
+    monkeypatch.setattr(tracking, "EVERY_S", 0.01)
+    monkeypatch.setattr(tracking, "AWAY_S", 0.05)
+    monkeypatch.setattr(tracking, "CLOSING_S", 0.02)
+    Flaky.away, Flaky.sent, Flaky.ended, Flaky.started = True, [], {}, []
+    return Flaky
+
+
+def logged(folder: Path, *losses: float) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for step, loss in enumerate(losses):
+        Run(folder).log({"loss": loss}, step)
+    return folder
+
+
+def test_a_server_that_comes_back_gets_everything_once(
+    tmp_path: Path, flaky: type[Flaky], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipper = tracking.Shipper("http://mlflow")
+    shipper.watch("teacher", lambda: logged(tmp_path / "a"), uri="")
+    logged(tmp_path / "a", 1.0, 0.5)
+    time.sleep(0.1)
+    flaky.away = False  # between the start and the end of the step
+    while not flaky.sent:
+        time.sleep(0.01)
+    flaky.away = True
+    logged(tmp_path / "a", 0.25)
+    shipper.finish("teacher", succeeded=True)
+    time.sleep(0.1)
+    flaky.away = False
+    shipper.close()
+    losses = [line["metrics"]["loss"] for _, lines in flaky.sent for line in lines]
+    assert (losses, flaky.ended) == ([1.0, 0.5, 0.25], {"teacher": "FINISHED"})
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["warning:", "MLflow"] * 2
+
+
+def test_a_server_that_stays_away_costs_an_end_little(tmp_path: Path, flaky: type[Flaky]) -> None:
+    shipper = tracking.Shipper("http://mlflow")
+    shipper.watch("teacher", lambda: logged(tmp_path / "a", 1.0), uri="")
+    shipper.finish("teacher", succeeded=True)
+    began = time.monotonic()
+    shipper.close(away_s=0.2)
+    assert 0.1 < time.monotonic() - began < 2.0
+    assert not shipper.thread.is_alive()
+
+
+def test_a_run_that_takes_no_more_does_not_hold_up_the_others(tmp_path: Path, flaky: type[Flaky]) -> None:
+    flaky.away = False
+    shipper = tracking.Shipper("http://mlflow")
+    for name in ("deleted", "teacher"):
+        logged(tmp_path / name, 1.0)
+        shipper.watch(name, partial(logged, tmp_path / name), uri=name)
+        shipper.finish(name, succeeded=True)
+    shipper.close(away_s=0.1)
+    assert flaky.ended == {"teacher": "FINISHED"}
+
+
+def test_an_empty_parent_is_none(tmp_path: Path, flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch) -> None:
+    flaky.away = False
+    monkeypatch.delenv(tracking.WORKFLOW_UID, raising=False)
+    shipper = tracking.Shipper("http://mlflow", parent="")
+    shipper.watch("teacher", lambda: logged(tmp_path, 1.0), uri="s3://b/teacher/key")
+    shipper.close()
+    assert flaky.started == [{tracking.ARTIFACT_TAG: "s3://b/teacher/key"}]
 
 
 def test_mlflow_that_is_not_installed_is_one_warning(

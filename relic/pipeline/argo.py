@@ -40,6 +40,7 @@ RUN = "parent-run"  # MLflow's run of the whole workflow: an output of the prefl
 PREFLIGHT_S = 110  # so that a control image that does not exist ends a run within two minutes
 END_S = 300
 WITHOUT, WITH_MLFLOW = "256Mi", "512Mi"  # memory of the control image; its clients take 100 MiB and 230 MiB
+SET = ("recipe", "store", "parts", "nodes", "deploy")  # of the parameters, those that the first and the last pod take
 DEPLOY = "deploy"  # the component that a person may leave out
 RETRIED = """\
 (lastRetry.status == "Error" and not (lastRetry.message matches "forbidden|is invalid"))
@@ -211,24 +212,27 @@ def image_of(cluster: Cluster, component: Component) -> str:
 
 def preflight(source: Rendering) -> Container:
     """Looks at what a person has set and at the cluster, and opens MLflow's run."""
-    given = [name for name in ("recipe", "store", "parts") if name in source.graph.defaults]
-    line = ["relic", "pipeline", "begin", *(word for name in given for word in (f"--{name}", said(name)))]
-    cluster = source.cluster
+    cluster, line = source.cluster, ["relic", "pipeline", "begin", *given(source), "--run", "/tmp/run"]
     return pod(
-        cluster, PREFLIGHT, [*line, "--run", "/tmp/run"], image=cluster.images.control,
-        account=cluster.accounts.launcher, pool=small(cluster, WITH_MLFLOW), outputs={RUN: "/tmp/run"},
-        deadline_s=PREFLIGHT_S, retried=on_error(cluster),
+        cluster, PREFLIGHT, line, image=cluster.images.control, account=cluster.accounts.launcher,
+        pool=small(cluster, WITH_MLFLOW), outputs={RUN: "/tmp/run"}, deadline_s=PREFLIGHT_S,
+        retried=on_error(cluster), optional=True,
     )  # fmt: skip
 
 
 def end(source: Rendering) -> Container:
     """Ends MLflow's run and the jobs that are left, however the workflow ended, unless its preflight has failed."""
-    cluster = source.cluster
+    cluster, line = source.cluster, ["relic", "pipeline", "end", *given(source), "--status", "{{workflow.status}}"]
     return pod(
-        cluster, END, ["relic", "pipeline", "end", "--status", "{{workflow.status}}"], image=cluster.images.control,
-        account=cluster.accounts.launcher, pool=small(cluster, WITH_MLFLOW), deadline_s=END_S,
-        retried=on_error(cluster),
+        cluster, END, line, image=cluster.images.control, account=cluster.accounts.launcher,
+        pool=small(cluster, WITH_MLFLOW), deadline_s=END_S, retried=on_error(cluster),
     )  # fmt: skip
+
+
+def given(source: Rendering) -> list[str]:
+    """What a person has set, as options."""
+    names = [found.name for found in parameters(source) if found.name in SET]
+    return [word for name in names for word in (f"--{name}", said(name))]
 
 
 def on_error(cluster: Cluster) -> models.RetryStrategy:
@@ -247,9 +251,10 @@ def small(cluster: Cluster, memory: str) -> Pool:
 def pod(
     cluster: Cluster, name: str, line: list[str], *, image: str, account: str, pool: Pool,
     retried: models.RetryStrategy, deadline_s: int, inputs: Collection[str] = (),
-    outputs: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None,
+    outputs: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None, optional: bool = False,
 ) -> Container:  # fmt: skip
-    """A template of one container. `outputs` are files that become parameters, `more` are variables."""
+    """A template of one container. `outputs` are files that become parameters, `more` are variables; `optional` says
+    that it starts without the secrets too."""
     known = {"RELIC_WORKFLOW": "{{workflow.name}}", "RELIC_WORKFLOW_UID": "{{workflow.uid}}", **(more or {})}
     return Container(
         name=name,
@@ -266,7 +271,7 @@ def pod(
         command=line[:1],  # without it the controller asks a registry
         args=line[1:],
         env=[typed(models.EnvVar, one) for one in pods.environment(cluster, pool, **known)],
-        env_from=[typed(models.EnvFromSource, one) for one in pods.secrets(cluster)] or None,
+        env_from=[typed(models.EnvFromSource, one) for one in pods.secrets(cluster, optional=optional)] or None,
         resources=typed(models.ResourceRequirements, pods.resources(cluster, pool)),
         security_context=typed(models.SecurityContext, pods.CONTAINER_SECURITY),
         termination_message_policy="FallbackToLogsOnError",  # for who left no sentence

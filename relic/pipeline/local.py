@@ -105,7 +105,7 @@ def follow(
                 children[node.name] = start(waiting.pop(node.name), components, values, out, max(1, cores // at_once))
                 progress.start(node.name)
                 if shipper is not None:
-                    shipper.watch(node.name, folder_of(local, node))
+                    shipper.watch(node.name, folder_of(local, node), uri=node.uri)
             # 2. see what they say
             for child in children.values():
                 for found in filter(None, map(parse, child.lines())):

@@ -1,0 +1,169 @@
+"""Runs on a cluster: `relic pipeline submit`, `logs` and `stop` (`status` in status.py). Everything is asked of the API
+server, as kubectl and argo ask it; there is no server of our own."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from relic import kube
+from relic.cluster import Cluster
+from relic.mistakes import UserError, allowed
+from relic.pipeline.check import TEMPLATE
+from relic.pipeline.status import ARGOS, get, nodes, one_line, step_of, tasks
+
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # pods are named by it and by the step
+OF_WORKFLOW = "workflows.argoproj.io/workflow"  # Argo's label on its pods
+NODE_ID = "workflows.argoproj.io/node-id"  # Argo's annotation on them
+OVER = ("Succeeded", "Failed", "Error")
+POLL_S = 2.0
+
+
+def submit(api: Any, cluster: Cluster, values: Mapping[str, str], *, name: str = "", file: str = "") -> str:
+    """Creates a Workflow of the template with the values that are given, or of a file; returns its name."""
+    if name and not NAME.fullmatch(name):
+        raise UserError(f"name is {name!r}; allowed are at most 40 small letters, digits and hyphens")
+    body = read(Path(file)) if file else blank()
+    spec = body["spec"]
+    said = {one["name"]: str(one.get("value", "")) for one in spec.get("arguments", {}).get("parameters", [])}
+    said |= {parameter: value for parameter, value in values.items() if value}
+    spec["arguments"] = {"parameters": [{"name": parameter, "value": value} for parameter, value in said.items()]}
+    if name:
+        body["metadata"] = {**body["metadata"], "name": name}
+        body["metadata"].pop("generateName", None)
+    body["metadata"]["namespace"] = cluster.namespace
+    with kube.told("submitting the run"):
+        template = kube.look(api, f"{kube.TEMPLATES.format(cluster.namespace)}/{spec['workflowTemplateRef']['name']}")
+        fitting(template, cluster, spec["workflowTemplateRef"]["name"], said)
+        return kube.ask(api, "POST", kube.WORKFLOWS.format(cluster.namespace), body)["metadata"]["name"]
+
+
+def blank() -> dict[str, Any]:
+    return {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": f"{TEMPLATE}-"},
+        "spec": {"workflowTemplateRef": {"name": TEMPLATE}},
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The Workflow of a file such as workflows/runs/tiny.yaml."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; workflows/runs/ has examples")
+    body = yaml.safe_load(path.read_text())
+    if (
+        not isinstance(body, dict)
+        or body.get("kind") != "Workflow"
+        or "workflowTemplateRef" not in body.get("spec", {})
+    ):
+        raise UserError(f"{path} is no Workflow with a workflowTemplateRef; workflows/runs/ has examples")
+    return body
+
+
+def parameters(path: str) -> dict[str, str]:
+    """What a file of workflows/runs/ sets; nothing without a file."""
+    found = read(Path(path))["spec"].get("arguments", {}).get("parameters", []) if path else []
+    return {one["name"]: str(one.get("value", "")) for one in found}
+
+
+def fitting(template: dict | None, cluster: Cluster, name: str, said: Mapping[str, str]) -> None:
+    """Argo takes parameters that nothing reads, and values that its form does not offer."""
+    if template is None:
+        raise UserError(
+            f"there is no WorkflowTemplate {name} in namespace {cluster.namespace}; install it: "
+            f"relic pipeline render --cluster FILE | kubectl -n {cluster.namespace} apply -f -"
+        )
+    known = {one["name"]: one for one in template["spec"].get("arguments", {}).get("parameters", [])}
+    for parameter, value in said.items():
+        if parameter not in known:
+            raise UserError(f"{name} has no parameter {parameter!r}; {allowed(parameter, list(known))}")
+        if (choices := known[parameter].get("enum")) and value not in choices:
+            raise UserError(f"{parameter} is {value!r}; {allowed(value, choices)}")
+
+
+# Logs
+
+
+def logs(api: Any, cluster: Cluster, name: str, step: str) -> Iterator[str]:
+    """The lines of a step's newest try, as they come; of a fan-out's part when `step` is such as curate(3:3)."""
+    with kube.told("looking at the run"):
+        found = tasks(nodes(get(api, cluster, name)))
+    wanted = [pair for pair in found if step in (pair[0]["displayName"], step_of(pair[0]))]
+    if not wanted:
+        names = list(dict.fromkeys(step_of(task) for task, _ in found))
+        raise UserError(f"{name} has not come to a step {step!r}; {allowed(step, names)}")
+    if len(wanted) > 1:
+        names = [task["displayName"] for task, _ in wanted]
+        raise UserError(f"{step} has {len(wanted)} parts; say which, such as {names[0]!r}")
+    task, tries = wanted[0]
+    if not tries or task["phase"] in ("Skipped", "Omitted"):
+        raise UserError(f"{step} of {name} has no pod: it is {task['phase']}")
+    yield from lines(api, cluster, name, step, tries[-1])
+
+
+def lines(api: Any, cluster: Cluster, name: str, step: str, attempt: Mapping[str, Any]) -> Iterator[str]:
+    from kubernetes.client import CoreV1Api
+
+    waits = 0
+    while True:
+        with kube.told("looking for the step's pod"):
+            query = f"{OF_WORKFLOW}={name}"
+            there = kube.ask(api, "GET", kube.PODS.format(cluster.namespace), labelSelector=query)["items"]
+        mine = [pod for pod in there if pod["metadata"].get("annotations", {}).get(NODE_ID) == attempt["id"]]
+        if not mine:
+            raise UserError(
+                f"the pod of {step} is gone, for it is {attempt['phase']}; its figures are in the artifact's "
+                f"tracking.jsonl, and its last words: {one_line(attempt.get('message') or 'none')}"
+            )
+        states = {c["name"]: c["state"] for c in mine[0].get("status", {}).get("containerStatuses", [])}
+        if {"running", "terminated"} & states.get("main", {}).keys():
+            break
+        if waits == 0:
+            yield f"(waiting for the pod: {waiting(mine[0])})"
+        waits += 1
+        time.sleep(POLL_S)
+    with kube.told("reading the log"):
+        answer = CoreV1Api(api).read_namespaced_pod_log(
+            mine[0]["metadata"]["name"], cluster.namespace, container="main", follow=True, _preload_content=False
+        )
+        rest = b""
+        for data in answer.stream():
+            *whole, rest = (rest + data).split(b"\n")
+            yield from filter(is_steps, (line.decode(errors="replace") for line in whole))
+        if rest:
+            yield from filter(is_steps, [rest.decode(errors="replace")])
+
+
+def is_steps(line: str) -> bool:
+    """Whether a line is the step's and not of Argo's executor, which writes into the same log."""
+    return not ARGOS.fullmatch(line)
+
+
+def waiting(pod: Mapping[str, Any]) -> str:
+    """Why a pod does not run yet."""
+    status = pod.get("status", {})
+    for one in status.get("containerStatuses", []):
+        if reason := one["state"].get("waiting"):
+            return reason.get("message") or reason["reason"]
+    said = [c.get("message", "") for c in status.get("conditions", []) if c["status"] == "False"]
+    return next(filter(None, said), status.get("phase", "Pending"))
+
+
+# Stop
+
+
+def stop(api: Any, cluster: Cluster, name: str) -> str:
+    """Asks Argo to stop a run; says what comes of it."""
+    with kube.told("stopping the run"):
+        phase = get(api, cluster, name).get("status", {}).get("phase", "Pending")
+        if phase in OVER:
+            return f"{name} had ended: {phase}"
+        kube.ask(api, "PATCH", f"{kube.WORKFLOWS.format(cluster.namespace)}/{name}", {"spec": {"shutdown": "Stop"}})
+    return (
+        f"{name} is stopping: its steps save and end, its PyTorchJobs are deleted; what is finished stays in the "
+        "store, and the same run submitted again goes on from there"
+    )
