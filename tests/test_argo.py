@@ -24,8 +24,8 @@ WIRED = graph.load(ROOT / "workflows" / "world_model.py")
 
 def source(name: str, **changed: Any) -> argo.Rendering:
     given = argo.Rendering(
-        graph=WIRED, cluster=clusters.load(ROOT / "workflows" / "clusters" / f"{name}.yaml"), table=steps.STEPS,
-        components=component.load_all(ROOT / "components"), recipes=recipes.RECIPES,
+        workflow="world_model", graph=WIRED, cluster=clusters.load(ROOT / "workflows" / "clusters" / f"{name}.yaml"),
+        table=steps.STEPS, components=component.load_all(ROOT / "components"), recipes=recipes.RECIPES,
     )  # fmt: skip
     return replace(given, **changed)
 
@@ -216,7 +216,7 @@ def test_every_pod_is_restricted_and_says_its_sentence(name: str) -> None:
         assert one["securityContext"] == pods.CONTAINER_SECURITY
     for found in containers(rendered).values():
         assert found["container"]["terminationMessagePolicy"] == "FallbackToLogsOnError"
-        known = {one["name"]: one["value"] for one in found["container"]["env"]}
+        known = {one["name"]: one.get("value") for one in found["container"]["env"]}
         assert known["RELIC_WORKFLOW_UID"] == "{{workflow.uid}}"
         assert known["RELIC_LAST_WORDS"] == "/dev/termination-log"
 

@@ -81,6 +81,6 @@ def test_a_pods_variables_are_the_pools_before_the_clusters() -> None:
 def test_memory_is_asked_and_limited_and_gpus_carry_the_clusters_name() -> None:
     here = Cluster(**{**LEAST, "images": None, "pools": {}}, gpu="amd.com/gpu")
     found = pods.resources(here, Pool(gpus=8, memory="64Gi"))
-    assert found["limits"] == {"memory": "64Gi", "amd.com/gpu": 8}
-    assert found["requests"]["amd.com/gpu"] == 8
+    assert found["limits"] == {"memory": "64Gi", "amd.com/gpu": "8"}
+    assert found["requests"]["amd.com/gpu"] == "8"
     assert "nvidia.com/gpu" not in found["requests"]

@@ -138,7 +138,8 @@ def topology_hint(cluster: Cluster, pool: Pool) -> dict[str, Any]:
 
 def pod(config: Launch, cluster: Cluster, pool: Pool, name: str, command: list[str]) -> dict[str, Any]:
     """The specification of each worker's pod."""
-    parent = {tracking.PARENT: os.environ[tracking.PARENT]} if os.environ.get(tracking.PARENT) else {}
+    passed_on = (tracking.PARENT, NAME_OF_WORKFLOW, UID_OF_WORKFLOW)
+    parent = {variable: os.environ[variable] for variable in passed_on if os.environ.get(variable)}
     found = {
         "serviceAccountName": cluster.accounts.step,
         "automountServiceAccountToken": False,

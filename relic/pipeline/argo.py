@@ -56,6 +56,7 @@ LABELS = {"app.kubernetes.io/part-of": "relic"}
 class Rendering:
     """What a workflow is made of."""
 
+    workflow: str  # the file of workflows/ that the graph is from, by which a run's first pod finds it in its image
     graph: Graph
     cluster: Cluster
     table: Mapping[str, steps.Step]
@@ -166,6 +167,7 @@ def template(source: Rendering, step: Step) -> Container:
     line = component.command_line(values=values(source.graph, step, component), paths=outputs)
     inputs = [*step.inputs, *(["part"] if step.fan_out else [])]
     more = {tracking.PARENT: f"{{{{workflow.outputs.parameters.{RUN}}}}}"}
+    keys = cluster.serving.keys_secret if cluster.serving and step.component == DEPLOY else ""
     if trains or pool.gpus:
         nodes = ["--nodes", said("nodes")] if trains else []
         line = ["relic", "launch", "--backend", "pytorchjob", "--pool", step.pool, *nodes, "--", *line]
@@ -175,7 +177,7 @@ def template(source: Rendering, step: Step) -> Container:
         account = cluster.accounts.deploy if step.component == DEPLOY else cluster.accounts.step
     return pod(
         cluster, step.name, line, image=image, account=account, pool=pool, inputs=inputs, outputs=outputs, more=more,
-        retried=models.RetryStrategy(
+        keys=keys, retried=models.RetryStrategy(
             limit=models.IntOrString(root=cluster.retries),
             retry_policy="Always",
             expression=RETRIED,
@@ -232,7 +234,7 @@ def end(source: Rendering) -> Container:
 def given(source: Rendering) -> list[str]:
     """What a person has set, as options."""
     names = [found.name for found in parameters(source) if found.name in SET]
-    return [word for name in names for word in (f"--{name}", said(name))]
+    return ["--workflow", source.workflow, *(word for name in names for word in (f"--{name}", said(name)))]
 
 
 def on_error(cluster: Cluster) -> models.RetryStrategy:
@@ -251,10 +253,11 @@ def small(cluster: Cluster, memory: str) -> Pool:
 def pod(
     cluster: Cluster, name: str, line: list[str], *, image: str, account: str, pool: Pool,
     retried: models.RetryStrategy, deadline_s: int, inputs: Collection[str] = (),
-    outputs: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None, optional: bool = False,
+    outputs: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None, keys: str = "",
+    optional: bool = False,
 ) -> Container:  # fmt: skip
-    """A template of one container. `outputs` are files that become parameters, `more` are variables; `optional` says
-    that it starts without the secrets too."""
+    """A template of one container. `outputs` are files that become parameters, `more` are variables, `keys` is the
+    secret with the API key of the roll-out; `optional` says that it starts without the secrets too."""
     known = {"RELIC_WORKFLOW": "{{workflow.name}}", "RELIC_WORKFLOW_UID": "{{workflow.uid}}", **(more or {})}
     return Container(
         name=name,
@@ -270,7 +273,7 @@ def pod(
         image_pull_policy=cluster.images.pull_policy,
         command=line[:1],  # without it the controller asks a registry
         args=line[1:],
-        env=[typed(models.EnvVar, one) for one in pods.environment(cluster, pool, **known)],
+        env=[typed(models.EnvVar, one) for one in [*pods.environment(cluster, pool, **known), *api_key(keys)]],
         env_from=[typed(models.EnvFromSource, one) for one in pods.secrets(cluster, optional=optional)] or None,
         resources=typed(models.ResourceRequirements, pods.resources(cluster, pool)),
         security_context=typed(models.SecurityContext, pods.CONTAINER_SECURITY),
@@ -278,6 +281,11 @@ def pod(
         volume_mounts=[typed(models.VolumeMount, one) for one in pods.MOUNTS],
         volumes=[typed(models.Volume, one) for one in pods.volumes(pool)],
     )
+
+
+def api_key(secret: str) -> list[dict[str, Any]]:
+    found = {"secretKeyRef": {"name": secret, "key": "deploy"}}
+    return [{"name": "RELIC_API_KEY", "valueFrom": found}] if secret else []
 
 
 def output(name: str, path: str) -> Value:

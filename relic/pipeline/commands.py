@@ -43,6 +43,9 @@ def options_of(given: Given, action: str, described: list[tuple[str, type, Any, 
     return parse(kind, given.args, f"relic pipeline {action}", ACTIONS[action][0])
 
 
+WORKFLOW = ("workflow", str, "world_model", "workflow", "file of workflows/ that defines the graph")
+
+
 def run(given: Given) -> int:
     options = options_of(given, "run", [
         ("recipe", str, "tiny", "recipe", "whose dials the steps take"),
@@ -52,7 +55,7 @@ def run(given: Given) -> int:
         ("first", str, "", "from", "start with this step; what it needs must be finished"),
         ("until", str, "", "until", "stop after this step"),
         ("dry_run", bool, False, "dry-run", "show the steps, their keys, and what is finished; run nothing"),
-        ("workflow", str, "world_model", "workflow", "file of workflows/ that defines the graph"),
+        WORKFLOW,
         ("root", str, "", "root", "folder that holds components/ and workflows/; empty: relic's checkout"),
     ])  # fmt: skip
     root = Path(options.root) if options.root else given.root
@@ -72,7 +75,7 @@ def render(given: Given) -> int:
     options = options_of(given, "render", [
         ("cluster", str, "", "cluster", "the cluster's file, such as workflows/clusters/one_gpu.yaml"),
         ("out", str, "", "out", "file that is written; empty: print"),
-        ("workflow", str, "world_model", "workflow", "file of workflows/ that defines the graph"),
+        WORKFLOW,
         ("root", str, "", "root", "folder that holds components/ and workflows/; empty: relic's checkout"),
     ])  # fmt: skip
     if not options.cluster:
@@ -81,8 +84,9 @@ def render(given: Given) -> int:
     from relic.pipeline import argo
 
     source = argo.Rendering(
-        graph=graph.load(root / "workflows" / f"{options.workflow}.py"), cluster=cluster.load(path), table=given.table,
-        components=component.load_all(root / "components"), recipes=recipes.RECIPES,
+        workflow=options.workflow, graph=graph.load(root / "workflows" / f"{options.workflow}.py"),
+        cluster=cluster.load(path), table=given.table, components=component.load_all(root / "components"),
+        recipes=recipes.RECIPES,
     )  # fmt: skip
     text = argo.render(source, path.read_text())
     if options.out:
@@ -177,24 +181,24 @@ def stop(given: Given) -> int:
 
 def begin(given: Given) -> int:
     options = options_of(given, "begin", [
-        *VALUES, ("run", str, "/tmp/run", "run", "a file that receives the id of MLflow's run"),
+        *VALUES, WORKFLOW, ("run", str, "/tmp/run", "run", "a file that receives the id of MLflow's run"),
     ])  # fmt: skip
     from relic.pipeline import ends
 
-    title, values, _ = planned(given, values_of(options))
+    title, values, _ = planned(given, values_of(options), options.workflow)
     ends.begin(title, values, Path(options.run))
     return 0
 
 
 def end(given: Given) -> int:
     options = options_of(
-        given, "end", [*VALUES, ("status", str, "Failed", "status", "how Argo says the workflow ended")]
+        given, "end", [*VALUES, WORKFLOW, ("status", str, "Failed", "status", "how Argo says the workflow ended")]
     )
     from relic.pipeline import ends
 
     values = values_of(options)
     try:
-        title, values, nodes = planned(given, values)
+        title, values, nodes = planned(given, values, options.workflow)
     except ValueError as error:  # which `begin` has refused, so that nothing was made
         print(f"warning: {error}", file=sys.stderr)
         title, nodes = values["recipe"], []
@@ -202,13 +206,13 @@ def end(given: Given) -> int:
     return 0
 
 
-def planned(given: Given, said: Mapping[str, str]) -> tuple[str, dict[str, str], list[plan.Node]]:
+def planned(given: Given, said: Mapping[str, str], workflow: str) -> tuple[str, dict[str, str], list[plan.Node]]:
     """The title, values and nodes of this pod's workflow, with the cluster's defaults where a person said nothing."""
     from relic.pipeline import ends
 
     here, _, _ = ends.here()
     ends.checked(here, given.named, said)
-    wired = graph.load(given.root / "workflows" / "world_model.py")
+    wired = graph.load(given.root / "workflows" / f"{workflow}.py")
     defaults = {"recipe": here.recipe, "store": here.store, "parts": str(here.parts), "nodes": "", "deploy": "yes"}
     values = {**wired.defaults, **defaults, **filled(said)}
     nodes = plan.make(wired, given.named(values["recipe"]), table=given.table, values=values)
