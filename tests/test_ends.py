@@ -197,6 +197,22 @@ def test_mlflows_run_ends_as_the_workflow_did(
     assert [run.info.status for run in kept.runs.values()] == [mlflow]
 
 
+def test_a_server_that_starts_again_is_waited_for(fake: FakeApi, kept: Kept) -> None:
+    fake.put(f"{JOBS}/runs", labels={"relic.dev/workflow": UID})
+    fake.failures = 3
+    assert ended() == 0
+    assert not fake.of("pytorchjobs")
+
+
+def test_a_server_that_stays_away_ends_the_waiting(
+    fake: FakeApi, kept: Kept, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "PATIENCE_S", 0.1)
+    fake.failures = 10**6
+    assert ended() == 1
+    assert "ending the workflow's PyTorchJobs failed: the server is starting" in said(capsys)
+
+
 def test_jobs_that_may_not_be_deleted_are_said_and_mlflows_run_ends(
     fake: FakeApi, kept: Kept, capsys: pytest.CaptureFixture[str]
 ) -> None:
