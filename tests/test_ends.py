@@ -255,6 +255,17 @@ def test_what_mlflow_has_missed_is_sent_at_the_end(kept: Kept, tmp_path: Path, m
     assert len(kept.runs) == 3
 
 
+def test_mlflows_run_ends_even_where_too_much_is_missing(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(tracking.PARENT, tracking.RUNNER)
+    monkeypatch.setattr(ends, "LATE_S", -1.0)
+    nodes = counted(tmp_path)
+    assert ends.closed(tracking.Server(""), "counting even", {tracking.UID_TAG: UID}, nodes, "FINISHED")
+    assert [run.info.status for run in kept.runs.values()] == ["FINISHED"]
+    assert f"MLflow may lack figures; they are in tracking.jsonl of {nodes[0].uri}" in capsys.readouterr().out
+
+
 def test_runs_that_began_while_mlflow_was_away_are_nested_at_the_end(kept: Kept) -> None:
     server = tracking.Server("")
     lost = server.start("teacher", {tracking.OF_UID_TAG: UID})

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -237,6 +238,12 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
     return Flaky
 
 
+def wait_for(what: Callable[[], bool], seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not what() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def logged(folder: Path, *losses: float) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for step, loss in enumerate(losses):
@@ -252,8 +259,7 @@ def test_a_server_that_comes_back_gets_everything_once(
     logged(tmp_path / "a", 1.0, 0.5)
     time.sleep(0.1)
     flaky.away = False  # between the start and the end of the step
-    for _ in range(500):
-        time.sleep(0.0 if flaky.sent else 0.01)
+    wait_for(lambda: bool(flaky.sent))
     flaky.away = True
     logged(tmp_path / "a", 0.25)
     shipper.finish("teacher", succeeded=True)

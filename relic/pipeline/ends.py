@@ -172,14 +172,16 @@ def complete(server: tracking.Server, nodes: list[plan.Node], parent: str) -> No
     """Send the records of finished artifacts that MLflow has no finished run of."""
     until = time.monotonic() + LATE_S
     for node in nodes:
+        if time.monotonic() > until:
+            print(
+                f"warning: MLflow may lack figures; they are in {tracking.RECORDS} of {node.uri} and others", flush=True
+            )
+            return
         manifest = artifacts.open_store(artifacts.split(node.uri)[0]).manifest(node.step.component, node.key)
         if manifest is None or tracking.RECORDS not in manifest["files"]:
             continue
         if server.find({tracking.ARTIFACT_TAG: node.uri}, status="FINISHED"):
             continue
-        if time.monotonic() > until:
-            print(f"warning: MLflow has not got all; {node.uri}/{tracking.RECORDS} and others have it", file=sys.stderr)
-            return
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / node.key
             for name in [tracking.RECORDS, *figures(node.uri, manifest)]:
