@@ -113,7 +113,7 @@ def default_uri(store: Path) -> str:
 
 
 class Server:
-    """MLflow behind three calls. Loads mlflow when built, which takes seconds: build it in a thread."""
+    """MLflow behind a few calls. Loads mlflow when built, which takes seconds: build it in a thread."""
 
     def __init__(self, uri: str) -> None:
         for name, value in SETTINGS.items():
@@ -219,9 +219,11 @@ class Shipper:
                     server = Server(self.uri)
                 if self.name and not self.parent:
                     self.parent = server.start(self.name, self.tags)
-                self._ship(server)
+                missed = self._ship(server)
                 if last and self.name:
                     server.end(self.parent, "FINISHED" if self.succeeded else "FAILED")
+                if missed is not None:
+                    raise missed
                 self._answered()
                 if last:
                     return
@@ -246,7 +248,7 @@ class Shipper:
             said = f"MLflow at {self.uri} is not used ({self.refused}); figures stay in {RECORDS}"
             print(f"warning: {said}", file=sys.stderr)
 
-    def _ship(self, server: Server) -> None:
+    def _ship(self, server: Server) -> Exception | None:
         """Every step's records, whatever happens to another's: a run that somebody has deleted takes no more."""
         with self.lock:
             watched, closing = dict(self.watched), dict(self.closing)
@@ -261,8 +263,7 @@ class Shipper:
                         del self.watched[name], self.closing[name]
             except Exception as error:
                 missed = error
-        if missed is not None:
-            raise missed
+        return missed
 
 
 def sent_path(folder: Path) -> Path:
@@ -275,6 +276,13 @@ def read_sent(folder: Path) -> dict | None:
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
+def write_sent(folder: Path, sent: dict) -> None:
+    path = sent_path(folder)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(sent))
+    temporary.replace(path)
+
+
 def ship(server: Server, folder: Path, *, name: str, uri: str, parent: str) -> None:
     """Send the records of `folder` that were not sent yet; a step that was killed goes on in the run it had, on another
     node too: MLflow keeps one copy of a figure that comes twice."""
@@ -283,6 +291,7 @@ def ship(server: Server, folder: Path, *, name: str, uri: str, parent: str) -> N
         with (folder / RECORDS).open("rb") as file:
             if sent is None or sent["uri"] != server.uri:
                 sent = {"uri": server.uri, "run_id": run_of(server, name, uri, parent), "bytes": 0}
+                write_sent(folder, sent)  # before anything can be refused: the run is there
             file.seek(sent["bytes"])
             lines = file.read().split(b"\n")
     except FileNotFoundError:  # not begun yet, or renamed just now: the next round finds it
@@ -290,10 +299,7 @@ def ship(server: Server, folder: Path, *, name: str, uri: str, parent: str) -> N
     whole = [line for line in lines[:-1] if line]
     server.send(sent["run_id"], [json.loads(line) for line in whole], folder)
     sent["bytes"] += sum(len(line) + 1 for line in lines[:-1])
-    path = sent_path(folder)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(sent))
-    temporary.replace(path)
+    write_sent(folder, sent)
 
 
 def run_of(server: Server, name: str, uri: str, parent: str) -> str:

@@ -24,6 +24,7 @@ class FakeApi:
         self.logs: dict[str, str] = {}  # of pods
         self.forbidden: set[tuple[str, str]] = set()  # verb and resource
         self.served = dict(SERVED)
+        self.failures = 0  # requests from now on that find the server unwell
         self.on_create: Callable[[dict[str, Any]], None] = lambda made: None  # what a controller does to a new object
 
     def put(self, path: str, *, labels: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
@@ -38,6 +39,9 @@ class FakeApi:
 
     def answer(self, method: str, url: str, body: Any) -> tuple[int, Any]:
         path, query = urlsplit(url).path, parse_qs(urlsplit(url).query)
+        if self.failures:
+            self.failures -= 1
+            return refusal(503, "the server is starting")
         if path == "/version":
             return 200, {"gitVersion": "v1.34.4"}
         if path.startswith("/apis") and path.count("/") < 4:

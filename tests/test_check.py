@@ -215,7 +215,9 @@ def test_an_image_that_is_refused_for_a_while_is_a_failure(
     monkeypatch.setattr(pulls, "REFUSED_S", 0.1)
     monkeypatch.setattr(pulls, "POLL_S", 0.05)
     kubelet(fake, "ErrImagePull", 'failed to resolve reference "localhost/relic/train:test": not found')
+    began = time.monotonic()
     said = failed(pulls.examined(replace(site, deploys=False)))
+    assert time.monotonic() - began < 5.0  # not the whole time that a pull is watched
     assert said[0] == (
         "image localhost/relic/train:test cannot be pulled (not found); "
         "correct images.train, or images.pull_secrets, in the cluster's file"

@@ -197,6 +197,22 @@ def test_mlflows_run_ends_as_the_workflow_did(
     assert [run.info.status for run in kept.runs.values()] == [mlflow]
 
 
+def test_a_server_that_starts_again_is_waited_for(fake: FakeApi, kept: Kept) -> None:
+    fake.put(f"{JOBS}/runs", labels={"relic.dev/workflow": UID})
+    fake.failures = 3
+    assert ended() == 0
+    assert not fake.of("pytorchjobs")
+
+
+def test_a_server_that_stays_away_ends_the_waiting(
+    fake: FakeApi, kept: Kept, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "PATIENCE_S", 0.1)
+    fake.failures = 10**6
+    assert ended() == 1
+    assert "ending the workflow's PyTorchJobs failed: the server is starting" in said(capsys)
+
+
 def test_jobs_that_may_not_be_deleted_are_said_and_mlflows_run_ends(
     fake: FakeApi, kept: Kept, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +253,17 @@ def test_what_mlflow_has_missed_is_sent_at_the_end(kept: Kept, tmp_path: Path, m
     assert (late.info.run_name, late.info.status, late.data.tags[tracking.NESTED_TAG]) == ("join", "FINISHED", parent)
     assert [record["metrics"]["loss"] for record in late.sent if "loss" in record.get("metrics", {})][:2] == [1, 0.5]
     assert len(kept.runs) == 3
+
+
+def test_mlflows_run_ends_even_where_too_much_is_missing(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(tracking.PARENT, tracking.RUNNER)
+    monkeypatch.setattr(ends, "LATE_S", -1.0)
+    nodes = counted(tmp_path)
+    assert ends.closed(tracking.Server(""), "counting even", {tracking.UID_TAG: UID}, nodes, "FINISHED")
+    assert [run.info.status for run in kept.runs.values()] == ["FINISHED"]
+    assert f"MLflow may lack figures; they are in tracking.jsonl of {nodes[0].uri}" in capsys.readouterr().out
 
 
 def test_runs_that_began_while_mlflow_was_away_are_nested_at_the_end(kept: Kept) -> None:

@@ -86,6 +86,18 @@ def test_options_come_before_a_file(api: Any, fake: FakeApi, tmp_path: Path) -> 
     }  # fmt: skip
 
 
+def test_a_parameter_that_the_template_lacks_is_a_mistake(
+    api: Any, fake: FakeApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = {
+        "workflowTemplateRef": {"name": "world-model"},
+        "arguments": {"parameters": [{"name": "part", "value": "4"}]},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps({"kind": "Workflow", "metadata": {}, "spec": spec}))
+    assert relic("submit", "--file", str(tmp_path / "run.yaml")) == 2
+    assert "world-model has no parameter 'part'; did you mean 'parts'?" in said(capsys)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -213,6 +214,9 @@ class Flaky:
         Flaky.started.append(tags)
         return name
 
+    def go_on(self, name: str, tags: dict[str, str], known: dict[str, str]) -> str:
+        return self.start(name, tags | known)
+
     def send(self, run_id: str, lines: list[dict], folder: Path) -> None:
         self.ask()
         if run_id == "deleted":
@@ -234,6 +238,12 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> type[Flaky]:
     return Flaky
 
 
+def wait_for(what: Callable[[], bool], seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not what() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
 def logged(folder: Path, *losses: float) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for step, loss in enumerate(losses):
@@ -249,8 +259,7 @@ def test_a_server_that_comes_back_gets_everything_once(
     logged(tmp_path / "a", 1.0, 0.5)
     time.sleep(0.1)
     flaky.away = False  # between the start and the end of the step
-    while not flaky.sent:
-        time.sleep(0.01)
+    wait_for(lambda: bool(flaky.sent))
     flaky.away = True
     logged(tmp_path / "a", 0.25)
     shipper.finish("teacher", succeeded=True)
@@ -260,6 +269,26 @@ def test_a_server_that_comes_back_gets_everything_once(
     losses = [line["metrics"]["loss"] for _, lines in flaky.sent for line in lines]
     assert (losses, flaky.ended) == ([1.0, 0.5, 0.25], {"teacher": "FINISHED"})
     assert [line.split()[0] for line in capsys.readouterr().err.splitlines()] == ["warning:", "MLflow"] * 2
+
+
+def test_a_refusal_between_a_runs_start_and_its_figures_makes_no_second_run(
+    tmp_path: Path, flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaky.away = False
+    tries = iter([ConnectionError("gone"), ConnectionError("gone"), None])
+
+    def send(self: Flaky, run_id: str, lines: list[dict], folder: Path) -> None:
+        if error := next(tries, None):
+            raise error
+        flaky.sent.append((run_id, lines))
+
+    monkeypatch.setattr(flaky, "send", send)
+    logged(tmp_path / "a", 1.0)
+    shipper = tracking.Shipper("http://mlflow")
+    shipper.watch("teacher", lambda: tmp_path / "a", uri="s3://b/teacher/key")
+    shipper.finish("teacher", succeeded=True)
+    shipper.close()
+    assert (len(flaky.started), flaky.ended) == (1, {"teacher": "FINISHED"})
 
 
 def test_a_server_that_stays_away_costs_an_end_little(tmp_path: Path, flaky: type[Flaky]) -> None:
@@ -274,13 +303,13 @@ def test_a_server_that_stays_away_costs_an_end_little(tmp_path: Path, flaky: typ
 
 def test_a_run_that_takes_no_more_does_not_hold_up_the_others(tmp_path: Path, flaky: type[Flaky]) -> None:
     flaky.away = False
-    shipper = tracking.Shipper("http://mlflow")
+    shipper = tracking.Shipper("http://mlflow", name="tiny")
     for name in ("deleted", "teacher"):
         logged(tmp_path / name, 1.0)
         shipper.watch(name, partial(logged, tmp_path / name), uri=name)
         shipper.finish(name, succeeded=True)
     shipper.close(away_s=0.1)
-    assert flaky.ended == {"teacher": "FINISHED"}
+    assert flaky.ended == {"teacher": "FINISHED", "tiny": "FINISHED"}
 
 
 def test_an_empty_parent_is_none(tmp_path: Path, flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch) -> None:

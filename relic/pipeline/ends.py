@@ -24,6 +24,7 @@ from relic.pipeline.site import Site
 
 BEGIN_S, END_S = 20.0, 60.0  # the longest that MLflow is waited for
 AWAY_S = 2.0  # between two tries of a server that is away
+PATIENCE_S = 120.0  # with an API server that does not answer
 LATE_S = 40.0  # the longest for what MLflow has missed
 STATUS = {"Succeeded": "FINISHED", "Failed": "FAILED", "Error": "FAILED"}  # Argo's, and MLflow's
 DONE = ("Succeeded", "Failed")  # conditions of a PyTorchJob that has ended
@@ -110,17 +111,35 @@ def end(title: str, values: Mapping[str, str], nodes: list[plan.Node], status: s
     cluster, name, uid = here()
     api, ended = kube.connect(), STATUS.get(status, "FAILED")
     try:
-        with kube.told("ending the workflow's PyTorchJobs"):
-            workflow = kube.look(api, f"{kube.WORKFLOWS.format(cluster.namespace)}/{name}")
-            if workflow is None or "shutdown" in workflow["spec"]:
-                ended = "KILLED"
-            for job in left(api, cluster, uid):
-                print(f"deleting PyTorchJob {job}, which has not ended", flush=True)
-                kube.look(api, f"{kube.JOBS.format(cluster.namespace)}/{job}", method="DELETE")
+        if patiently(lambda: swept(api, cluster, name, uid)):
+            ended = "KILLED"
     finally:
         tags = {**tags_of(cluster, name, values), tracking.UID_TAG: uid}
         if asked(lambda server: closed(server, title, tags, nodes, ended), END_S):
             print(f"MLflow's run is {ended}", flush=True)
+
+
+def swept(api: Any, cluster: Cluster, name: str, uid: str) -> bool:
+    """Deletes the workflow's jobs that have not ended; says whether a person has stopped the workflow."""
+    with kube.told("ending the workflow's PyTorchJobs"):
+        for job in left(api, cluster, uid):
+            print(f"deleting PyTorchJob {job}, which has not ended", flush=True)
+            kube.look(api, f"{kube.JOBS.format(cluster.namespace)}/{job}", method="DELETE")
+        workflow = kube.look(api, f"{kube.WORKFLOWS.format(cluster.namespace)}/{name}")
+        return workflow is None or "shutdown" in workflow["spec"]
+
+
+def patiently(work: Callable[[], bool]) -> bool:
+    """What `work` returns, tried again while the API server does not answer: a job left behind holds its GPUs."""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return work()
+        except OSError as error:
+            if time.monotonic() > until:
+                raise
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+        time.sleep(AWAY_S)
 
 
 def left(api: Any, cluster: Cluster, uid: str) -> list[str]:
@@ -153,14 +172,16 @@ def complete(server: tracking.Server, nodes: list[plan.Node], parent: str) -> No
     """Send the records of finished artifacts that MLflow has no finished run of."""
     until = time.monotonic() + LATE_S
     for node in nodes:
+        if time.monotonic() > until:
+            print(
+                f"warning: MLflow may lack figures; they are in {tracking.RECORDS} of {node.uri} and others", flush=True
+            )
+            return
         manifest = artifacts.open_store(artifacts.split(node.uri)[0]).manifest(node.step.component, node.key)
         if manifest is None or tracking.RECORDS not in manifest["files"]:
             continue
         if server.find({tracking.ARTIFACT_TAG: node.uri}, status="FINISHED"):
             continue
-        if time.monotonic() > until:
-            print(f"warning: MLflow has not got all; {node.uri}/{tracking.RECORDS} and others have it", file=sys.stderr)
-            return
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / node.key
             for name in [tracking.RECORDS, *figures(node.uri, manifest)]:
