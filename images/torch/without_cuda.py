@@ -5,10 +5,10 @@ there is a GPU stay real (packages nvidia-cuda-runtime, nvidia-cuda-cupti); for 
 function returns an error. Run it with the Python whose torch is meant; needs gcc and binutils.
 """
 
-import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,9 +18,7 @@ COMPILING = ("include", "share")  # of torch's folders: what only programs compi
 
 
 def main() -> None:
-    found = importlib.util.find_spec("torch")
-    assert found is not None and found.origin is not None
-    torch = Path(found.origin).parent
+    (torch,) = (Path(place, "torch") for place in sys.path if Path(place, "torch").is_dir())
     libraries = sorted((torch / "lib").glob("*.so*"))
     kept = [*libraries, *(torch.parent / "nvidia").rglob("*.so*")]
     defined = {name for name, _ in symbols(kept, "--defined-only")}
