@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 KEYS = {"AWS_ACCESS_KEY_ID": "relic", "AWS_SECRET_ACCESS_KEY": "relic-relic"}
 BUCKET = "relic"
-POLL_S = 1.0
+POLL_S = 0.5
 ENDED = ("Succeeded", "Failed", "Error")
 
 

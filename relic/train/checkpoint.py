@@ -82,6 +82,8 @@ class Checkpoints:
         for part in self.parts:
             part.restored()
         self.facts |= found.facts
+        if self.mesh.is_first:
+            print(f"going on after step {found.step}, by the checkpoint {found.name} in {self.place.uri}", flush=True)
         return found.step
 
     @property
