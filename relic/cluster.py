@@ -170,6 +170,8 @@ def made(kind: Any, said: Any, where: str) -> Any:
 def value_of(kind: Any, said: Any, where: str) -> Any:
     """A field's value as its annotation says."""
     if type(None) in get_args(kind):
+        if said is None:
+            return None
         kind = get_args(kind)[0]
     if is_dataclass(kind):
         return made(kind, said, where)

@@ -58,6 +58,11 @@ def test_a_mistake_in_a_file_is_one_sentence_with_its_place(tmp_path: Path, chan
     assert str(path) in str(error.value)
 
 
+def test_nothing_is_served_where_the_file_says_so(tmp_path: Path) -> None:
+    assert cluster.load(written(tmp_path, serving=None)).serving is None
+    assert cluster.load(written(tmp_path, serving={})).serving == cluster.Serving()
+
+
 def test_a_pool_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cluster here has no pool 'gpus'; did you mean 'gpu'"):
         cluster.load(written(tmp_path)).pool("gpus")
