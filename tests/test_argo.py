@@ -260,13 +260,20 @@ def test_only_what_was_lost_is_retried(status: str, code: str, message: str, aga
     assert eval(f"({python})", {"re": re, "message": message}) is again
 
 
-def test_a_step_is_retried_within_its_time_and_the_preflight_without_an_expression() -> None:
+def test_a_step_has_its_time_and_one_that_is_launched_may_wait_in_a_queue() -> None:
     rendered = containers(spec("test"))
-    teacher, preflight = rendered["teacher"], rendered["preflight"]
-    assert teacher["activeDeadlineSeconds"] == 3600
-    assert teacher["retryStrategy"]["limit"] == 4
-    assert teacher["retryStrategy"]["backoff"]["maxDuration"] == "3600s"
+    assert rendered["curate"]["activeDeadlineSeconds"] == 3600
+    assert "activeDeadlineSeconds" not in rendered["teacher"]
+    assert rendered["teacher"]["retryStrategy"]["limit"] == 4
+
+
+def test_the_preflight_is_retried_without_an_expression_and_waits_for_new_nodes_only_where_there_are_some() -> None:
+    preflight = containers(spec("test"))["preflight"]
     assert preflight["activeDeadlineSeconds"] < 120
+    assert preflight["timeout"] == "110s"
+    cluster = source("test").cluster
+    scaling = replace(cluster, pools={**cluster.pools, "cpu": replace(cluster.pool("cpu"), scales=True)})
+    assert containers(spec("test", cluster=scaling))["preflight"]["timeout"] == "900s"
     assert preflight["retryStrategy"] == {"limit": 4, "retryPolicy": "OnError"}
 
 
@@ -276,8 +283,9 @@ def test_the_exit_handler_runs_unless_the_preflight_has_failed() -> None:
     ((call,),) = handler["steps"]
     said = re.search("'(.*?)'", call["when"])
     assert said is not None
-    for template, begun in (("preflight", False), ("teacher", True)):
-        failures = json.dumps(json.dumps([{"message": "after the preflight", "templateName": template}]))
+    for name, begun in (("preflight", False), ("preflight(0)", True), ("teacher", True)):
+        failed = {"displayName": name, "message": "after the preflight", "templateName": "preflight"}
+        failures = json.dumps(json.dumps([failed], separators=(",", ":")))
         assert (re.search(said[1], failures) is None) is begun
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from relic import __main__ as command
 from relic import steps, verdict
 from relic.launch import torchrun
+from relic.launch.output import Output
 from relic.verdict import Verdict
 
 TORCHX = Path(sys.prefix) / "torchx" / "bin" / "torchx"
@@ -142,6 +144,18 @@ def text_of(path: Path) -> str:
 
 
 @needs_torchx
+def test_no_line_is_lost_when_torchrun_makes_its_files_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(ranks=tmp_path, agent=tmp_path / "agent")
+    file = tmp_path / "run" / "attempt_0" / "0" / "stdout.log"
+    for words in ("a long first round\n", "resumed\n", "resumed\nand on\n"):
+        if words == "resumed\n":
+            shutil.rmtree(file.parent)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(words)
+        output.pass_on()
+    assert capsys.readouterr().out == "a long first round\nresumed\nand on\n"
+
+
 def test_two_launches_meet_as_two_nodes(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"

@@ -132,6 +132,7 @@ def first(space: Space) -> Disturbed:
     wait_for("another worker", lambda: uid_of(space, worker) not in ("", uid), 120)
     another = uid_of(space, worker)
     wait_for("the teacher", lambda: space.nodes(run)["teacher"]["phase"] == "Succeeded", RUN_S)
+    teacher = log_of(space, launcher)
     # 2. the pod that follows the student's job
     wait_for("the student's job", lambda: job_of(space, "student-init", "Running"), RUN_S)
     before = [job["metadata"]["uid"] for job in space.jobs("student-init")]
@@ -143,7 +144,6 @@ def first(space: Space) -> Disturbed:
     wait_for("the launcher's second pod", again, 120)
     wait_for("the student", lambda: space.nodes(run)["student-init"]["phase"] == "Succeeded", RUN_S)
     after = [job["metadata"]["uid"] for job in space.jobs("student-init")]
-    teacher = log_of(space, launcher)
     return Disturbed(run, space.ended(run, RUN_S), (uid, another), teacher, (before, after))
 
 
@@ -282,13 +282,21 @@ def test_a_stopped_workflow_leaves_no_job(space: Space, first: Disturbed, how: s
     with on_cluster.bucket(space) as bucket:
         bucket.copy("store", how, ("curate", "join"))
     run = space.submit("quick", store=f"s3://relic/{how}")
-    mine = lambda: [job for job in space.jobs() if job["metadata"]["ownerReferences"][0]["name"] == run]  # noqa: E731
+    mine = lambda: [job for job in space.jobs() if unfinished(job) and owner(job) == run]  # noqa: E731
     wait_for("a job", mine, 300)
     if how == "stop":
         space.kubectl("patch", "workflow", run, "--type=merge", "-p", '{"spec": {"shutdown": "Stop"}}')
     else:
         space.kubectl("delete", "workflow", run)
     wait_for("the end of its jobs", lambda: not mine(), 120)
+
+
+def owner(job: dict) -> str:
+    return job["metadata"]["ownerReferences"][0]["name"]
+
+
+def unfinished(job: dict) -> bool:
+    return not {"Succeeded", "Failed"} & {one["type"] for one in job.get("status", {}).get("conditions", [])}
 
 
 # 3. A person's mistakes
@@ -389,7 +397,9 @@ def test_steps_with_gpus_run_with_the_pools_selector_and_tolerations(
 
 
 def test_without_the_toleration_there_is_no_node_for_them(gpu_node: None, tmp_path: Path) -> None:
-    pools = {"cpu": {"cpu": "100m", "tolerations": TOLERATED}, "training": {"gpus": 1, **GPUS}}
+    small = {"cpu": "100m", "scratch": "1Gi"}
+    pools = {name: small | {"tolerations": TOLERATED} for name in ("cpu", "gpu")}
+    pools |= {"training": small | {"gpus": 1, **GPUS}}
     other = installed(tmp_path, "relic-no-gpus", pools=pools, **ELSEWHERE)
     run = other.submit("quick")
     assert other.ended(run, MISTAKE_S)["phase"] == "Failed"

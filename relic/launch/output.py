@@ -32,12 +32,15 @@ class Output:
                 print(line, file=sys.stderr, flush=True)
 
     def lines(self, path: Path) -> list[str]:
-        """Whole lines that are new in a file."""
+        """Whole lines that are new in a file. torchrun makes its files anew when a node comes or goes."""
         if not path.exists():
             return []
+        read = self.read.get(path, 0)
         with path.open("rb") as file:
-            file.seek(self.read.get(path, 0))
+            if os.fstat(file.fileno()).st_size < read:
+                read = 0
+            file.seek(read)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        self.read[path] = self.read.get(path, 0) + len(whole)
+        self.read[path] = read + len(whole)
         return whole.decode(errors="replace").splitlines()

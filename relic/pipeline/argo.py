@@ -37,7 +37,10 @@ except ModuleNotFoundError as error:
 
 ENTRY, PREFLIGHT, EXIT, END = "steps", "preflight", "exit", "end"
 RUN = "parent-run"  # MLflow's run of the whole workflow: an output of the preflight that all templates see
-PREFLIGHT_S = 110  # so that a control image that does not exist ends a run within two minutes
+PREFLIGHT_S = (
+    110  # so that a control image that does not exist ends a run within two minutes, and so does no node for it
+)
+NEW_NODE_S = 900  # the same, where the node has yet to be added
 END_S = 300
 WITHOUT, WITH_MLFLOW = "256Mi", "512Mi"  # memory of the control image; its clients take 100 MiB and 230 MiB
 SET = ("recipe", "store", "parts", "nodes", "deploy")  # of the parameters, those that the first and the last pod take
@@ -48,7 +51,8 @@ or (lastRetry.status == "Failed" and lastRetry.exitCode in ["-1", "70", "75", "1
     and not (lastRetry.message matches
       "^(main: OOMKilled|Pod was active on|Usage of EmptyDir|Pod ephemeral|Container main exceeded)"))
 """  # of exit codes relic/verdict.py has the table; 137 and 143 are SIGKILL and SIGTERM
-BEGUN = f"{{{{=workflow.failures matches 'templateName[^a-z]+{PREFLIGHT}' ? 'no' : 'yes'}}}} == yes"
+# Whether the preflight itself has failed, and not a try of it, which is called preflight(0).
+BEGUN = f"{{{{=workflow.failures matches 'displayName[^a-z]+{PREFLIGHT}[^a-z(]' ? 'no' : 'yes'}}}} == yes"
 LABELS = {"app.kubernetes.io/part-of": "relic"}
 
 
@@ -168,7 +172,8 @@ def template(source: Rendering, step: Step) -> Container:
     inputs = [*step.inputs, *(["part"] if step.fan_out else [])]
     more = {tracking.PARENT: f"{{{{workflow.outputs.parameters.{RUN}}}}}"}
     keys = cluster.serving.keys_secret if cluster.serving and step.component == DEPLOY else ""
-    if trains or pool.gpus:
+    launched = trains or pool.gpus > 0  # and may wait in a queue: its job has a deadline of its own
+    if launched:
         nodes = ["--nodes", said("nodes")] if trains else []
         line = ["relic", "launch", "--backend", "pytorchjob", "--pool", step.pool, *nodes, "--", *line]
         image, account, pool = cluster.images.control, cluster.accounts.launcher, small(cluster, WITHOUT)
@@ -181,11 +186,9 @@ def template(source: Rendering, step: Step) -> Container:
             limit=models.IntOrString(root=cluster.retries),
             retry_policy="Always",
             expression=RETRIED,
-            backoff=typed(
-                models.Backoff, {"duration": "10s", "factor": 2, "cap": "5m", "maxDuration": f"{cluster.step_s}s"}
-            ),
+            backoff=typed(models.Backoff, {"duration": "10s", "factor": 2, "cap": "5m"}),
         ),
-        deadline_s=cluster.step_s,
+        deadline_s=None if launched else cluster.step_s,
     )  # fmt: skip
 
 
@@ -218,7 +221,7 @@ def preflight(source: Rendering) -> Container:
     return pod(
         cluster, PREFLIGHT, line, image=cluster.images.control, account=cluster.accounts.launcher,
         pool=small(cluster, WITH_MLFLOW), outputs={RUN: "/tmp/run"}, deadline_s=PREFLIGHT_S,
-        retried=on_error(cluster), optional=True,
+        pending_s=NEW_NODE_S if cluster.pool("cpu").scales else PREFLIGHT_S, retried=on_error(cluster), optional=True,
     )  # fmt: skip
 
 
@@ -252,12 +255,13 @@ def small(cluster: Cluster, memory: str) -> Pool:
 
 def pod(
     cluster: Cluster, name: str, line: list[str], *, image: str, account: str, pool: Pool,
-    retried: models.RetryStrategy, deadline_s: int, inputs: Collection[str] = (),
+    retried: models.RetryStrategy, deadline_s: int | None, inputs: Collection[str] = (),
     outputs: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None, keys: str = "",
-    optional: bool = False,
+    pending_s: int | None = None, optional: bool = False,
 ) -> Container:  # fmt: skip
     """A template of one container. `outputs` are files that become parameters, `more` are variables, `keys` is the
-    secret with the API key of the roll-out; `optional` says that it starts without the secrets too."""
+    secret with the API key of the roll-out; `pending_s` is the longest wait for a node, which the deadline does not
+    count; `optional` says that it starts without the secrets too."""
     known = {"RELIC_WORKFLOW": "{{workflow.name}}", "RELIC_WORKFLOW_UID": "{{workflow.uid}}", **(more or {})}
     return Container(
         name=name,
@@ -268,6 +272,7 @@ def pod(
         node_selector=dict(pool.node_selector) or None,
         tolerations=[typed(models.Toleration, one) for one in pods.tolerations(pool)] or None,
         active_deadline_seconds=deadline_s,
+        timeout=f"{pending_s}s" if pending_s else None,
         retry_strategy=retried,
         image=image,
         image_pull_policy=cluster.images.pull_policy,
