@@ -221,7 +221,7 @@ def preflight(source: Rendering) -> Container:
     return pod(
         cluster, PREFLIGHT, line, image=cluster.images.control, account=cluster.accounts.launcher,
         pool=small(cluster, WITH_MLFLOW), outputs={RUN: "/tmp/run"}, deadline_s=PREFLIGHT_S,
-        pending_s=NEW_NODE_S if cluster.pool("cpu").scales else PREFLIGHT_S, retried=on_error(cluster), optional=True,
+        retried=on_error(cluster), optional=True,
     )  # fmt: skip
 
 
@@ -257,11 +257,10 @@ def pod(
     cluster: Cluster, name: str, line: list[str], *, image: str, account: str, pool: Pool,
     retried: models.RetryStrategy, deadline_s: int | None, inputs: Collection[str] = (),
     outputs: Mapping[str, str] | None = None, more: Mapping[str, str] | None = None, keys: str = "",
-    pending_s: int | None = None, optional: bool = False,
+    optional: bool = False,
 ) -> Container:  # fmt: skip
     """A template of one container. `outputs` are files that become parameters, `more` are variables, `keys` is the
-    secret with the API key of the roll-out; `pending_s` is the longest wait for a node, which the deadline does not
-    count; `optional` says that it starts without the secrets too."""
+    secret with the API key of the roll-out; `optional` says that it starts without the secrets too."""
     known = {"RELIC_WORKFLOW": "{{workflow.name}}", "RELIC_WORKFLOW_UID": "{{workflow.uid}}", **(more or {})}
     return Container(
         name=name,
@@ -272,7 +271,6 @@ def pod(
         node_selector=dict(pool.node_selector) or None,
         tolerations=[typed(models.Toleration, one) for one in pods.tolerations(pool)] or None,
         active_deadline_seconds=deadline_s,
-        timeout=f"{pending_s}s" if pending_s else None,
         retry_strategy=retried,
         image=image,
         image_pull_policy=cluster.images.pull_policy,
