@@ -21,7 +21,7 @@ from relic.serve.config import Serve
 ROOT = Path(__file__).parents[1]
 CHARTS = ("relic-platform", "relic-serve")
 CLUSTERS = ("test", "one_gpu", "large")
-FOREIGN = {"WorkflowTemplate", "LocalQueue", "ClusterQueue", "ResourceFlavor"}
+FOREIGN = {"WorkflowTemplate", "LocalQueue", "ClusterQueue", "ResourceFlavor", "Topology"}
 HELM = os.environ.get("HELM") or shutil.which("helm") or "helm"
 WORKFLOW = """\
 apiVersion: argoproj.io/v1alpha1
@@ -34,13 +34,14 @@ MAY = {  # account -> (group, resource) -> verbs, of the largest cluster
     "relic-launcher": {
         ("argoproj.io", "workflowtaskresults"): "create patch",
         ("argoproj.io", "workflows"): "get",
-        ("kubeflow.org", "pytorchjobs"): "create delete get list watch",
-        ("kueue.x-k8s.io", "localqueues"): "get list",
-        ("kueue.x-k8s.io", "workloads"): "get list",
-        ("", "pods"): "create get list watch",
+        ("kubeflow.org", "pytorchjobs"): "create delete get list",
+        ("kueue.x-k8s.io", "localqueues"): "get",
+        ("kueue.x-k8s.io", "workloads"): "list",
+        ("", "pods"): "create get list",
         ("", "pods/log"): "get",
         ("", "events"): "list",
-        ("", "nodes"): "get list",
+        ("", "nodes"): "list",
+        ("apps", "deployments/relic-serve"): "get",
         ("", "secrets/relic-mlflow"): "get",
         ("", "secrets/relic-serve-keys"): "get",
         ("", "secrets/registry"): "get",
@@ -157,6 +158,26 @@ def test_the_server_is_given_options_that_it_knows() -> None:
 
 
 @pytest.mark.cluster
+def test_a_folder_can_be_mounted_into_the_server() -> None:
+    volume = {"name": "umt5", "persistentVolumeClaim": {"claimName": "umt5", "readOnly": True}}
+    mount = {"name": "umt5", "mountPath": "/umt5", "readOnly": True}
+    volumes, mounts = f"extraVolumes={json.dumps([volume])}", f"extraVolumeMounts={json.dumps([mount])}"
+    found = server("large", "--set-json", volumes, "--set-json", mounts)
+    kubernetes_validate.validate(found, "1.34", strict=True)
+    template = found["spec"]["template"]["spec"]
+    assert volume in template["volumes"]
+    assert mount in template["containers"][0]["volumeMounts"]
+
+
+@pytest.mark.cluster
+def test_a_roll_out_has_time_for_a_drain_and_a_start() -> None:
+    spec = server("one_gpu", "--set", "drainSeconds=1469")["spec"]
+    start = spec["template"]["spec"]["containers"][0]["startupProbe"]
+    started = start["failureThreshold"] * start["periodSeconds"]
+    assert spec["progressDeadlineSeconds"] > spec["template"]["spec"]["terminationGracePeriodSeconds"] + started
+
+
+@pytest.mark.cluster
 def test_a_pod_has_time_to_drain_before_it_is_killed() -> None:
     assert server("large", "--set", "drainSeconds=77")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 77
 
@@ -168,8 +189,12 @@ def test_a_pod_has_time_to_drain_before_it_is_killed() -> None:
         ("relic-platform", "kueue.enable=true", "enable.* not allowed"),
         ("relic-platform", "networkPolicy.egress[0].namespace=minio", "egress.*oneOf"),
         ("relic-platform", "kueue.flavors[0].quotas.tpu=1", "serving has no quota of tpu, which the first one has"),
+        ("relic-platform", "kueue.flavors[2].name=x,kueue.flavors[2].topology=racks", "flavors/2.*nodeLabels"),
+        ("relic-platform", "kueue.topologies[1].name=x", "topologies/1.*levels"),
         ("relic-serve", "replica=2", "replica.* not allowed"),
         ("relic-serve", "memoryDtype=fp4", "memoryDtype"),
+        ("relic-serve", "progressSeconds=1830", "progressSeconds is 1830; it must be more than 1830"),
+        ("relic-serve", "extraVolumeMounts[0].name=umt5", "mountPath"),
         ("relic-serve", "image=", "give image: the serve image by digest"),
         ("relic-serve", "openToAll=true", "give apiKeys.existingSecret, or openToAll: true if everybody may walk"),
     ],
@@ -201,14 +226,35 @@ def test_values_agree_with_the_cluster_s_file(name: str) -> None:
     template = server(name)["spec"]["template"]["spec"]
     (container,) = template["containers"]
     assert container["image"] == cluster.images.serve
-    assert [one["secretRef"]["name"] for one in container.get("envFrom", [])] == present(cluster.store_secret)
+    assert bool(container.get("envFrom")) == bool(cluster.store_secret)
     assert cluster.environment.items() <= {one["name"]: one["value"] for one in container["env"]}.items()
     assert ("--open-to-all" in container["args"]) == (not cluster.serving.keys_secret)
     assert cluster.serving.address == "http://relic-serve:8000"
 
 
-def present(name: str) -> list[str]:
-    return [name] if name else []
+@pytest.mark.cluster
+def test_the_queue_admits_trainings_that_ask_for_a_topology() -> None:
+    training = clusters.load(ROOT / "workflows" / "clusters" / "large.yaml").pool("training")
+    objects = rendered("relic-platform", "large")
+    levels = {
+        found["metadata"]["name"]: [level["nodeLabel"] for level in found["spec"]["levels"]]
+        for found in of_kind(objects, "Topology")
+    }
+    (flavor,) = [found["spec"] for found in of_kind(objects, "ResourceFlavor") if "topologyName" in found["spec"]]
+    assert flavor["nodeLabels"].items() <= training.node_selector.items()
+    assert training.topology in levels[flavor["topologyName"]]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ["one_gpu", "large"])
+def test_the_server_is_not_given_the_credentials_of_the_runs(name: str) -> None:
+    cluster = clusters.load(ROOT / "workflows" / "clusters" / f"{name}.yaml")
+    (container,) = server(name)["spec"]["template"]["spec"]["containers"]
+    assert {"secretRef": {"name": cluster.store_secret}} not in container.get("envFrom", [])
+    accounts = of_kind(rendered("relic-platform", name) + rendered("relic-serve", name), "ServiceAccount")
+    given = {found["metadata"]["name"]: found["metadata"].get("annotations", {}) for found in accounts}
+    own = given.pop("relic-serve")
+    assert not [annotations for annotations in given.values() if annotations and annotations == own]
 
 
 @pytest.mark.parametrize("chart", CHARTS)

@@ -41,12 +41,12 @@ PERSON: Rights = (
 LAUNCHER: Rights = (
     ("get", "argoproj.io", "workflows"),
     ("create patch", "argoproj.io", "workflowtaskresults"),
-    ("get list watch create delete", "kubeflow.org", "pytorchjobs"),
-    ("get list watch create", "", "pods"),
+    ("get list create delete", "kubeflow.org", "pytorchjobs"),
+    ("get list create", "", "pods"),
     ("get", "", "pods/log"),
     ("list", "", "events"),
 )
-QUEUED: Rights = (("get list", "kueue.x-k8s.io", "localqueues"), ("get list", "kueue.x-k8s.io", "workloads"))
+QUEUED: Rights = (("get", "kueue.x-k8s.io", "localqueues"), ("list", "kueue.x-k8s.io", "workloads"))
 
 
 @dataclass(frozen=True, kw_only=True)
