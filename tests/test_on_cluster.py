@@ -74,7 +74,7 @@ def space() -> Space:
     kubectl("create", "-f", "-", given=yaml.safe_dump_all(on_cluster.services("relic")))
     space.kubectl("wait", "--for=condition=Available", "deployment/moto", "deployment/mlflow", "--timeout=120s")
     for chart, given in (
-        ("relic-platform", ("--set-file", "workflows=workflows/rendered/test.yaml", "--set", "namespace.manage=false")),
+        ("relic-platform", ("--set-file", "workflows=workflows/rendered/test.yaml")),
         ("relic-serve", ()),
     ):
         values = f"charts/{chart}/clusters/test.yaml"
