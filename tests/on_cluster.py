@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 KEYS = {"AWS_ACCESS_KEY_ID": "relic", "AWS_SECRET_ACCESS_KEY": "relic-relic"}
 BUCKET = "relic"
 POLL_S = 0.5
+TESTED = "relic.dev/test"  # the label of the tests' own namespaces
 ENDED = ("Succeeded", "Failed", "Error")
 
 
@@ -63,6 +64,12 @@ class Space:
 
     def kubectl(self, *args: str, given: str = "") -> str:
         return kubectl("-n", self.name, *args, given=given)
+
+    def delete(self, *, wait: bool = False) -> None:
+        """The namespace, and what the charts have made outside of it."""
+        for chart in ("relic-serve", "relic-platform"):
+            command("helm", "uninstall", chart, "--namespace", self.name)
+        kubectl("delete", "namespace", self.name, f"--wait={str(wait).lower()}")
 
     def objects(self, kind: str, selector: str = "") -> list[dict]:
         chosen = ["-l", selector] if selector else []
@@ -155,9 +162,13 @@ def services(namespace: str) -> list[dict[str, Any]]:
 
 
 def namespace(name: str) -> Space:
-    """A fresh namespace under restricted Pod Security, with the secret of the store."""
-    kubectl("delete", "namespace", name, "--ignore-not-found", "--wait")
-    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    """A fresh namespace under restricted Pod Security, with the secret of the store. One of that name from an earlier
+    test is deleted, and nobody else's."""
+    found = command("kubectl", "get", "namespace", name, "-o", "json")
+    if found.returncode == 0:
+        assert TESTED in json.loads(found.stdout)["metadata"]["labels"], f"namespace {name} is there, and not a test's"
+        Space(name).delete(wait=True)
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")} | {TESTED: "true"}
     made = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}},
         {

@@ -68,7 +68,7 @@ def relic(*args: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def space() -> Space:
+def space() -> Iterator[Space]:
     """The namespace `relic`, exactly as the committed files say."""
     space = on_cluster.namespace("relic")
     kubectl("create", "-f", "-", given=yaml.safe_dump_all(on_cluster.services("relic")))
@@ -82,7 +82,9 @@ def space() -> Space:
         assert done.returncode == 0, done.stderr
     with on_cluster.bucket(space) as bucket:
         bucket.client.create_bucket(Bucket=on_cluster.BUCKET)
-    return space
+    yield space
+    if not os.environ.get("RELIC_TEST_KEEP"):
+        space.delete()
 
 
 def pod_of(space: Space, run: str, step: str) -> str:
@@ -327,7 +329,7 @@ def test_a_mistake_ends_within_two_minutes_by_one_sentence(
     assert said in other.said(run)
     tries = [name for name in other.nodes(run) if name.startswith("preflight(")]
     assert tries == ["preflight(0)"]
-    kubectl("delete", "namespace", other.name, "--wait=false")
+    other.delete()
 
 
 # 4. Queues and nodes
@@ -351,7 +353,7 @@ def test_of_two_runs_and_room_for_one_the_second_is_queued_and_then_runs(
     assert "Queued" in queued(other, run)
     wait_for("its turn", lambda: not suspended(other.object("pytorchjob", waits)), 300)
     wait_for("its end", lambda: other.nodes(run)["pose-net"]["phase"] == "Succeeded", 300)
-    kubectl("delete", "namespace", other.name, "--wait=false")
+    other.delete()
 
 
 def suspended(job: dict) -> bool:
@@ -371,6 +373,8 @@ TOLERATED = [{"key": "relic.dev/gpus"}]
 def gpu_node() -> Iterator[None]:
     """The cluster's only node as one of GPUs, which takes only pods that tolerate it."""
     (node,) = [node["metadata"]["name"] for node in json.loads(kubectl("get", "nodes", "-o", "json"))["items"]]
+    given = {kind: {"nvidia.com/gpu": "4"} for kind in ("capacity", "allocatable")}  # pretended
+    kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", json.dumps({"status": given}))
     kubectl("label", "node", node, "relic.dev/pool=gpus")
     kubectl("taint", "node", node, "relic.dev/gpus=:NoSchedule")
     yield
@@ -393,7 +397,7 @@ def test_steps_with_gpus_run_with_the_pools_selector_and_tolerations(
     assert {pod["spec"]["nodeSelector"]["relic.dev/pool"] for pod in pods} == {"gpus"}
     assert {pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for pod in pods} == {"1"}
     assert job["metadata"]["ownerReferences"][0]["name"] == run
-    kubectl("delete", "namespace", other.name, "--wait=false")
+    other.delete()
 
 
 def test_without_the_toleration_there_is_no_node_for_them(gpu_node: None, tmp_path: Path) -> None:
@@ -404,7 +408,7 @@ def test_without_the_toleration_there_is_no_node_for_them(gpu_node: None, tmp_pa
     run = other.submit("quick")
     assert other.ended(run, MISTAKE_S)["phase"] == "Failed"
     assert "pool training" in other.said(run)
-    kubectl("delete", "namespace", other.name, "--wait=false")
+    other.delete()
 
 
 # 5. What the API server says
@@ -454,7 +458,7 @@ def test_a_workflow_of_many_parts_completes_and_stays_small(space: Space, first:
     stored = len(json.dumps(space.object("workflow", run)["status"]))
     said = {"parts": PARTS, "seconds": seconds, "seconds_per_part": seconds / PARTS, "status_bytes": stored}
     print(json.dumps(said))
-    assert stored < 1_000_000
+    assert stored / PARTS < 2000  # 1 MiB is what Argo stores of a workflow, compressed to a tenth of this
 
 
 def many(space: Space, parts: int) -> str:
