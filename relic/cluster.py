@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from relic.mistakes import UserError, allowed
+from relic.mistakes import UserError, allowed, nodes_of
 
 FILE = "RELIC_CLUSTER"  # the variable with the path of the file, in every pod of a run
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
@@ -51,13 +51,18 @@ class Pool:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Toleration, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # such as NCCL_SOCKET_IFNAME
+    resources: Mapping[str, str] = field(default_factory=dict)  # what a pod asks beside, such as rdma/hca: "1"
+    runtime_class: str = ""  # of what is launched; GPUs want `nvidia` on k3s and RKE2, nothing under the GPU operator
+    priority_class: str = ""  # of what is launched; Kubernetes' own, which ends pods of a lower one to make room
 
     def __post_init__(self) -> None:
         for name in ("cpu", "memory", "scratch", "shared_memory"):
             if not QUANTITY.fullmatch(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a quantity such as 500m or 8Gi")
-        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nodes):
-            raise ValueError(f"nodes is {self.nodes!r}; it must be a number such as 2, or MIN:MAX such as 1:4")
+        for name, asked in self.resources.items():
+            if not QUANTITY.fullmatch(asked):
+                raise ValueError(f"resources has {name}: {asked!r}; it must be a quantity such as 1 or 8Gi")
+        nodes_of(self.nodes)
         if self.gpus < 0 or self.processes < 1:
             raise ValueError(f"gpus is {self.gpus} and processes {self.processes}; allowed are at least 0 and 1")
 
@@ -132,12 +137,25 @@ class Cluster:
         return self.pools[name]
 
 
+class Loader(yaml.SafeLoader):
+    """Its numbers are decimal. YAML 1.1 has others: it takes the nodes 2:8 for 128, on the base of sixty."""
+
+
+INT, FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (INT, FLOAT)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(INT, re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789"))
+Loader.add_implicit_resolver(FLOAT, re.compile(r"[-+]?\d+\.\d*$"), list("-+0123456789"))
+
+
 def load(path: Path) -> Cluster:
     """The cluster of a file; a mistake in it is one sentence."""
     if not path.is_file():
         raise UserError(f"there is no cluster file {path}; workflows/clusters/ has examples")
     try:
-        said = yaml.safe_load(path.read_text())
+        said = yaml.load(path.read_text(), Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from error
     return made(Cluster, said, str(path))

@@ -23,7 +23,9 @@ def outcome(command: str) -> Iterator[dict[str, int]]:
     try:
         yield result
     except verdict.Stopped as stopped:
-        result["code"] = end(stopped, verdict.STOPPED, str(stopped))
+        result["code"] = end(stopped, verdict.STOPPED, str(stopped), asked=True)
+    except verdict.Unreachable as away:
+        result["code"] = end(away, verdict.STOPPED, f"{away}; the same command goes on")
     except KeyboardInterrupt:
         print("relic: stopped; run the same command again to go on", file=sys.stderr)
         result["code"] = 130
@@ -56,10 +58,10 @@ def full_disk(error: BaseException | None) -> bool:
     return False
 
 
-def end(error: BaseException, code: int, text: str) -> int:
+def end(error: BaseException, code: int, text: str, *, asked: bool = False) -> int:
     """Say how a command ended, to a person and to who launched it."""
     say(error, text)
-    verdict.write(code, text)
+    verdict.write(code, text, asked=asked)
     return code
 
 

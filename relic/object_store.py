@@ -18,17 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from boto3.exceptions import S3UploadFailedError
+from boto3.exceptions import RetriesExceededError, S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+from urllib3.exceptions import HTTPError
 
 from relic.artifacts import MANIFEST, LocalStore, cache_folder, discard, verify
 from relic.mistakes import UserError
+from relic.verdict import Unreachable
 
 READ_AHEAD = 2**23  # bytes that are fetched for what is smaller
 PARTS = TransferConfig(multipart_chunksize=2**26)  # of 10,000 at most: 640 GB an object
+FAILURES = (ClientError, BotoCoreError, S3UploadFailedError, RetriesExceededError, HTTPError)  # what boto3 raises
 REFUSALS = ("NoSuchBucket", "AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+LATER = (
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "ExpiredToken",
+)  # answers that change by themselves, as 429 and 5xx do
 
 
 class S3Store:
@@ -55,15 +63,14 @@ class S3Store:
 
     def read(self, step: str, key: str, name: str, sha256: str = "") -> bytes:
         """A file of a finished artifact; its sha256 is of the manifest, which itself has none."""
-        try:
-            found = self.name(*(part for part in (step, key, sha256, name) if part))
-            return self.client.get_object(Bucket=self.bucket, Key=found)["Body"].read()
-        except ClientError as error:
-            if code_of(error) in ("NoSuchKey", "404"):
-                raise FileNotFoundError(f"{self.uri(step, key)} has no {name}") from error
-            raise refusal(self.uri(step, key), error) from error
-        except BotoCoreError as error:
-            raise refusal(self.uri(step, key), error) from error
+        found = self.name(*(part for part in (step, key, sha256, name) if part))
+        with said(self.uri(step, key)):
+            try:
+                return self.client.get_object(Bucket=self.bucket, Key=found)["Body"].read()
+            except ClientError as error:
+                if code_of(error) in ("NoSuchKey", "404"):
+                    raise FileNotFoundError(f"{self.uri(step, key)} has no {name}") from error
+                raise
 
     def write_if_absent(self, name: str, data: bytes) -> bool:
         """Put an object that is not there yet; False when it is."""
@@ -84,23 +91,19 @@ class S3Store:
         manifest = self.local.manifest(step, key)
         if manifest is None:
             raise UserError(f"{folder} is not finished; only a finished artifact is uploaded to {self.uri(step, key)}")
-        try:
+        with said(self.uri(step, key)):
             for name, fact in manifest["files"].items():
                 self.upload(folder / name, self.name(step, key, fact["sha256"], name), fact["bytes"])
             data = (folder / MANIFEST).read_bytes()
             if not self.write_if_absent(self.name(step, key, MANIFEST), data) and self.manifest(step, key) != manifest:
                 discard(folder)
-        except (ClientError, BotoCoreError) as error:
-            raise refusal(self.uri(step, key), error) from error
 
     def check(self) -> None:
         """Put a small object and delete it; one sentence where that is refused."""
         name = self.name(f".check.{os.getpid()}")
-        try:
+        with said(f"s3://{self.place}"):
             self.client.put_object(Bucket=self.bucket, Key=name, Body=b"relic")
             self.client.delete_object(Bucket=self.bucket, Key=name)
-        except (ClientError, BotoCoreError) as error:
-            raise refusal(f"s3://{self.place}", error) from error
 
     def upload(self, path: Path, name: str, size: int) -> None:
         """Upload a file, unless an interrupted call has done it."""
@@ -122,14 +125,12 @@ class S3Store:
                 return folder
             arriving = folder.with_name(f"{key}.arriving")
             arriving.mkdir(parents=True, exist_ok=True)
-            try:
+            with said(self.uri(step, key)):
                 for name, fact in manifest["files"].items():
                     path = arriving / name
                     if not path.is_file() or path.stat().st_size != fact["bytes"]:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         self.client.download_file(self.bucket, self.name(step, key, fact["sha256"], name), str(path))
-            except (ClientError, BotoCoreError) as error:
-                raise refusal(self.uri(step, key), error) from error
             try:
                 verify(arriving, manifest["files"])
             except UserError:
@@ -233,7 +234,7 @@ def said(uri: str) -> Iterator[None]:
     """Says in words what boto3 raises."""
     try:
         yield
-    except (ClientError, BotoCoreError, S3UploadFailedError) as error:
+    except FAILURES as error:
         raise refusal(uri, error) from error
 
 
@@ -241,8 +242,23 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def refusal(uri: str, error: Any) -> Exception:
-    """One sentence: a bucket that is not there or not ours is a person's mistake, a network that fails is not."""
-    if isinstance(error, ClientError) and code_of(error) in REFUSALS:
-        return UserError(f"{uri} cannot be used: {code_of(error)}; give a bucket that exists and that you may use")
-    return OSError(f"{uri} cannot be reached: {error}")
+def answer_in(error: BaseException | None) -> ClientError | None:
+    """The store's answer behind what boto3 raises, which of an upload is another error."""
+    while error is not None and not isinstance(error, ClientError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def refusal(uri: str, error: Exception) -> Exception:
+    """One sentence: a bucket that is not there or not ours is a person's mistake, what may be answered another time is
+    `Unreachable`, any other answer a failure."""
+    answer = answer_in(error)
+    code = "" if answer is None else code_of(answer)
+    if code in REFUSALS:
+        return UserError(f"{uri} cannot be used: {code}; give a bucket that exists and that you may use")
+    if isinstance(error, ParamValidationError):
+        return UserError(f"{uri} cannot be used: {error}")
+    status = 500 if answer is None else answer.response["ResponseMetadata"]["HTTPStatusCode"]
+    if status >= 500 or status == 429 or code in LATER:
+        return Unreachable(f"{uri} cannot be reached: {error}")
+    return OSError(f"{uri} is refused: {error}")

@@ -62,9 +62,9 @@ def secrets(cluster: Cluster, *, optional: bool = False) -> list[dict[str, Any]]
 
 def resources(cluster: Cluster, pool: Pool) -> dict[str, Any]:
     """No limit on cores: an idle node's are for whoever is there."""
-    gpus = {cluster.gpu: str(pool.gpus)} if pool.gpus else {}
-    asked = {"cpu": pool.cpu, "memory": pool.memory, "ephemeral-storage": pool.scratch, **gpus}
-    return {"requests": asked, "limits": {"memory": pool.memory, **gpus}}
+    devices = {**({cluster.gpu: str(pool.gpus)} if pool.gpus else {}), **pool.resources}
+    asked = {"cpu": pool.cpu, "memory": pool.memory, "ephemeral-storage": pool.scratch, **devices}
+    return {"requests": asked, "limits": {"memory": pool.memory, **devices}}
 
 
 def tolerations(pool: Pool) -> list[dict[str, str]]:

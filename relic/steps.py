@@ -4,19 +4,23 @@ A step computes its key, ends at once when the artifact is there, and else runs 
 that outlives a kill, writes the manifest and says the artifact's URI.
 """
 
+import contextlib
 import functools
 import importlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from relic import artifacts, tracking
 from relic.mistakes import UserError
+from relic.verdict import Stopped
 
 PARENT_PROCESS = "RELIC_PARENT_PROCESS"  # id of the runner whose child this process is
 
@@ -118,16 +122,35 @@ def perform(
         make, step, config, inputs, {**span, **({"ray": ray} if step.ray else {})}, place=place,
         facts={"step": step.name, "version": step.version, "key": name, "parameters": values, "inputs": dict(inputs)},
     )  # fmt: skip
-    if num_processes() > 1:
-        together(step, name, place, work, parallel)
-    elif place.manifest(step.name, name) is None:
-        with place.local.working(step.name, name) as out:
-            if place.local.manifest(step.name, name) is None:
-                work(out=out, mesh=mesh_of(parallel) if step.trains else None)
-            place.publish(step.name, name)
-    elif step.holds and not function_at(step.holds)(config, **inputs, store=place.local.root):
-        again(step, config, inputs, out=place.local.partial(step.name, name).with_suffix(".again"))
+    with contextlib.nullcontext() if step.trains else ended_by_sigterm():
+        if num_processes() > 1:
+            together(step, name, place, work, parallel)
+        elif place.manifest(step.name, name) is None:
+            with place.local.working(step.name, name) as out:
+                if place.local.manifest(step.name, name) is None:
+                    work(out=out, mesh=mesh_of(parallel) if step.trains else None)
+                place.publish(step.name, name)
+        elif step.holds and not function_at(step.holds)(config, **inputs, store=place.local.root):
+            again(step, config, inputs, out=place.local.partial(step.name, name).with_suffix(".again"))
     return place.uri(step.name, name)
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises `Stopped`: a container's first process does not end by itself. Trainings save first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would come into the clearing up
+        raise Stopped("stopped by SIGTERM; the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def again(step: Step, config: Any, inputs: Mapping[str, list[str]], *, out: Path) -> None:

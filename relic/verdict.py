@@ -8,7 +8,7 @@ RELIC_VERDICT names, and `relic launch` ends with its code. The exit codes of re
     2    a person's mistake
     3    out of memory
     70   a process hung
-    75   stopped by SIGTERM (EX_TEMPFAIL of sysexits.h): the same command goes on
+    75   stopped by SIGTERM, or by a store that does not answer (EX_TEMPFAIL of sysexits.h): the same command goes on
     130  stopped by Ctrl-C: the same command goes on
 """
 
@@ -25,25 +25,31 @@ FILE = "RELIC_VERDICT"  # the variable with the file's path; without it nothing 
 RESTART = "TORCHELASTIC_RESTART_COUNT"  # torchrun's: how often it has started this group again
 
 
-class Stopped(Exception):
-    """A training has saved its state, for it was asked to end."""
+class Stopped(BaseException):
+    """What was asked to end does, its work saved. As Ctrl-C it is nothing that a step may take for a failure."""
+
+
+class Unreachable(ConnectionError):
+    """A store does not answer, or not now: the same command goes on another time."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     code: int
     text: str  # one sentence for a person
+    asked: bool = False  # whether it ended because it was asked to
 
 
-def write(code: int, text: str) -> None:
+def write(code: int, text: str, *, asked: bool = False) -> None:
     """Say how this process ended. The first one counts, for the others often fail of it.
 
-    After a restart the old verdict is void. STOPPED is the weakest: who survives a failure is stopped because of it."""
+    After a restart the old verdict is void. Of who was asked to end it is the weakest: who survives a failure is asked
+    to because of it."""
     if FILE in os.environ:
         with locked(Path(os.environ[FILE])) as path:
             found = current(path)
-            if found is None or (found.code == STOPPED and code != STOPPED):
-                said = {**asdict(Verdict(code, " ".join(text.split()))), "restart": restart()}
+            if found is None or (found.asked and not asked):
+                said = {**asdict(Verdict(code, " ".join(text.split()), asked)), "restart": restart()}
                 path.with_suffix(".new").write_text(json.dumps(said))
                 path.with_suffix(".new").replace(path)
 
@@ -59,13 +65,13 @@ def begin() -> None:
 def read(path: Path) -> Verdict | None:
     """The verdict in a file; None where nobody has written one."""
     said = written(path)
-    return None if said is None else Verdict(said["code"], said["text"])
+    return None if said is None else Verdict(said["code"], said["text"], said["asked"])
 
 
 def current(path: Path) -> Verdict | None:
     """The verdict of this start of the group, not of one before."""
     said = written(path)
-    return Verdict(said["code"], said["text"]) if said is not None and said["restart"] == restart() else None
+    return read(path) if said is not None and said["restart"] == restart() else None
 
 
 def written(path: Path) -> dict | None:

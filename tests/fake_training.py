@@ -41,7 +41,7 @@ def command(args: list[str]) -> int:
 def save(number: int, frame: FrameType | None) -> None:
     """As a training does that was told to stop."""
     time.sleep(SAVE_S)
-    verdict.write(verdict.STOPPED, "saved at step 7")
+    verdict.write(verdict.STOPPED, "saved at step 7", asked=True)
     sys.exit(verdict.STOPPED)
 
 

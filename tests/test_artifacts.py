@@ -10,10 +10,14 @@ from pathlib import Path
 import boto3
 import moto
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, IncompleteReadError
+from botocore.response import StreamingBody
+from urllib3.exceptions import ProtocolError, SSLError
 
 from relic import artifacts
 from relic.artifacts import LocalStore
 from relic.mistakes import UserError
+from relic.verdict import Unreachable
 
 KEY = "0123456789abcdef0123"
 FACTS = {"step": "grow", "version": 1, "key": KEY, "parameters": {}, "inputs": {}, "summary": {}, "seconds": 1.0}
@@ -293,6 +297,62 @@ def test_s3_damage_is_found_on_arrival(s3, tmp_path: Path, monkeypatch: pytest.M
 def test_s3_bucket_that_is_not_there_is_a_sentence(s3) -> None:
     with pytest.raises(UserError, match=r"s3://nowhere/grow/.* cannot be used: NoSuchBucket"):
         artifacts.open_store("s3://nowhere").manifest("grow", KEY)
+
+
+def answered(code: str, status: int) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("raised", "becomes"),
+    [
+        (EndpointConnectionError(endpoint_url="http://s3"), Unreachable),
+        (IncompleteReadError(actual_bytes=1, expected_bytes=2), Unreachable),
+        (SSLError("cut"), Unreachable),
+        (answered("SlowDown", 503), Unreachable),
+        (answered("RequestTimeout", 400), Unreachable),
+        (answered("AccessDenied", 403), UserError),
+        (answered("InvalidRequest", 400), OSError),
+    ],
+)
+def test_s3_that_does_not_answer_now_is_told_from_a_refusal(
+    raised: Exception, becomes: type, s3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: object) -> None:
+        raise raised
+
+    make(s3.local)
+    for name in ("head_object", "get_object", "put_object"):
+        monkeypatch.setattr(s3.client, name, fails)
+    for use in (lambda: s3.manifest("grow", KEY), lambda: s3.publish("grow", KEY), s3.check):
+        with pytest.raises(becomes, match=r"^s3://walks/tiny") as said:
+            use()
+        assert type(said.value) is becomes
+
+
+def test_s3_that_hangs_up_within_a_file_is_away(s3, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut:
+        def read(self, amount: int | None = None) -> bytes:
+            raise ProtocolError("reset")
+
+    monkeypatch.setattr(s3.client, "get_object", lambda **_: {"Body": StreamingBody(Cut(), 3)})
+    with pytest.raises(Unreachable, match=r"cannot be reached: .*reset"):
+        s3.manifest("grow", KEY)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "becomes"), [("AccessDenied", 403, UserError), ("SlowDown", 503, Unreachable)]
+)
+def test_s3_that_refuses_an_upload_says_why(
+    code: str, status: int, becomes: type, s3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: object) -> None:
+        raise answered(code, status)
+
+    make(s3.local)
+    monkeypatch.setattr(s3.client, "put_object", fails)  # boto3 makes another error of it
+    with pytest.raises(becomes, match=rf"s3://walks/tiny/grow/{KEY} cannot be .*{code}"):
+        s3.publish("grow", KEY)
 
 
 def test_manifest_is_plain_json(store: LocalStore) -> None:

@@ -44,6 +44,8 @@ def test_a_file_becomes_typed_values(tmp_path: Path) -> None:
         ({"images": {"train": "a"}}, "images: missing 2 required keyword-only arguments: 'serve' and 'control'"),
         ({"pools": {"cpu": {"memory": "lots"}}}, "pools.cpu: memory is 'lots'; it must be a quantity"),
         ({"pools": {"cpu": {"nodes": "4:"}}}, "nodes is '4:'; it must be a number such as 2, or MIN:MAX"),
+        ({"pools": {"cpu": {"nodes": "8:2"}}}, "pools.cpu: nodes is '8:2'; it must be a number such as 2, or MIN:MAX"),
+        ({"pools": {"cpu": {"resources": {"rdma/hca": "all"}}}}, "resources has rdma/hca: 'all'; it must be a quan"),
         ({"pools": {"cpu": {"tolerations": [{"key": "x", "operator": "Has"}]}}}, "operator is 'Has'; allowed are"),
         ({"pools": {"cpu": {"tolerations": "x"}}}, "tolerations is 'x'; it must be a list"),
         ({"namespace": "My Team"}, "namespace is 'My Team'; allowed are small letters, digits and hyphens"),
@@ -56,6 +58,16 @@ def test_a_mistake_in_a_file_is_one_sentence_with_its_place(tmp_path: Path, chan
         cluster.load(path)
     assert said in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_numbers_are_decimal_without_quotes_too(tmp_path: Path) -> None:
+    path = tmp_path / "here.yaml"
+    path.write_text(yaml.safe_dump({**LEAST, "pools": {"cpu": {"nodes": "some", "gpus": 8}}}).replace("some", "2:8"))
+    assert "nodes: 2:8\n" in path.read_text()
+    assert cluster.load(path).pool("cpu") == Pool(nodes="2:8", gpus=8)
+    path.write_text(path.read_text().replace("2:8", "3") + "step_s: 60\nqueue: 1.5\n")
+    found = cluster.load(path)
+    assert (found.pool("cpu").nodes, found.step_s, found.queue) == ("3", 60, "1.5")
 
 
 def test_nothing_is_served_where_the_file_says_so(tmp_path: Path) -> None:
@@ -89,3 +101,10 @@ def test_memory_is_asked_and_limited_and_gpus_carry_the_clusters_name() -> None:
     assert found["limits"] == {"memory": "64Gi", "amd.com/gpu": "8"}
     assert found["requests"]["amd.com/gpu"] == "8"
     assert "nvidia.com/gpu" not in found["requests"]
+
+
+def test_what_else_a_pod_asks_is_a_limit_too() -> None:
+    here = Cluster(**{**LEAST, "images": None, "pools": {}})
+    found = pods.resources(here, Pool(gpus=8, resources={"rdma/hca": "1"}))
+    assert found["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "8", "rdma/hca": "1"}
+    assert found["requests"]["rdma/hca"] == "1"

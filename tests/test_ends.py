@@ -121,6 +121,7 @@ def test_mlflow_that_is_away_costs_a_run_one_warning(
         ("--recipe", "tyni", "did you mean 'tiny'?"),
         ("--parts", "many", "parts is many; it must be 1 to 10000"),
         ("--deploy", "perhaps", "deploy is 'perhaps'"),
+        ("--nodes", "8:2", "nodes is '8:2'; it must be a number such as 2, or MIN:MAX such as 1:4"),
     ],
 )
 def test_a_persons_mistake_is_one_sentence(

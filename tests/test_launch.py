@@ -206,7 +206,7 @@ def test_slurm_gets_a_script_with_the_command_as_it_is(capfd: pytest.CaptureFixt
         (1, verdict.MISTAKE, False, verdict.MISTAKE),
         (1, verdict.OUT_OF_MEMORY, True, verdict.OUT_OF_MEMORY),
         (1, verdict.STOPPED, True, verdict.STOPPED),
-        (1, verdict.STOPPED, False, verdict.FAILURE),  # stopped by torchrun, because another process was killed
+        (1, verdict.STOPPED, False, verdict.STOPPED),  # its store does not answer
         (1, None, True, verdict.STOPPED),
         (1, None, False, verdict.FAILURE),
     ],
@@ -215,6 +215,14 @@ def test_a_launch_ends_as_its_processes_say(code: int, said: int | None, stopped
     found = torchrun.ending(code, None if said is None else Verdict(said, "so"), stopped=stopped)
     assert found.code == ended
     assert bool(found.text) == (ended != verdict.DONE)
+
+
+def test_who_survives_a_process_that_was_killed_does_not_say_why(tmp_path: Path) -> None:
+    asked = Verdict(verdict.STOPPED, "stopped with step 3 saved", asked=True)  # by torchrun
+    assert torchrun.ending(1, asked, stopped=True) == asked
+    found = torchrun.ending(1, asked, stopped=False)
+    assert found.code == verdict.FAILURE
+    assert "ended without a word" in found.text
 
 
 # Mistakes
@@ -260,11 +268,9 @@ def test_ray_workers_meet_restart_and_say_how_they_ended(tmp_path: Path) -> None
     ended = subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
-    assert found["done"] == {"code": verdict.DONE, "text": ""}
-    assert found["killed once, then a mistake"] == {
-        "code": verdict.MISTAKE,
-        "text": "the batch is 3; it must be even",
-    }
+    assert Verdict(**found["done"]) == Verdict(verdict.DONE, "")
+    mistake = Verdict(verdict.MISTAKE, "the batch is 3; it must be even")
+    assert Verdict(**found["killed once, then a mistake"]) == mistake
     assert [path.read_text() for path in (tmp_path / "done").glob("sum-*")] == ["1 of 2", "1 of 2"]
     assert len(starts(tmp_path / "killed once, then a mistake")) == 4
 

@@ -10,9 +10,11 @@ from typing import Any
 import boto3
 import fake_pipeline
 import pytest
+from fake_pipeline import TABLE, named
 from moto.server import ThreadedMotoServer
 
-from relic import artifacts, tracking
+from relic import artifacts, steps, tracking
+from relic import call as calls
 from relic.mistakes import UserError
 from relic.pipeline import component, graph, local, plan, progress
 from relic.pipeline.graph import FanOut, Graph, Input, Parameter, Step
@@ -134,6 +136,22 @@ def test_a_fan_out_is_read_as_a_json_list_and_a_single_artifact_plainly(tmp_path
     grow = plan.command_line(nodes["grow"], parts["grow"], values=given, artifact="uri")
     assert f'["{nodes["count-0"].uri}","{nodes["count-1"].uri}"]' in join
     assert grow[-4:] == ["--joined", nodes["join"].uri, "--artifact", "uri"]
+
+
+def test_parts_that_do_not_fit_into_a_command_are_refused_with_how_many_do(tmp_path: Path) -> None:
+    def parts(number: int) -> list[plan.Node]:
+        given = {**values(tmp_path), "store": "s3://walks/tiny", "parts": str(number)}
+        return plan.make(fake_pipeline.GRAPH, fake_pipeline.named("even"), table=fake_pipeline.TABLE, values=given)
+
+    with pytest.raises(UserError, match="parts is 9000, and join is given the URI of each") as said:
+        parts(9000)
+    most = int(str(said.value).rpartition(" ")[2])
+    with pytest.raises(UserError):
+        parts(most + 1)
+    longest = max(map(len, plan.command_line(parts(most)[most], fake_pipeline.COMPONENTS["join"],
+                                             values=values(tmp_path), artifact="uri")))  # fmt: skip
+    assert 2**17 - 2**13 - 100 < longest <= 2**17 - 2**13
+    subprocess.run(["bash", "-c", f"exec true '{'x' * longest}'"], check=True)
 
 
 def test_from_and_until_choose_what_lies_between(tmp_path: Path) -> None:
@@ -259,6 +277,20 @@ def test_a_runner_that_is_ended_leaves_no_child_and_goes_on_where_it_was(tmp_pat
     assert again.returncode == 0, said
     assert Path(part.uri, "file-0").stat().st_mtime_ns == kept
     assert artifacts.read_manifest(part.uri)["summary"]["pids"] == 2
+
+
+def test_a_step_that_is_asked_to_end_does_so_at_once_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    command = [sys.executable, fake_pipeline.__file__, "count", "--recipe", "even", "--store", str(tmp_path)]
+    slow = {**os.environ, "FAKE_SLEEP_S": "0.3", steps.PARENT_PROCESS: ""}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=slow)
+    partial = artifacts.LocalStore(tmp_path).partial("count", calls.read(TABLE["count"], command[3:], named).key)
+    wait_for(partial / "file-1", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (75, "relic: stopped by SIGTERM; the same command goes on\n")
+    assert not (partial / "file-5").exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**slow, "FAKE_SLEEP_S": "0"})
+    assert len(list(partial.with_suffix("").glob("file-*"))) == 6
 
 
 def is_gone(pid: int, timeout_s: float = 5.0) -> bool:

@@ -19,10 +19,10 @@ from fake_cluster import FakeCluster
 from relic import __main__ as command
 from relic import call as calls
 from relic import cluster as clusters
-from relic import kube, recipes, steps, verdict
+from relic import kube, object_store, recipes, steps, verdict
 from relic.call import Call
 from relic.cluster import Cluster, Images, Pool
-from relic.launch import api, job, pytorchjob
+from relic.launch import api, history, job, pytorchjob
 from relic.launch.config import Launch
 
 SAMPLES = "s3://bucket/store/join/" + "0" * 20
@@ -48,6 +48,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClu
     for name in (job.NAME_OF_WORKFLOW, job.UID_OF_WORKFLOW, steps.PARENT_PROCESS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pytorchjob, "POLL_S", 0.01)
+    monkeypatch.setattr(pytorchjob, "QUEUED_S", 0.01)
     monkeypatch.setattr(api, "PAUSE_S", 0.01)
     monkeypatch.setattr(api, "PATIENCE_S", 2.0)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -117,6 +118,20 @@ def test_the_checkpoints_of_a_finished_artifact_are_deleted(cluster: FakeCluster
     assert {item["Key"].split("/")[3] for item in left} == {"f" * 20}
 
 
+def test_checkpoints_that_stay_behind_are_no_failure(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(self: object) -> None:
+        raise verdict.Unreachable("the store is away")
+
+    monkeypatch.setattr(object_store.S3Folder, "clear", away)
+    cluster.happens = [cluster.run_workers, partial(succeed, cluster)]
+    assert launched() == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith("s3://bucket/store/teacher/")
+    assert "are not deleted (the store is away)" in said.err
+
+
 def test_a_finished_artifact_makes_no_job(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.put("artifact", "it")
     assert launched() == 0
@@ -162,8 +177,9 @@ def test_the_typed_job_drops_no_field(cluster: FakeCluster, workflow: dict, monk
 
 def test_a_pod_is_valid_and_as_restricted_pod_security_wants_it() -> None:
     tolerated = (clusters.Toleration(key="gpu"),)
-    pool = Pool(nodes="2", node_selector={"kind": "h100"}, tolerations=tolerated, environment={"NCCL_DEBUG": "INFO"})
-    spec = manifest("teacher", pool)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    pool = Pool(nodes="2", node_selector={"kind": "h100"}, tolerations=tolerated, environment={"NCCL_DEBUG": "INFO"},
+                resources={"rdma/hca": "1"}, runtime_class="nvidia", priority_class="high")  # fmt: skip
+    spec = pod_of(manifest("teacher", pool))
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "worker"}, "spec": spec}
     kubernetes_validate.validate(whole, "1.34", strict=True)
     assert spec["automountServiceAccountToken"] is False
@@ -173,8 +189,30 @@ def test_a_pod_is_valid_and_as_restricted_pod_security_wants_it() -> None:
     assert spec["nodeSelector"] == {"kind": "h100"}
 
 
+def pod_of(made: dict) -> dict:
+    return made["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+
+
+def test_a_pod_has_what_its_pool_says_of_devices_and_rank() -> None:
+    pool = Pool(gpus=8, resources={"rdma/hca": "1"}, runtime_class="nvidia", priority_class="high")
+    spec = pod_of(manifest("teacher", pool))
+    assert (spec["runtimeClassName"], spec["priorityClassName"]) == ("nvidia", "high")
+    assert spec["containers"][0]["resources"]["limits"]["rdma/hca"] == "1"
+    assert not {"runtimeClassName", "priorityClassName"} & set(pod_of(manifest("teacher", Pool())))
+
+
+@pytest.mark.parametrize(("step", "seconds"), [("teacher", 330), ("shard", 30)])
+def test_only_a_training_gets_the_time_to_save(step: str, seconds: int) -> None:
+    assert pod_of(manifest(step, Pool(gpus=1)))["terminationGracePeriodSeconds"] == seconds
+
+
+def test_an_ended_job_leaves_the_nodes_disks_after_a_day() -> None:
+    made = manifest("teacher", Pool(), keep_s=10**6)
+    assert made["spec"]["runPolicy"]["ttlSecondsAfterFinished"] == 86400
+
+
 def command_of(made: dict) -> list[str]:
-    return made["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["command"]
+    return pod_of(made)["containers"][0]["command"]
 
 
 def test_workers_meet_at_the_first_one_and_save_where_all_see_it() -> None:
@@ -270,6 +308,36 @@ def test_the_first_pod_may_upload_after_another_has_succeeded(cluster: FakeClust
     assert launched() == 0
 
 
+def test_worker_0_speaks_for_all_and_nobody_in_its_place(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost() -> None:
+        cluster.writes("of 1", index=1)
+        del cluster.objects["pods"][f"{name()}-worker-0"]
+
+    def back() -> None:
+        cluster.worker(0)
+        cluster.writes("of 0")
+
+    cluster.happens = [cluster.run_workers, lost, lambda: None, back, partial(succeed, cluster)]
+    assert launched() == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "of 0" in said
+    assert "of 1" not in said
+
+
+def test_another_worker_that_still_runs_uploads_nothing(
+    cluster: FakeCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone() -> None:
+        del cluster.objects["pods"][f"{name()}-worker-0"]
+        cluster.says("Succeeded")
+
+    cluster.happens = [cluster.run_workers, gone]
+    assert launched() == verdict.FAILURE
+    assert "succeeded, and s3://bucket/store/teacher/" in last_words(capsys)
+
+
 def test_a_worker_that_is_left_alone_does_not_keep_its_gpus(
     cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +403,8 @@ def test_a_job_that_kueue_lets_wait_is_queued(
     assert launched() == 0
     words = [line.partition(f"{name()}: ")[2] for line in capsys.readouterr().out.splitlines()]
     assert words[:2] == ["Queued: insufficient unused quota", "Running"]
+    asked = [line for line in cluster.asked if not line.endswith("localqueues mine")]
+    assert asked[:4] == ["POST pytorchjobs", f"GET pytorchjobs {name()}", "GET workloads", f"GET pytorchjobs {name()}"]
 
 
 def test_no_line_of_rank_0_is_lost_or_doubled(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
@@ -373,6 +443,37 @@ def test_a_server_that_stays_away_is_no_failure_of_the_step(
     assert launched() == verdict.STOPPED
     said = f"relic: the API server does not answer (not now); the same command follows {name()} again"
     assert last_words(capsys) == said
+
+
+def test_a_store_that_is_away_for_a_while_costs_nothing(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([verdict.Unreachable("it is away"), False, verdict.Unreachable("it is away"), True])
+    monkeypatch.setattr(Call, "is_finished", lambda self: answered(next(answers)))
+    cluster.happens = [cluster.run_workers, partial(succeed, cluster)]
+    assert launched() == 0
+    assert capsys.readouterr().out.count("it is away") == 2
+    assert cluster.asked.count("POST pytorchjobs") == 1
+
+
+def answered(answer: Any) -> bool:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def test_a_store_that_stays_away_leaves_the_job_to_the_next(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away() -> None:
+        succeed(cluster)
+        monkeypatch.setattr(Call, "is_finished", lambda self: answered(verdict.Unreachable("s3://bucket is away")))
+
+    monkeypatch.setattr(pytorchjob, "STORE_S", 0.05)
+    cluster.happens = [cluster.run_workers, away]
+    assert launched() == verdict.STOPPED
+    assert last_words(capsys) == f"relic: s3://bucket is away; the same command follows {name()} again"
+    assert cluster.objects["pytorchjobs"]
 
 
 # How it ends
@@ -439,12 +540,30 @@ def test_a_deadline_is_its_own_reason(cluster: FakeCluster, capsys: pytest.Captu
 def test_what_a_person_forgot_ends_after_a_while(
     reason: str, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pytorchjob, "GRACE_S", 0.05)
+    monkeypatch.setattr(history, "GRACE_S", 0.05)
     waiting = {"reason": reason, "message": "x is not there"}
     cluster.happens = [partial(cluster.worker, 0, waiting=waiting)]
     assert launched() == verdict.MISTAKE
     assert f"{reason}: x is not there; see images and secrets in the file of cluster one" in last_words(capsys)
     assert not cluster.objects["pytorchjobs"]
+
+
+@pytest.mark.parametrize("before", ["beside it", "by the job"])
+def test_a_registry_that_is_away_ends_no_job_that_has_run(
+    before: str, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pulled() -> None:
+        waiting = {"reason": "ImagePullBackOff", "message": "back-off"}
+        if before == "beside it":
+            cluster.worker(0)
+        else:  # whoever ran is lost, and so is the launcher that saw it
+            cluster.says("Restarting")
+        cluster.worker(1, waiting=waiting)
+
+    monkeypatch.setattr(history, "GRACE_S", -1.0)
+    cluster.happens = [lambda: None, pulled, lambda: None, cluster.run_workers, partial(succeed, cluster)]
+    assert launched() == 0
+    assert ("worker-1: its image cannot be pulled" in capsys.readouterr().out) == (before == "beside it")
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,14 @@ def test_the_first_verdict_counts(file: Path) -> None:
     assert verdict.read(file) == Verdict(verdict.MISTAKE, "the batch is 3; it must be even")
 
 
-def test_any_verdict_counts_more_than_stopped(file: Path) -> None:
-    verdict.write(verdict.STOPPED, "saved")
-    verdict.write(verdict.STOPPED, "saved too")
-    assert verdict.read(file) == Verdict(verdict.STOPPED, "saved")
-    verdict.write(verdict.FAILURE, "the disk is full")
-    assert verdict.read(file) == Verdict(verdict.FAILURE, "the disk is full")
+@pytest.mark.parametrize("code", [verdict.FAILURE, verdict.STOPPED])  # the second: a store that does not answer
+def test_any_verdict_counts_more_than_that_of_who_was_asked_to_end(code: int, file: Path) -> None:
+    for text in ("saved", "saved too"):
+        verdict.write(verdict.STOPPED, text, asked=True)
+    assert verdict.read(file) == Verdict(verdict.STOPPED, "saved", asked=True)
+    verdict.write(code, "the first reason")
+    verdict.write(verdict.FAILURE, "a peer is gone")
+    assert verdict.read(file) == Verdict(code, "the first reason")
 
 
 def test_a_restart_voids_what_was_said_before_and_only_that(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +62,7 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("tried 2 GiB"), verdict.OUT_OF_MEMORY, "teacher ran out of memory; less is"),
         (MemoryError(), verdict.OUT_OF_MEMORY, "relic plan"),
         (OSError(28, "No space left on device", "/data"), verdict.FAILURE, "the disk is full at /data"),
+        (verdict.Unreachable("s3://a is away"), verdict.STOPPED, "s3://a is away; the same command goes on"),
     ],
 )
 def test_a_command_that_fails_writes_its_verdict(error: Exception, code: int, part: str, file: Path) -> None:
@@ -67,7 +70,7 @@ def test_a_command_that_fails_writes_its_verdict(error: Exception, code: int, pa
         raise error
     said = verdict.read(file)
     assert said is not None
-    assert (result["code"], said.code) == (code, code)
+    assert (result["code"], said.code, said.asked) == (code, code, False)
     assert part in said.text
 
 

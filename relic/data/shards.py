@@ -173,21 +173,21 @@ class RemoteShards:
         return f"{self.files[name]['sha256']}-{offset}-{length}"
 
     def _fetch(self, name: str, offset: int, length: int) -> bytes:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import ClientError
 
-        from relic.object_store import code_of, refusal
+        from relic.object_store import code_of, said
 
         where = self.store.name(self.step, self.key, self.files[name]["sha256"], name)
         span = f"bytes={offset}-{offset + length - 1}"
-        try:
-            return self.store.client.get_object(Bucket=self.store.bucket, Key=where, Range=span)["Body"].read()
-        except (ClientError, BotoCoreError) as error:
-            code = code_of(error) if isinstance(error, ClientError) else ""
-            if code == "InvalidRange":
-                return b""  # the object ends before
-            if code == "NoSuchKey":
-                raise Damaged(f"{self.uri}/{name} is missing; the manifest names it") from error
-            raise refusal(f"{self.uri}/{name}", error) from error
+        with said(f"{self.uri}/{name}"):
+            try:
+                return self.store.client.get_object(Bucket=self.store.bucket, Key=where, Range=span)["Body"].read()
+            except ClientError as error:
+                if code_of(error) == "InvalidRange":
+                    return b""  # the object ends before
+                if code_of(error) == "NoSuchKey":
+                    raise Damaged(f"{self.uri}/{name} is missing; the manifest names it") from error
+                raise
 
 
 def open_shards(uri: str, cache: Cache | None = None) -> Source:

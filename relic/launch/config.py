@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from relic.mistakes import nodes_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
@@ -66,8 +68,7 @@ class Launch:
     pool: str = ""  # pytorchjob: the nodes it runs on, by their name in the cluster's file, which RELIC_CLUSTER names
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nodes) or self.least_nodes > self.most_nodes:
-            raise ValueError(f"nodes is {self.nodes!r}; it must be a number such as 2, or MIN:MAX such as 1:4")
+        nodes_of(self.nodes)
         if self.processes != "auto" and not re.fullmatch(r"[1-9]\d*", self.processes):
             raise ValueError(f"processes is {self.processes!r}; it must be 'auto' or a number of at least 1")
         for name, least in (("max_restarts", 0), ("grace_s", 1), ("cpus", 1), ("gpus", 0)):
@@ -86,11 +87,11 @@ class Launch:
 
     @property
     def least_nodes(self) -> int:
-        return int(self.nodes.partition(":")[0])
+        return nodes_of(self.nodes)[0]
 
     @property
     def most_nodes(self) -> int:
-        return int(self.nodes.rpartition(":")[2])
+        return nodes_of(self.nodes)[1]
 
 
 def is_address(text: str) -> bool:

@@ -24,7 +24,8 @@ TOPOLOGY = "kueue.x-k8s.io/podset-preferred-topology"
 NAME_OF_WORKFLOW, UID_OF_WORKFLOW = "RELIC_WORKFLOW", "RELIC_WORKFLOW_UID"  # variables of the launcher's pod
 MEET_S = 1800  # for all workers to come, an image pulled and a node added meanwhile
 READ_S = 300  # for the first worker to be there when another one already is
-LEAVE_S = 30  # beyond the grace for saving, for the launch in a pod to end
+LEAVE_S = 30  # for a step, or the launch in a pod, to end; a training has its grace for saving before that
+LOGS_S = 86400  # the longest that an ended job is kept for its logs: until then its pods' scratch fills nodes' disks
 
 
 def name_of(call: Call) -> str:
@@ -114,7 +115,7 @@ def manifest(config: Launch, cluster: Cluster, call: Call, args: Sequence[str]) 
                 # which one may still upload the artifact.
                 clean_pod_policy="None",
                 active_deadline_seconds=cluster.step_s,
-                ttl_seconds_after_finished=cluster.keep_s,
+                ttl_seconds_after_finished=min(cluster.keep_s, LOGS_S),
                 suspend=True if cluster.queue else None,  # until Kueue admits it
             ),
             pytorch_replica_specs={
@@ -123,7 +124,13 @@ def manifest(config: Launch, cluster: Cluster, call: Call, args: Sequence[str]) 
                     restart_policy="OnFailure",
                     template={
                         "metadata": {"labels": labels, **topology_hint(cluster, pool)},
-                        "spec": pod(config, cluster, pool, name, command(config, call, args)),
+                        "spec": pod(
+                            cluster,
+                            pool,
+                            name,
+                            command(config, call, args),
+                            grace_s=LEAVE_S + (config.grace_s if together else 0),
+                        ),
                     },
                 )
             },
@@ -136,7 +143,7 @@ def topology_hint(cluster: Cluster, pool: Pool) -> dict[str, Any]:
     return {"annotations": {TOPOLOGY: pool.topology}} if pool.topology and cluster.queue else {}
 
 
-def pod(config: Launch, cluster: Cluster, pool: Pool, name: str, command: list[str]) -> dict[str, Any]:
+def pod(cluster: Cluster, pool: Pool, name: str, command: list[str], *, grace_s: int) -> dict[str, Any]:
     """The specification of each worker's pod."""
     passed_on = (tracking.PARENT, NAME_OF_WORKFLOW, UID_OF_WORKFLOW)
     parent = {variable: os.environ[variable] for variable in passed_on if os.environ.get(variable)}
@@ -145,7 +152,9 @@ def pod(config: Launch, cluster: Cluster, pool: Pool, name: str, command: list[s
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pods.POD_SECURITY,
-        "terminationGracePeriodSeconds": config.grace_s + LEAVE_S,
+        "terminationGracePeriodSeconds": grace_s,
+        "runtimeClassName": pool.runtime_class,
+        "priorityClassName": pool.priority_class,
         "imagePullSecrets": [{"name": secret} for secret in cluster.images.pull_secrets],
         "nodeSelector": dict(pool.node_selector),
         "tolerations": pods.tolerations(pool),
@@ -170,4 +179,4 @@ def pod(config: Launch, cluster: Cluster, pool: Pool, name: str, command: list[s
         near = {"topologyKey": pool.topology, "labelSelector": {"matchLabels": {JOB_LABEL: name}}}
         preferred = [{"weight": 100, "podAffinityTerm": near}]
         found["affinity"] = {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
-    return {field: value for field, value in found.items() if value not in ([], {})}
+    return {field: value for field, value in found.items() if value not in ("", [], {})}

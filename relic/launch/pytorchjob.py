@@ -5,9 +5,9 @@ belongs to the Workflow whose pod made it. A pod that is deleted and a Workflow 
 here: the job is deleted only when its Workflow is ending, else it goes on for the pod that is started next."""
 
 import json
+import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from relic import cluster as clusters
 from relic import verdict
@@ -16,16 +16,18 @@ from relic.cluster import Cluster
 from relic.launch import job, state
 from relic.launch.api import Api
 from relic.launch.config import Launch
+from relic.launch.history import History
 from relic.launch.rank_log import RankLog
-from relic.launch.state import Ending, State
+from relic.launch.state import State
 from relic.launch.torchrun import stop_signals
 from relic.mistakes import UserError
-from relic.verdict import Verdict
+from relic.verdict import Unreachable, Verdict
 
-POLL_S = 2.0
+POLL_S = 5.0  # a run may have as many launchers as parts, and each asks for the job, its pods and a log
+QUEUED_S = 15.0  # between two looks at a job that has no place yet
 SLICE_S = 0.1  # of a pause, after which a signal is seen
-GRACE_S = 60.0  # for an image that cannot be pulled, or a secret that is missing, to be there after all
 LEAVE_S = 60.0  # for the other workers to end when the artifact is there
+STORE_S = 300.0  # with a store that does not answer
 ENDING = ("Succeeded", "Failed", "Error")  # phases of a Workflow that is over
 
 
@@ -70,11 +72,14 @@ def run(config: Launch, call: Call, args: Sequence[str]) -> Verdict:
 
 
 def forget_checkpoints(call: Call) -> None:
-    """Those that the job kept in the store; a finished artifact needs none."""
+    """Those that the job kept in the store; a finished artifact needs none, and is none the worse for them."""
     from relic.object_store import S3Folder
 
-    place = job.checkpoints(call).removeprefix("s3://")
-    S3Folder(f"{place}/{call.step.name}/{call.key}").clear()
+    place = S3Folder(f"{job.checkpoints(call).removeprefix('s3://')}/{call.step.name}/{call.key}")
+    try:
+        place.clear()
+    except (OSError, UserError) as error:
+        print(f"warning: the checkpoints of {call.uri} are not deleted ({error})", file=sys.stderr, flush=True)
 
 
 class Launcher:
@@ -90,7 +95,7 @@ class Launcher:
 
     def run(self) -> Verdict:
         while not self.signals:
-            if self.call.is_finished():
+            if self.is_finished():
                 return Verdict(verdict.DONE, "")
             found, attached = self.meet()
             if found is not None and (ended := self.follow(found, attached=attached)) is not None:
@@ -100,10 +105,22 @@ class Launcher:
     def say(self, text: object) -> None:
         print(f"launch: {self.name}: {text}", flush=True)
 
-    def pause(self) -> None:
-        until = time.monotonic() + POLL_S
+    def pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         while not self.signals and time.monotonic() < until:
-            time.sleep(min(SLICE_S, POLL_S))
+            time.sleep(min(SLICE_S, seconds))
+
+    def is_finished(self) -> bool:
+        """Whether the artifact is there. A store that is away for a while costs patience, as the API server does."""
+        began = time.monotonic()
+        while True:
+            try:
+                return self.call.is_finished()
+            except Unreachable as error:
+                if self.signals or time.monotonic() - began > STORE_S:
+                    raise
+                self.say(error)
+            self.pause(POLL_S)
 
     # Made, or found
 
@@ -124,7 +141,7 @@ class Launcher:
         if leaving or self.is_over(found):
             if not leaving:
                 self.api.delete(found)
-            self.pause()
+            self.pause(POLL_S)
             return None, False
         self.say("runs already" if self.is_ours(found) else f"runs already, for {owner_of(found) or 'a person'}")
         return found, True
@@ -134,9 +151,14 @@ class Launcher:
         return uids == [uid for uid in job.owner()[1:] if uid]
 
     def is_over(self, found: dict) -> bool:
-        """Whether nothing more comes of a job. The first pod may upload the artifact when another has succeeded."""
-        pods = self.api.pods(self.name) if state.condition(found, "Succeeded") else []
-        return state.is_finished(found) and not (pods and "running" in state.container(pods[0])["state"])
+        """Whether nothing more comes of a job. Worker 0 may upload the artifact when another has succeeded."""
+        first = self.first(self.api.pods(self.name)) if state.condition(found, "Succeeded") else None
+        uploading = first is not None and "running" in state.container(first)["state"]
+        return state.is_finished(found) and not uploading
+
+    def first(self, pods: Sequence[dict]) -> dict | None:
+        """The pod of worker 0, which speaks for all; none while it is made again."""
+        return next((pod for pod in pods if pod["metadata"]["name"] == job.worker(self.name, 0)), None)
 
     # Followed
 
@@ -148,10 +170,11 @@ class Launcher:
             now = self.api.job(self.name)
             if now is None or now["metadata"]["uid"] != uid:
                 return self.vanished() if ours else None
-            pods = self.api.pods(self.name)
-            if pods:
-                log.pass_on(pods[0])
-            for ending in history.seen(pods, suspended=state.is_suspended(now)):
+            suspended = state.is_suspended(now)
+            pods = [] if suspended else self.api.pods(self.name)  # while it is, its pods go or are gone
+            if (first := self.first(pods)) is not None:
+                log.pass_on(first)
+            for ending in history.seen(now, pods):
                 self.say(ending)
             how = self.state_of(now, pods)
             if how != said:
@@ -168,7 +191,7 @@ class Launcher:
                 self.api.delete(now)
             if ended is not None:
                 return ended if ours or not state.is_finished(now) else None
-            self.pause()
+            self.pause(QUEUED_S if suspended else POLL_S)
 
     def leave(self, found: dict) -> None:
         """Workers end soon after the first one. One that was just starting again would wait for it, with its GPUs."""
@@ -176,7 +199,7 @@ class Launcher:
         while not all(map(state.is_over, self.api.pods(self.name))):
             if self.signals or time.monotonic() > until:
                 return self.api.delete(found)
-            self.pause()
+            self.pause(POLL_S)
 
     def state_of(self, found: dict, pods: list[dict]) -> State:
         suspended = state.is_suspended(found)
@@ -184,7 +207,7 @@ class Launcher:
         warned = "" if pods or suspended or state.is_finished(found) else "".join(self.api.warnings(self.name)[-1:])
         return state.of(found, pods, queued=queued, warned=warned)
 
-    def ending(self, found: dict, pods: list[dict], history: "History") -> Verdict | None:
+    def ending(self, found: dict, pods: list[dict], history: History) -> Verdict | None:
         """How the job has ended, if nothing better can come of it."""
         if (final := state.final(history.endings.values())) is not None:
             return final
@@ -197,12 +220,12 @@ class Launcher:
             return state.failure(found, list(history.endings.values()), memory)
         if not self.is_over(found):
             return None
-        if self.call.is_finished():
+        if self.is_finished():
             return Verdict(verdict.DONE, "")
         return Verdict(verdict.FAILURE, f"{self.name} succeeded, and {self.call.uri} is not there")
 
     def vanished(self) -> Verdict:
-        if self.call.is_finished():
+        if self.is_finished():
             return Verdict(verdict.DONE, "")
         return Verdict(verdict.STOPPED, f"{self.name} was deleted; the same command goes on from its last checkpoint")
 
@@ -213,42 +236,6 @@ class Launcher:
             self.api.delete(found)
             return Verdict(verdict.STOPPED, f"stopped with its workflow, and {self.name} with it")
         return Verdict(verdict.STOPPED, f"stopped; {self.name} goes on, and the same command follows it again")
-
-
-class History:
-    """What was seen of a job's pods, which do not last."""
-
-    def __init__(self) -> None:
-        self.endings: dict[tuple[str, datetime], Ending] = {}  # by the pod's uid and the time
-        self.pods: dict[str, str] = {}  # uid by name
-        self.waiting: dict[str, float] = {}  # since when, by our clock, a pod of a uid waits for what is missing
-
-    def seen(self, pods: Sequence[dict], *, suspended: bool) -> list[Ending]:
-        """The ends that are new."""
-        uids = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in pods}
-        found = [ending for pod in pods for ending in state.endings(pod)]
-        ended = {ending.pod for ending in self.endings.values()}
-        for name, uid in self.pods.items():
-            if uids.get(name) != uid and uid not in ended and not suspended:
-                why = "its pod was deleted, or its node was lost"
-                found.append(Ending(name, uid, datetime.now(UTC), None, "Lost", why))
-        self.pods = uids
-        new = {(each.pod, each.at): each for each in found if (each.pod, each.at) not in self.endings}
-        self.endings |= new
-        return list(new.values())
-
-    def stuck(self, pods: Sequence[dict]) -> str:
-        """What a pod has waited for too long, in words; empty: nothing."""
-        now, before = time.monotonic(), self.waiting
-        self.waiting = {}
-        for pod in pods:
-            waiting, uid = state.container(pod)["state"].get("waiting", {}), pod["metadata"]["uid"]
-            if waiting.get("reason") in state.NO_IMAGE + state.NO_CONTAINER:
-                self.waiting[uid] = before.get(uid, now)
-                if now - self.waiting[uid] > GRACE_S:
-                    what = "has no image" if waiting["reason"] in state.NO_IMAGE else "cannot be made"
-                    return f"{pod['metadata']['name']} {what}: {waiting['reason']}: {waiting.get('message', '')}"
-        return ""
 
 
 def owner_of(found: dict) -> str:

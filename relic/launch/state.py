@@ -71,6 +71,14 @@ def is_done(pod: dict) -> bool:
     return container(pod)["state"].get("terminated", {}).get("exitCode") == 0
 
 
+def has_begun(found: dict, pods: Sequence[dict]) -> bool:
+    """Whether a container of a job runs or has run, as far as the job and its pods still say."""
+    said = {item["type"] for item in found.get("status", {}).get("conditions") or []}
+    return bool(said & {"Running", "Restarting"}) or any(
+        {"running", "terminated"} & set(container(pod)["state"]) or container(pod)["restartCount"] for pod in pods
+    )
+
+
 def of(found: dict, pods: Sequence[dict], *, queued: str, warned: str) -> State:
     """How a job goes. `queued` is why Kueue lets it wait, `warned` what the cluster last said against it."""
     for kind in ("Failed", "Succeeded"):

@@ -175,7 +175,7 @@ def ending(code: int, said: Verdict | None, *, stopped: bool) -> Verdict:
     """What a launch ends with: torchrun's 0, else the processes' verdict."""
     if code == 0:
         return Verdict(verdict.DONE, "")
-    if said is not None and (stopped or said.code != verdict.STOPPED):
+    if said is not None and (stopped or not said.asked):
         return said
     if stopped:
         return Verdict(

@@ -9,6 +9,10 @@ from relic.mistakes import UserError, allowed
 from relic.pipeline.component import Component
 from relic.pipeline.graph import Graph, Step
 
+# Of a list in a command, which is one argument: Linux's MAX_ARG_STRLEN, less room for the rest of the line, which
+# `relic launch` gives to bash as one argument too.
+LIST_BYTES = 2**17 - 2**13
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -32,6 +36,8 @@ def make(graph: Graph, recipe: Any, *, table: Mapping[str, steps.Step], values: 
         entry = table[step.component]
         inputs = {name: [node.uri for node in nodes[source.step]] for name, source in step.inputs.items()}
         after = frozenset(node.name for source in step.inputs.values() for node in nodes[source.step])
+        for uris in inputs.values():
+            check_fits(step.name, uris)
         parts = number_of_parts(values[step.fan_out.parts]) if step.fan_out else 1
         config = getattr(recipe, entry.config) if entry.config else None
         nodes[step.name] = []
@@ -48,6 +54,16 @@ def number_of_parts(value: str) -> int:
     if not value.isdigit() or not 1 <= int(value) <= 10_000:
         raise UserError(f"parts is {value}; it must be 1 to 10000")
     return int(value)
+
+
+def check_fits(name: str, uris: list[str]) -> None:
+    """Whether a command can be given all parts of a fan-out."""
+    size = len(as_value(uris, "List").encode())
+    if size > LIST_BYTES:
+        raise UserError(
+            f"parts is {len(uris)}, and {name} is given the URI of each in one argument of at most {LIST_BYTES} bytes; "
+            f"with this store it can be {LIST_BYTES * len(uris) // size}"
+        )
 
 
 def command_line(node: Node, component: Component, *, values: Mapping[str, str], artifact: str) -> list[str]:
