@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from relic import cluster as clusters
-from relic import verdict
+from relic import pod_facts, verdict
 from relic.call import Call
 from relic.cluster import Cluster
 from relic.launch import job, state
@@ -109,12 +109,6 @@ class Launcher:
 
     def meet(self) -> tuple[dict | None, bool]:
         """The job, and whether it was there already; none where an old one has to go first."""
-        queue = self.cluster.queue
-        if queue and self.api.queue(queue) is None:
-            raise UserError(
-                f"queue is {queue!r}, and namespace {self.cluster.namespace} has no such LocalQueue; "
-                f"name one of its own in the file of cluster {self.cluster.name}"
-            )
         if (made := self.api.create(self.body)) is not None:
             return made, False
         found = self.api.job(self.name)
@@ -242,12 +236,11 @@ class History:
         now, before = time.monotonic(), self.waiting
         self.waiting = {}
         for pod in pods:
-            waiting, uid = state.container(pod)["state"].get("waiting", {}), pod["metadata"]["uid"]
-            if waiting.get("reason") in state.NO_IMAGE + state.NO_CONTAINER:
+            (kind, said), uid = pod_facts.waits(pod), pod["metadata"]["uid"]
+            if kind in pod_facts.MISSING:
                 self.waiting[uid] = before.get(uid, now)
                 if now - self.waiting[uid] > GRACE_S:
-                    what = "has no image" if waiting["reason"] in state.NO_IMAGE else "cannot be made"
-                    return f"{pod['metadata']['name']} {what}: {waiting['reason']}: {waiting.get('message', '')}"
+                    return f"{pod['metadata']['name']} does not start: {said}"
         return ""
 
 
