@@ -9,6 +9,9 @@ from typing import Any
 from relic import cluster as clusters
 from relic.cluster import Cluster, Pool
 
+TEMPLATE = "world-model"  # the WorkflowTemplate, which has the name of the graph in workflows/world_model.py
+STEP, WORKFLOW = "relic.dev/step", "relic.dev/workflow"  # labels: the step, and the workflow's uid on its PyTorchJobs
+ARGOS = "workflows.argoproj.io/workflow"  # Argo's label on its pods, with the workflow's name
 CONFIG_MAP = "relic-cluster"  # with the cluster's file as cluster.yaml, beside the rendered workflow
 USER = 1000  # of the images
 CONTAINER_SECURITY: dict[str, Any] = {

@@ -26,6 +26,7 @@ NESTED_TAG = "mlflow.parentRunId"
 ARTIFACT_TAG = "relic.artifact"  # the URI, of a step's run
 UID_TAG = "relic.workflow_uid"  # of a workflow's run
 OF_UID_TAG = "relic.of_workflow_uid"  # of the runs of its steps
+PAGE = 1000  # runs of one answer
 EVERY_S, AWAY_S, CLOSING_S = 5.0, 60.0, 1.0  # between two sendings; at most, while MLflow is away; then at the end
 SETTINGS = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -142,8 +143,24 @@ class Server:
     def find(self, tags: Mapping[str, str], status: str = "") -> list[Any]:
         """The runs with these tags, newest first."""
         wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        wanted += [f"attributes.status = '{status}'"] if status else []
-        return list(self.client.search_runs([self.experiment], " and ".join(wanted)))
+        return self.search(wanted + ([f"attributes.status = '{status}'"] if status else []))
+
+    def finished(self, store: str) -> set[str]:
+        """URIs of the artifacts of a store that a finished run has made."""
+        wanted = [f"tags.`{ARTIFACT_TAG}` LIKE '{store}/%'", "attributes.status = 'FINISHED'"]
+        return {run.data.tags[ARTIFACT_TAG] for run in self.search(wanted)}
+
+    def search(self, wanted: list[str]) -> list[Any]:
+        """The runs of which all of that is true, newest first."""
+        found: list[Any] = []
+        token = ""
+        while True:
+            page = self.client.search_runs(
+                [self.experiment], " and ".join(wanted), max_results=PAGE, page_token=token or None
+            )
+            found += page
+            if not (token := page.token):
+                return found
 
     def go_on(self, name: str, tags: Mapping[str, str], known: Mapping[str, str]) -> str:
         """The id of the run that has the tags `known`, open again; a new one with all tags when there is none."""

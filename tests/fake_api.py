@@ -1,11 +1,12 @@
-"""A Kubernetes API server in memory, for the real client: objects by their paths, discovery, rights, logs."""
+"""A Kubernetes API server in memory, for the real client: objects by their paths, discovery, rights, logs. `serving` is
+the way to it, and to any other object that answers requests."""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from kubernetes import client
@@ -18,13 +19,18 @@ SERVED = {
 }
 
 
+class Answers(Protocol):
+    def answer(self, method: str, url: str, body: Any) -> tuple[int, Any]:
+        """The status, 0 to hang up, and an object or text."""
+
+
 class FakeApi:
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}  # by path
         self.logs: dict[str, str] = {}  # of pods
         self.forbidden: set[tuple[str, str]] = set()  # verb and resource
         self.served = dict(SERVED)
-        self.failures = 0  # requests from now on that find the server unwell
+        self.failing: list[int] = []  # statuses of the next answers, whatever is asked
         self.on_create: Callable[[dict[str, Any]], None] = lambda made: None  # what a controller does to a new object
 
     def put(self, path: str, *, labels: dict[str, str] | None = None, **fields: Any) -> dict[str, Any]:
@@ -39,9 +45,8 @@ class FakeApi:
 
     def answer(self, method: str, url: str, body: Any) -> tuple[int, Any]:
         path, query = urlsplit(url).path, parse_qs(urlsplit(url).query)
-        if self.failures:
-            self.failures -= 1
-            return refusal(503, "the server is starting")
+        if self.failing:
+            return refusal(self.failing.pop(0), "the server is starting")
         if path == "/version":
             return 200, {"gitVersion": "v1.34.4"}
         if path.startswith("/apis") and path.count("/") < 4:
@@ -65,6 +70,8 @@ class FakeApi:
         if part == "log":
             return 200, self.logs[name]
         if verb == "delete":
+            if body and body["preconditions"]["uid"] != self.objects[path]["metadata"]["uid"]:
+                return refusal(409, "another uid")
             return 200, self.objects.pop(path)
         if verb == "patch":
             self.objects[path] = merged(self.objects[path], body)
@@ -111,13 +118,15 @@ def refusal(code: int, message: str) -> tuple[int, Any]:
 
 
 @contextmanager
-def serving(fake: FakeApi) -> Iterator[client.ApiClient]:
+def serving(fake: Answers) -> Iterator[client.ApiClient]:
     """The real client, on the fake's server."""
 
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
             data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             code, said = fake.answer(self.command, self.path, json.loads(data) if data else None)
+            if not code:
+                return
             text = said.encode() if isinstance(said, str) else json.dumps(said).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")

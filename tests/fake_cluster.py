@@ -3,17 +3,14 @@
 What happens in the cluster is a list of functions: each time a job is looked at, the next one changes the objects."""
 
 import itertools
-import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from kubernetes import client
+import fake_api
 
 PATH = re.compile(r"/(?:api/v1|apis/[^/]+/[^/]+)/namespaces/[^/]+/(?P<kind>[^/]+)(/(?P<name>[^/]+)(?P<log>/log)?)?")
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,12 +26,10 @@ class FakeCluster:
         self.asked: list[str] = []  # method, kind and name
         self.uids = (f"uid-{number}" for number in itertools.count())
         self.seconds = itertools.count()
-        self.address = ""
+        self.client: Any = None
 
-    def connect(self) -> client.ApiClient:
-        configuration = client.Configuration(host=self.address)
-        configuration.retries = 0
-        return client.ApiClient(configuration)
+    def connect(self) -> Any:
+        return self.client
 
     # What a test puts there
 
@@ -101,7 +96,7 @@ class FakeCluster:
         if self.failing:
             return self.failing.pop(0), {"message": "not now"}
         if status := self.refused.get((method, kind)):
-            return status, {"message": f"{kind} is forbidden" if status == 403 else "refused"}
+            return status, {"message": f"{kind} is forbidden: cannot" if status == 403 else "refused"}
         if (method, kind) == ("GET", "pytorchjobs") and name in self.objects.get(kind, {}) and self.happens:
             self.happens.pop(0)()
         known = self.objects.get(kind, {})
@@ -126,40 +121,14 @@ class FakeCluster:
 
     def log(self, pod: str, query: dict[str, list[str]]) -> str:
         starts = self.logs[pod]
-        lines = starts[-2] if query.get("previous") == ["True"] else starts[-1]
+        lines = starts[-2] if query["previous"] == ["true"] else starts[-1]
         lines = lines[-int(query["tailLines"][0]) :] if "tailLines" in query else lines
         return "".join(f"{line}\n" for line in lines)
 
 
 @contextmanager
 def started() -> Iterator[FakeCluster]:
-    """A cluster that answers at `address`."""
+    """A cluster that answers to the client that it connects."""
     cluster = FakeCluster()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, body = cluster.answer(self.command, self.path, json.loads(sent) if sent else None)
-            if not status:
-                return
-            text = body if isinstance(body, str) else json.dumps(body)
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        do_POST = do_DELETE = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    cluster.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
+    with fake_api.serving(cluster) as cluster.client:
         yield cluster
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

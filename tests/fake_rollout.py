@@ -1,12 +1,10 @@
-"""A Deployment in memory, with pods that come up as a test says, behind the two clients that a roll-out uses."""
+"""A Deployment in memory, with pods that come up as a test says, behind the API that a roll-out asks."""
 
-import json
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
+from fake_api import parts_of, refusal
 
 READY: dict[str, Any] = {"ready": True, "restartCount": 0, "state": {"running": {}}}
 
@@ -23,31 +21,42 @@ def waiting(reason: str, said: str) -> dict[str, Any]:
 
 
 class FakeCluster:
-    """`status` is asked for the container's status of a pod of an export; every reading lets the cluster go on."""
+    """`status` is asked for the container's status of a pod of an export."""
 
     def __init__(self, export: str = "", replicas: int = 0, wanted: int = 1) -> None:
         self.export, self.replicas, self.generation = export, replicas, 1
         self.annotations: dict[str, str] = {"relic.dev/replicas": str(wanted)}
         self.status: Callable[[str], dict[str, Any]] = lambda export: READY
         self.conditions: list[dict[str, Any]] = []  # of every pod
-        self.failures: list[Exception] = []  # of the next calls
+        self.failing: list[int] = []  # statuses of the next answers
         self.patches: list[dict[str, Any]] = []
+        self.on_patch: Callable[[], object] = lambda: None  # what others do just before
 
-    def answer(self, kind: str, value: dict[str, Any]) -> Any:
-        if self.failures:
-            raise self.failures.pop(0)
-        return client.ApiClient().deserialize(SimpleNamespace(data=json.dumps(value)), kind)
+    def answer(self, method: str, url: str, body: Any) -> tuple[int, Any]:
+        if self.failing:
+            return refusal(self.failing.pop(0), "the server is starting")
+        resource, name, _ = parts_of(urlsplit(url).path)
+        if resource == "pods":
+            assert parse_qs(urlsplit(url).query) == {"labelSelector": ["app.kubernetes.io/name=relic-serve"]}
+            return 200, {"items": self.pods()}
+        if (resource, name, "/namespaces/relic/" in url) != ("deployments", "relic-serve", True):
+            return refusal(404, "not found")
+        if method == "PATCH":
+            self.on_patch()
+            if body["metadata"].get("resourceVersion", str(self.generation)) != str(self.generation):
+                return refusal(409, "the object has been modified")
+            self.patch(body)
+        return 200, self.deployment()
 
     def containers(self, export: str) -> list[dict[str, Any]]:
         limits = {"limits": {"memory": "4Gi"}}
         return [{"name": "serve", "env": [{"name": "RELIC_EXPORT", "value": export}], "resources": limits}]
 
-    def read_namespaced_deployment(self, name: str, namespace: str) -> Any:
-        if (name, namespace) != ("relic-serve", "relic"):
-            raise ApiException(404, "Not Found")
+    def deployment(self) -> dict[str, Any]:
         up = self.replicas if self.status(self.export)["ready"] else 0
-        return self.answer("V1Deployment", {
-            "metadata": {"generation": self.generation, "annotations": self.annotations},
+        version = {"generation": self.generation, "resourceVersion": str(self.generation)}
+        return {
+            "metadata": {**version, "annotations": self.annotations},
             "spec": {
                 "replicas": self.replicas, "progressDeadlineSeconds": 600,
                 "selector": {"matchLabels": {"app.kubernetes.io/name": "relic-serve"}},
@@ -57,10 +66,9 @@ class FakeCluster:
                 "observedGeneration": self.generation, "updatedReplicas": self.replicas, "availableReplicas": up,
                 "replicas": self.replicas,
             },
-        })  # fmt: skip
+        }  # fmt: skip
 
-    def patch_namespaced_deployment(self, name: str, namespace: str, body: dict[str, Any]) -> None:
-        assert json.loads(json.dumps(body)) == body
+    def patch(self, body: dict[str, Any]) -> None:
         self.patches.append(body)
         self.generation += 1
         for key, value in body["metadata"]["annotations"].items():
@@ -71,17 +79,13 @@ class FakeCluster:
             assert container["name"] == "serve"
             self.export = container["env"][0]["value"]
 
-    def list_namespaced_pod(self, namespace: str, label_selector: str) -> Any:
-        assert label_selector == "app.kubernetes.io/name=relic-serve"
+    def pods(self) -> list[dict[str, Any]]:
         pods = [("old", "another", ended(1)), ("new", self.export, self.status(self.export))]
-        return self.answer("V1PodList", {"items": [
+        return [
             {
                 "metadata": {"name": f"relic-serve-{name}"},
                 "spec": {"containers": self.containers(export)},
-                "status": {
-                    "containerStatuses": [{"name": "serve", "image": "i", "imageID": "i", "lastState": {}, **status}],
-                    "conditions": self.conditions,
-                },
+                "status": {"containerStatuses": [{"name": "serve", **status}], "conditions": self.conditions},
             }
             for name, export, status in pods
-        ]})  # fmt: skip
+        ]

@@ -35,7 +35,7 @@ HELPERS = {
     "tracking",
     "verdict",
 }  # of the root, for worlds and what comes after it
-CLUSTER = {"cluster", "kube", "pods"}  # of the root, for what runs on Kubernetes
+CLUSTER = {"cluster", "kube", "pod_facts", "pods"}  # of the root, for what runs on Kubernetes
 PURE = {"geometry", "memory", "model", "generate"}  # run on any GPU machine as they are
 PURE_NEEDS = {"torch", "einops", "numpy", "safetensors"}
 KERNELS = {"attention.py": {"flash_attn"}}  # imported inside the one function that a config's word leads to
@@ -56,6 +56,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "cluster": {"mistakes"},
     "pods": {"cluster"},
     "kube": {"mistakes"},
+    "pod_facts": set(),
     "pipeline": {*HELPERS, *CLUSTER, "options", "steps", "recipes", "pipeline", "launch.doctor", *CONFIGS},
     "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", *CONFIGS},
 }

@@ -63,7 +63,7 @@ def test_without_out_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["pipeline", "render", "--cluster", str(ROOT / "workflows" / "clusters" / "test.yaml")]) == 0
     config, template = yaml.safe_load_all(capsys.readouterr().out)
     assert config["data"]["cluster.yaml"] == (ROOT / "workflows" / "clusters" / "test.yaml").read_text()
-    assert template["metadata"]["name"] == "world-model"
+    assert template["metadata"]["name"] == pods.TEMPLATE
 
 
 @pytest.mark.parametrize("name", CLUSTERS)

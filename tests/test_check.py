@@ -13,11 +13,12 @@ from relic import kube
 from relic.__main__ import main
 from relic.launch import doctor
 from relic.parallel.config import Finding
-from relic.pipeline import check, node_pools, pulls
+from relic.pipeline import check, named, node_pools, pulls
 from relic.pipeline.site import Site
 
 FILE = Path(__file__).parents[1] / "workflows" / "clusters" / "test.yaml"
 SPACE = "/api/v1/namespaces/relic"
+DEPLOYMENT = "/apis/apps/v1/namespaces/relic/deployments/relic-serve"
 QUEUES = "/apis/kueue.x-k8s.io/v1beta2/namespaces/relic/localqueues"
 
 
@@ -41,20 +42,24 @@ def fake() -> FakeApi:
     fake = FakeApi()
     fake.put("/api/v1/namespaces/relic")
     fake.objects["/api/v1/nodes/one"] = {**node(), "metadata": {"labels": {}}}
-    keys = dict.fromkeys(check.KEYS["store_secret"], "")
+    keys = dict.fromkeys(named.KEYS["store_secret"], "")
     fake.put(f"{SPACE}/secrets/relic-store", data=keys)
     for name in ("relic-step", "relic-launcher", "relic-deploy"):
         fake.put(f"{SPACE}/serviceaccounts/{name}")
     fake.put(f"{SPACE}/configmaps/relic-cluster", data={"cluster.yaml": FILE.read_text()})
     fake.put("/apis/argoproj.io/v1alpha1/namespaces/relic/workflowtemplates/world-model")
+    image = clusters.load(FILE).images.serve
+    fake.put(DEPLOYMENT, spec={"template": {"spec": {"containers": [{"name": "serve", "image": image}]}}})
     fake.on_create = runs
     return fake
 
 
 @pytest.fixture
 def site(fake: FakeApi) -> Iterator[Site]:
-    with serving(fake) as api:
-        yield Site(cluster=clusters.load(FILE), api=api)
+    with serving(fake) as api, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kube, "connect", lambda: api)
+        patch.setattr(kube, "PAUSE_S", 0.01)
+        yield Site(cluster=clusters.load(FILE), api=kube.Api("relic"))
 
 
 def failed(found: list[Finding]) -> list[str]:
@@ -64,7 +69,8 @@ def failed(found: list[Finding]) -> list[str]:
 def test_a_cluster_where_nothing_is_missing_is_fit(site: Site, fake: FakeApi) -> None:
     found = check.examined(site)
     assert doctor.fit(found), doctor.report(found, as_json=False)
-    assert {"apis", "rights", "pools", "secrets", "accounts", "template", "images"} <= {one.name for one in found}
+    looked_at = {"apis", "rights", "pools", "secrets", "accounts", "template", "server", "images"}
+    assert looked_at <= {one.name for one in found}
     assert not fake.of("pods")  # those that tried the images are gone
 
 
@@ -81,6 +87,7 @@ def test_a_cluster_where_nothing_is_missing_is_fit(site: Site, fake: FakeApi) ->
         ),
         (f"{SPACE}/configmaps/relic-cluster", "ConfigMap relic-cluster does not exist in namespace relic; install it:"),
         ("/apis/argoproj.io/v1alpha1/namespaces/relic/workflowtemplates/world-model", "relic pipeline render"),
+        (DEPLOYMENT, "install charts/relic-serve, or run with deploy=no"),
         ("/api/v1/namespaces/relic", "make it: kubectl create namespace relic"),
     ],
 )
@@ -92,7 +99,7 @@ def test_what_is_missing_is_one_line_with_its_cure(site: Site, fake: FakeApi, go
 
 def test_a_secret_without_its_keys_is_a_failure(site: Site, fake: FakeApi) -> None:
     fake.put(f"{SPACE}/secrets/relic-store", data={"AWS_ACCESS_KEY_ID": ""})
-    assert failed(check.secrets(site))[0].startswith("secret relic-store has no AWS_SECRET_ACCESS_KEY")
+    assert failed(named.secrets(site))[0].startswith("secret relic-store has no AWS_SECRET_ACCESS_KEY")
 
 
 def test_an_operator_that_is_not_installed_is_named(site: Site, fake: FakeApi) -> None:
@@ -104,24 +111,38 @@ def test_an_operator_that_is_not_installed_is_named(site: Site, fake: FakeApi) -
 
 def test_a_queue_needs_kueue_and_an_active_local_queue(site: Site, fake: FakeApi) -> None:
     wanted = replace(site, cluster=replace(site.cluster, queue="gpus"))
-    assert "LocalQueue gpus does not exist" in failed(check.queue(wanted))[0]
+    assert "LocalQueue gpus does not exist" in failed(named.queue(wanted))[0]
     off = {"type": "Active", "status": "False", "message": "no ClusterQueue"}
     fake.put(f"{QUEUES}/gpus", status={"conditions": [off]})
-    assert "is not active (no ClusterQueue)" in failed(check.queue(wanted))[0]
+    assert "is not active (no ClusterQueue)" in failed(named.queue(wanted))[0]
     fake.objects[f"{QUEUES}/gpus"]["status"]["conditions"][0]["status"] = "True"
-    assert not failed(check.queue(wanted))
-    del fake.served["kueue.x-k8s.io/v1beta2"]
-    assert failed(check.apis(wanted)) == [
-        "kueue.x-k8s.io is not served and queue is 'gpus'; install Kueue, or leave queue out of the cluster's file"
-    ]
+    assert not failed(named.queue(wanted))
+    assert not failed(check.apis(wanted))
+    fake.served["kueue.x-k8s.io/v1beta1"] = fake.served.pop("kueue.x-k8s.io/v1beta2")
+    queues, _ = failed(check.apis(wanted))
+    assert queues == (
+        "localqueues of kueue.x-k8s.io/v1beta2 are not served (kueue.x-k8s.io has v1beta1); "
+        "install Kueue 0.16, or leave queue out of the cluster's file"
+    )
+    assert not failed(check.apis(site))  # which names no queue
+
+
+def test_a_server_of_another_image_is_a_warning_and_nobody_asks_where_nothing_is_deployed(
+    site: Site, fake: FakeApi
+) -> None:
+    fake.objects[DEPLOYMENT]["spec"]["template"]["spec"]["containers"][0]["image"] = "relic/serve:old"
+    (found,) = named.server(site)
+    assert found.verdict == "warn"
+    assert found.said.startswith("Deployment relic-serve runs relic/serve:old and images.serve is localhost/")
+    assert named.server(replace(site, deploys=False)) == []
 
 
 def test_a_storage_class_is_looked_for_only_when_one_is_named(site: Site, fake: FakeApi) -> None:
-    assert not check.storage(site)
+    assert not named.storage(site)
     wanted = replace(site, cluster=replace(site.cluster, storage_class="fast"))
-    assert failed(check.storage(wanted))[0].startswith("storage class fast does not exist; correct storage_class")
+    assert failed(named.storage(wanted))[0].startswith("storage class fast does not exist; correct storage_class")
     fake.put("/apis/storage.k8s.io/v1/storageclasses/fast")
-    assert not failed(check.storage(wanted))
+    assert not failed(named.storage(wanted))
 
 
 def test_a_right_that_is_missing_is_named(site: Site, fake: FakeApi) -> None:
@@ -136,16 +157,31 @@ def test_what_may_not_be_seen_does_not_refuse_a_run(site: Site, fake: FakeApi) -
     assert (found["pools"], found["secrets"]) == ("warn", "warn")
 
 
-def test_a_server_that_does_not_answer_is_the_only_finding(site: Site) -> None:
-    site.api.configuration.host = "http://127.0.0.1:9"
+def test_a_server_that_does_not_answer_is_the_only_finding_and_a_run_waits_for_its_own(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube, "PATIENCE_S", 0.05)
+    site.api.client.configuration.host = "http://127.0.0.1:9"
     (found,) = check.examined(site)
-    assert found.said.startswith("http://127.0.0.1:9 does not answer")
+    assert found.said.startswith("http://127.0.0.1:9: the API server does not answer")
+    with pytest.raises(ConnectionError, match="the API server does not answer"):
+        check.examined(replace(site, inside=True))
+
+
+def test_what_passes_does_not_end_a_check(site: Site, fake: FakeApi) -> None:
+    fake.failing = [503, 0, 429]
+    assert doctor.fit(check.examined(site))
 
 
 def test_a_store_that_never_answers_costs_its_time_and_no_more() -> None:
     began = time.monotonic()
     assert check.within(0.05, lambda: time.sleep(1.0), "late") == "late"
     assert time.monotonic() - began < 0.5
+
+
+def test_what_a_store_raises_is_raised_to_who_waits() -> None:
+    with pytest.raises(ZeroDivisionError):
+        check.within(5.0, lambda: 1 // 0, "late")
 
 
 # Nodes
@@ -266,7 +302,7 @@ def test_in_a_run_the_pods_belong_to_the_pod_that_looks(
 
 
 def command(monkeypatch: pytest.MonkeyPatch, site: Site, *args: str) -> int:
-    monkeypatch.setattr(kube, "connect", lambda: site.api)
+    monkeypatch.setattr(kube, "connect", lambda: site.api.client)
     monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != clusters.FILE})
     return main(["cluster", *args])
 

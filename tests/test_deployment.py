@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
+import fake_api
 import pytest
 from fake_rollout import READY, FakeCluster, ended, waiting
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import NewConnectionError
 
+from relic import kube
 from relic.cluster import Cluster, Images, Serving
 from relic.launch import deployment, promote
 from relic.launch.config import Deploy, Threshold
@@ -26,18 +28,21 @@ CLUSTER = Cluster(
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeCluster]:
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeCluster]]:
     """A cluster whose Deployment has an export; time passes without waiting."""
     now = [0.0]
-    monkeypatch.setattr(deployment.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(deployment.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+    passing = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s))
+    monkeypatch.setattr(deployment, "time", passing)
+    monkeypatch.setattr(kube, "PAUSE_S", 0.01)
+    with ExitStack() as stack:
 
-    def started(*given: Any) -> FakeCluster:
-        fake = FakeCluster(*given)
-        monkeypatch.setattr(deployment, "apis", lambda: (fake, fake))
-        return fake
+        def started(*given: Any) -> FakeCluster:
+            fake = FakeCluster(*given)
+            api = stack.enter_context(fake_api.serving(fake))
+            monkeypatch.setattr(kube, "connect", lambda: api)
+            return fake
 
-    return started
+        yield started
 
 
 def state_of(fake: FakeCluster) -> tuple[str, int, bool]:
@@ -142,9 +147,26 @@ def test_another_run_s_export_is_not_taken_back(start: Callable[..., FakeCluster
     assert fake.export == other
 
 
+@pytest.mark.parametrize("theirs", [True, False])
+def test_what_was_before_is_forgotten_only_while_the_export_is_ours(
+    start: Callable[..., FakeCluster], theirs: bool
+) -> None:
+    fake, mark = start(OLD, 1), {deployment.BEFORE: json.dumps({"export": NEW, "replicas": 1})}
+
+    def meanwhile() -> None:
+        fake.generation, fake.on_patch = fake.generation + 1, lambda: None
+        if theirs:
+            fake.export, fake.annotations = "s3://another", mark
+
+    refused = pytest.raises(RuntimeError, match="was given s3://another meanwhile") if theirs else nullcontext()
+    with refused, deployment.rolled_out(NEW, CLUSTER):
+        fake.on_patch = meanwhile
+    assert (deployment.BEFORE in fake.annotations) == theirs
+
+
 def test_an_api_server_that_is_away_for_a_while_is_waited_for(start: Callable[..., FakeCluster]) -> None:
     fake = start(OLD, 1)
-    fake.failures = [ApiException(503, "restarting"), NewConnectionError(None, "refused")]  # type: ignore[arg-type]
+    fake.failing = [503, 0, 429]
     with deployment.rolled_out(NEW, CLUSTER):
         pass
     assert deployment.serves(NEW, CLUSTER)
@@ -152,8 +174,8 @@ def test_an_api_server_that_is_away_for_a_while_is_waited_for(start: Callable[..
 
 
 def test_a_refusal_of_the_api_server_is_a_sentence(start: Callable[..., FakeCluster]) -> None:
-    start(OLD, 1).failures = [ApiException(403, "Forbidden")]
-    with pytest.raises(UserError, match="the cluster refuses the roll-out: 403 Forbidden"):
+    start(OLD, 1).failing = [403]
+    with pytest.raises(UserError, match="the cluster refuses this: the server is starting"):
         deployment.serves(NEW, CLUSTER)
     elsewhere = Cluster(**{**CLUSTER.__dict__, "namespace": "elsewhere"})
     with pytest.raises(UserError, match="there is no Deployment elsewhere/relic-serve; install charts/relic-serve"):

@@ -130,7 +130,7 @@ def test_a_cluster_without_the_template_says_how_it_comes_there(
 def test_a_refusal_is_one_sentence(api: Any, fake: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     fake.forbidden = {("create", "workflows")}
     assert relic("submit") == 2
-    assert said(capsys) == "relic: submitting the run is refused: workflows is forbidden: cannot create"
+    assert said(capsys) == "relic: the cluster refuses this: workflows is forbidden: cannot create"
 
 
 # Status
@@ -156,13 +156,13 @@ def test_a_step_shows_its_tries_its_last_words_and_its_job(
     assert relic("status", "wm-1") == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.split("  ")[0] == "teacher"
-    assert last.endswith("try 2 · job Running · relic: teacher failed: it broke")
+    assert last.endswith("try 2 · job Running · teacher failed: it broke")
 
 
 def test_of_a_message_with_a_log_one_line_is_shown() -> None:
     argos = 'time=2026-01-01T10:00:00.1Z level=INFO msg="sub-process exited" argo=true error=x'
     assert status.one_line(f"main: Error (exit code 143): {argos}\n{argos}\n") == "main: Error (exit code 143)"
-    assert status.one_line(f"main: Error (exit code 2): ok\nrelic: no\n{argos}\nError: exit status 2") == "relic: no"
+    assert status.one_line(f"main: Error (exit code 2): ok\nrelic: no\n{argos}\nError: exit status 2") == "no"
     assert status.one_line("x" * 500).endswith("x…")
 
 
@@ -219,7 +219,7 @@ def test_the_log_of_a_steps_newest_try_is_printed(api: Any, fake: FakeApi, capsy
 def test_a_pod_that_is_gone_leaves_its_last_words(api: Any, fake: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     workflow(fake, node("codec", "Failed", message="relic: the bucket is gone"))
     assert relic("logs", "wm-1", "codec") == 2
-    assert said(capsys).endswith("its last words: relic: the bucket is gone")
+    assert said(capsys).endswith("its last words: the bucket is gone")
 
 
 def test_of_a_fan_out_one_part_is_asked_for(api: Any, fake: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:

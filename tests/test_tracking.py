@@ -127,6 +127,12 @@ for pod, losses in (("pod-0", [1.0, 0.5]), ("pod-1", [1.0, 0.5, 0.25])):
 assert not server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key"}}, status="FINISHED")
 server.end(server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key"}})[0].info.run_id, "FINISHED")
 assert server.find({{tracking.ARTIFACT_TAG: "s3://b/codec/key", tracking.OF_UID_TAG: "u1"}}, status="FINISHED")
+
+# what finished runs have made, in however many pages
+for uri, status in (("s3://b/join/key", "FINISHED"), ("s3://b/shard/key", "FAILED"), ("s3://bb/join/key", "FINISHED")):
+    server.end(server.start(uri, {{tracking.ARTIFACT_TAG: uri}}), status)
+for tracking.PAGE in (1000, 1):
+    assert server.finished("s3://b") == {{"s3://b/codec/key", "s3://b/join/key"}}
 """
     subprocess.run(
         [sys.executable, "-c", script],

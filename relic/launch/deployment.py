@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
-from relic import kube
+from relic import kube, pod_facts
 from relic.cluster import Cluster
 from relic.mistakes import UserError
 from relic.verdict import MISTAKE, OUT_OF_MEMORY, Stopped
@@ -26,8 +26,7 @@ BEFORE = "relic.dev/before"  # annotation: what was served before a roll-out tha
 REPLICAS = "relic.dev/replicas"  # annotation: how many pods the first roll-out starts
 POLL_S = 2.0
 RESTARTS = 2  # of a container that failed, perhaps for a store that did not answer
-USUAL = ("ContainerCreating", "PodInitializing", "CrashLoopBackOff")  # why a container waits while all may be well
-GRACE_S = 60.0  # for what keeps a container waiting, such as a registry that does not answer
+GRACE_S = 60.0  # for what a container misses to be there after all, such as a registry that does not answer
 OUTAGE_S = 180.0  # for an API server that does not answer
 
 
@@ -57,13 +56,13 @@ def rolled_out(export: str, cluster: Cluster) -> Iterator[str]:
             if stopped:
                 raise Stopped("the roll-out was stopped; the same command begins it again") from error
             raise
-        server.patch(before=None)
+        server.prove(export)
 
 
 def serves(export: str, cluster: Cluster) -> bool:
     """Whether the Deployment has the export, and no roll-out of it is left unproven."""
     found = Deployment(cluster).read()
-    return exported(found) == export and found.spec.replicas > 0 and BEFORE not in annotations_of(found)
+    return exported(found) == export and found["spec"]["replicas"] > 0 and BEFORE not in annotations_of(found)
 
 
 @contextmanager
@@ -88,32 +87,51 @@ class Deployment:
     def __init__(self, cluster: Cluster) -> None:
         assert cluster.serving is not None
         self.serving, self.name, self.namespace = cluster.serving, cluster.serving.deployment, cluster.namespace
-        self.apps, self.core = apis()
-        self.waiting: dict[str, float] = {}  # pod and reason -> since when
+        self.api = kube.Api(self.namespace, in_run=True, patience=lambda: OUTAGE_S)
+        self.waiting: dict[str, float] = {}  # pod and what it waits for -> since when
 
-    def read(self) -> Any:
-        return self.call(lambda: self.apps.read_namespaced_deployment(self.name, self.namespace))
+    def read(self) -> dict:
+        if (found := self.api.get("deployments", self.name)) is None:
+            raise UserError(f"there is no Deployment {self.namespace}/{self.name}; install charts/relic-serve")
+        return found
 
-    def patch(self, *, export: str | None = None, replicas: int | None = None, before: Served | None) -> None:
-        """One change of all, so that no pod sees half of it."""
+    def patch(
+        self, *, export: str | None = None, replicas: int | None = None, before: Served | None, version: str = ""
+    ) -> bool:
+        """One change of all, so that no pod sees half of it; false where the Deployment has another `version`."""
         said = None if before is None else json.dumps(asdict(before))
         body: dict[str, Any] = {"metadata": {"annotations": {BEFORE: said}}, "spec": {}}
+        if version:
+            body["metadata"]["resourceVersion"] = version
         if replicas is not None:
             body["spec"]["replicas"] = replicas
         if export is not None:
             container = {"name": CONTAINER, "env": [{"name": EXPORT, "value": export}]}
             body["spec"]["template"] = {"spec": {"containers": [container]}}
-        self.call(lambda: self.apps.patch_namespaced_deployment(self.name, self.namespace, body))
+        place = self.api.place("deployments", self.name)
+        return self.api.ask("PATCH", place, body, absent=(kube.EXISTS,)) is not None
 
     def before(self) -> tuple[Served, int | None]:
         """What a roll-out goes back to, and how many pods it starts; None where there are some: their number is not
         its own."""
         found = self.read()
-        said = annotations_of(found)
-        served = Served(exported(found), found.spec.replicas)
+        said, replicas = annotations_of(found), found["spec"]["replicas"]
+        served = Served(exported(found), replicas)
         if BEFORE in said:
             served = Served(**json.loads(said[BEFORE]))
-        return served, None if found.spec.replicas else int(said.get(REPLICAS, "1"))
+        return served, None if replicas else int(said.get(REPLICAS, "1"))
+
+    def ours(self, export: str) -> dict:
+        """The Deployment, while it has our export."""
+        found = self.read()
+        if (other := exported(found)) != export:
+            raise RuntimeError(f"{self.name} was given {other} meanwhile, by another run; it wins")
+        return found
+
+    def prove(self, export: str) -> None:
+        """Forget what was before. What another run has put there since, to go back to, is not ours to forget."""
+        while not self.patch(before=None, version=self.ours(export)["metadata"]["resourceVersion"]):
+            pass
 
     def back(self, export: str, before: Served, *, patiently: bool) -> None:
         """Go back, unless the Deployment has been given something else meanwhile; `patiently` waits for that."""
@@ -129,121 +147,89 @@ class Deployment:
         The Deployment's own condition of a deadline is not asked: it may be of the roll-out before."""
         counts, since = None, time.monotonic()
         while True:
-            found = self.read()
-            if (other := exported(found)) != export:
-                raise RuntimeError(f"{self.name} was given {other} meanwhile, by another run; it wins")
+            found = self.ours(export)
             if is_complete(found):
                 return
             if why := fault(export):
                 raise RuntimeError(why)
             if counts != counts_of(found):
                 counts, since = counts_of(found), time.monotonic()
-            if time.monotonic() > since + found.spec.progress_deadline_seconds:
-                waited = found.spec.progress_deadline_seconds
+            if time.monotonic() > since + (waited := found["spec"]["progressDeadlineSeconds"]):
                 raise RuntimeError(f"{self.name} has not come further for {waited} s{self.held_up(export)}")
             time.sleep(POLL_S)
 
-    def pods(self, export: str) -> list[Any]:
+    def pods(self, export: str) -> list[dict]:
         """Those that are made to serve the export."""
-        labels = self.read().spec.selector.match_labels
-        selector = ",".join(f"{name}={value}" for name, value in labels.items())
-        found = self.call(lambda: self.core.list_namespaced_pod(self.namespace, label_selector=selector)).items
-        return [pod for pod in found if export_of(pod.spec) == export and pod.metadata.deletion_timestamp is None]
+        labels = self.read()["spec"]["selector"]["matchLabels"]
+        found = self.api.items("pods", labelSelector=",".join(f"{name}={value}" for name, value in labels.items()))
+        return [pod for pod in found if export_of(pod["spec"]) == export and "deletionTimestamp" not in pod["metadata"]]
 
     def fault(self, export: str) -> str:
         """Why a pod of the export will not come up, in one sentence; empty while it may."""
         for pod in self.pods(export):
-            for status in pod.status.container_statuses or ():
-                ended = status.state.terminated or status.last_state.terminated
-                if ended is not None and (is_final(ended) or status.restart_count > RESTARTS):
-                    return f"{pod.metadata.name} {end_of(ended, memory_of(pod))}"
-                waits = status.state.waiting
-                if waits is None or waits.reason in USUAL:
-                    continue
-                since = self.waiting.setdefault(f"{pod.metadata.name} {waits.reason}", time.monotonic())
+            name, status = pod["metadata"]["name"], pod_facts.container(pod, CONTAINER)
+            ended = status["state"].get("terminated") or status.get("lastState", {}).get("terminated")
+            if ended and (is_final(ended) or status["restartCount"] > RESTARTS):
+                return f"{name} {end_of(ended, memory_of(pod))}"
+            kind, said = pod_facts.waits(pod, CONTAINER)
+            if kind in pod_facts.MISSING:
+                since = self.waiting.setdefault(f"{name} {kind}", time.monotonic())
                 if time.monotonic() > since + GRACE_S:
-                    return f"{pod.metadata.name} does not start: {waits.reason}: {waits.message}"
+                    return f"{name} does not start: {said}"
         return ""
 
     def held_up(self, export: str) -> str:
         """What the scheduler says of pods that have no node."""
         for pod in self.pods(export):
-            for condition in pod.status.conditions or ():
-                if condition.type == "PodScheduled" and condition.status == "False":
-                    return f"; {pod.metadata.name}: {condition.message}"
+            kind, said = pod_facts.waits(pod, CONTAINER)
+            if kind == pod_facts.NODE:
+                return f"; {pod['metadata']['name']}: {said}"
         return ""
 
-    def call(self, ask: Callable[[], Any]) -> Any:
-        """An answer of the API server, which may be away for a while; a refusal is a person's mistake."""
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
 
-        until = time.monotonic() + OUTAGE_S
-        while True:
-            try:
-                return ask()
-            except ApiException as error:
-                if error.status == 404:
-                    place = f"{self.namespace}/{self.name}"
-                    raise UserError(f"there is no Deployment {place}; install charts/relic-serve") from error
-                if error.status < 500 and error.status != 429:
-                    raise UserError(f"the cluster refuses the roll-out: {kube.said(error)}") from error
-                if time.monotonic() > until:
-                    raise
-            except HTTPError:
-                if time.monotonic() > until:
-                    raise
-            time.sleep(POLL_S)
+def annotations_of(found: dict) -> dict[str, str]:
+    return found["metadata"].get("annotations", {})
 
 
-def apis() -> tuple[Any, Any]:
-    """Of Deployments and of pods."""
-    connection = kube.connect()
-    from kubernetes import client
-
-    return client.AppsV1Api(connection), client.CoreV1Api(connection)
-
-
-def annotations_of(found: Any) -> dict[str, str]:
-    return found.metadata.annotations or {}
-
-
-def exported(found: Any) -> str:
+def exported(found: dict) -> str:
     """The export of a Deployment."""
-    return export_of(found.spec.template.spec)
+    return export_of(found["spec"]["template"]["spec"])
 
 
-def export_of(pod: Any) -> str:
-    """The export that a pod of this spec serves."""
-    values = {item.name: item.value for c in pod.containers if c.name == CONTAINER for item in c.env or ()}
-    return values.get(EXPORT) or ""
+def serving_in(pod: dict) -> dict:
+    """The container that serves, in a pod's specification."""
+    return next(container for container in pod["containers"] if container["name"] == CONTAINER)
 
 
-def is_complete(found: Any) -> bool:
-    seen = (found.status.observed_generation or 0) >= found.metadata.generation
-    return seen and all(count == found.spec.replicas for count in counts_of(found))
+def export_of(pod: dict) -> str:
+    """The export that a pod of this specification serves."""
+    values = {item["name"]: item.get("value", "") for item in serving_in(pod).get("env", [])}
+    return values.get(EXPORT, "")
 
 
-def counts_of(found: Any) -> tuple[int, int, int]:
+def is_complete(found: dict) -> bool:
+    seen = found["status"].get("observedGeneration", 0) >= found["metadata"]["generation"]
+    return seen and all(count == found["spec"]["replicas"] for count in counts_of(found))
+
+
+def counts_of(found: dict) -> tuple[int, ...]:
     """Pods with the newest template, of all templates, and those that are ready; none that is on its way out."""
-    status = found.status
-    return status.updated_replicas or 0, status.replicas or 0, status.available_replicas or 0
+    return tuple(found["status"].get(name, 0) for name in ("updatedReplicas", "replicas", "availableReplicas"))
 
 
-def is_final(ended: Any) -> bool:
+def is_final(ended: dict) -> bool:
     """Whether to start the same again would end the same."""
-    return ended.reason == "OOMKilled" or ended.exit_code in (MISTAKE, OUT_OF_MEMORY)
+    return ended["reason"] == "OOMKilled" or ended["exitCode"] in (MISTAKE, OUT_OF_MEMORY)
 
 
-def end_of(ended: Any, memory: str) -> str:
+def end_of(ended: dict, memory: str) -> str:
     """How a container has ended, with the last sentence of its log."""
-    if ended.reason == "OOMKilled":
+    if ended["reason"] == "OOMKilled":
         return f"was killed for its memory; it may have {memory}"
-    said = [line for line in (ended.message or "").splitlines() if line.strip()]
-    sentence = next((line for line in reversed(said) if line.startswith("relic: ")), said[-1] if said else "nothing")
-    return f"has ended with exit code {ended.exit_code} and said: {sentence.removeprefix('relic: ')}"
+    said = pod_facts.last_words(ended.get("message", "")) or "nothing"
+    return f"has ended with exit code {ended['exitCode']} and said: {said}"
 
 
-def memory_of(pod: Any) -> str:
-    limits = next(c.resources.limits or {} for c in pod.spec.containers if c.name == CONTAINER)
+def memory_of(pod: dict) -> str:
+    limits = serving_in(pod["spec"]).get("resources", {}).get("limits", {})
     return limits.get("memory", "all of its node")

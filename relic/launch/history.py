@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from relic import pod_facts
 from relic.launch import state
 from relic.launch.state import Ending
 
@@ -38,10 +39,9 @@ class History:
         now, before = time.monotonic(), self.waiting
         self.waiting = {}
         for pod in pods:
-            waiting, uid = state.container(pod)["state"].get("waiting", {}), pod["metadata"]["uid"]
-            if waiting.get("reason") in state.NO_IMAGE + state.NO_CONTAINER:
+            (kind, said), uid = pod_facts.waits(pod), pod["metadata"]["uid"]
+            if kind in pod_facts.MISSING:
                 self.waiting[uid] = before.get(uid, now)
                 if now - self.waiting[uid] > GRACE_S and not self.begun:
-                    what = "has no image" if waiting["reason"] in state.NO_IMAGE else "cannot be made"
-                    return f"{pod['metadata']['name']} {what}: {waiting['reason']}: {waiting.get('message', '')}"
+                    return f"{pod['metadata']['name']} does not start: {said}"
         return ""

@@ -13,15 +13,13 @@ from relic.call import Call
 from relic.cluster import Cluster, Pool
 from relic.launch.config import Launch
 
-GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
+GROUP, VERSION = "kubeflow.org", "v1"
 CONTAINER = "pytorch"  # by this name the operator finds it
 PORT = 29500  # where the workers meet, at the first one
 JOB_LABEL = "training.kubeflow.org/job-name"  # the operator's, on each pod
 URI = "relic.dev/uri"  # the annotation with the artifact that is made
-STEP, WORKFLOW = "relic.dev/step", "relic.dev/workflow"  # labels: the step, and the uid of the Workflow
 QUEUE = "kueue.x-k8s.io/queue-name"
 TOPOLOGY = "kueue.x-k8s.io/podset-preferred-topology"
-NAME_OF_WORKFLOW, UID_OF_WORKFLOW = "RELIC_WORKFLOW", "RELIC_WORKFLOW_UID"  # variables of the launcher's pod
 MEET_S = 1800  # for all workers to come, an image pulled and a node added meanwhile
 READ_S = 300  # for the first worker to be there when another one already is
 LEAVE_S = 30  # for a step, or the launch in a pod, to end; a training has its grace for saving before that
@@ -40,7 +38,7 @@ def worker(name: str, index: int) -> str:
 
 def owner() -> tuple[str, str]:
     """Name and uid of the Workflow that this launcher is a pod of; empty outside."""
-    return os.environ.get(NAME_OF_WORKFLOW, ""), os.environ.get(UID_OF_WORKFLOW, "")
+    return os.environ.get(tracking.WORKFLOW, ""), os.environ.get(tracking.WORKFLOW_UID, "")
 
 
 def command(config: Launch, call: Call, args: Sequence[str]) -> list[str]:
@@ -82,7 +80,7 @@ def manifest(config: Launch, cluster: Cluster, call: Call, args: Sequence[str]) 
 
     name, pool, (workflow, uid) = name_of(call), cluster.pool(config.pool), owner()
     together = call.step.trains
-    labels = {STEP: call.step.name, **({WORKFLOW: uid} if uid else {})}
+    labels = {pods.STEP: call.step.name, **({pods.WORKFLOW: uid} if uid else {})}
     owners = [client.V1OwnerReference(api_version="argoproj.io/v1alpha1", kind="Workflow", name=workflow, uid=uid)]
     job = models.KubeflowOrgV1PyTorchJob(
         api_version=f"{GROUP}/{VERSION}",
@@ -145,7 +143,7 @@ def topology_hint(cluster: Cluster, pool: Pool) -> dict[str, Any]:
 
 def pod(cluster: Cluster, pool: Pool, name: str, command: list[str], *, grace_s: int) -> dict[str, Any]:
     """The specification of each worker's pod."""
-    passed_on = (tracking.PARENT, NAME_OF_WORKFLOW, UID_OF_WORKFLOW)
+    passed_on = (tracking.PARENT, tracking.WORKFLOW, tracking.WORKFLOW_UID)
     parent = {variable: os.environ[variable] for variable in passed_on if os.environ.get(variable)}
     found = {
         "serviceAccountName": cluster.accounts.step,

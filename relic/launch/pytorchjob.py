@@ -126,12 +126,6 @@ class Launcher:
 
     def meet(self) -> tuple[dict | None, bool]:
         """The job, and whether it was there already; none where an old one has to go first."""
-        queue = self.cluster.queue
-        if queue and self.api.queue(queue) is None:
-            raise UserError(
-                f"queue is {queue!r}, and namespace {self.cluster.namespace} has no such LocalQueue; "
-                f"name one of its own in the file of cluster {self.cluster.name}"
-            )
         if (made := self.api.create(self.body)) is not None:
             return made, False
         found = self.api.job(self.name)

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from relic import verdict
+from relic import pod_facts, verdict
+from relic.pod_facts import container, last_words
 from relic.verdict import Verdict
 
 TOGETHER_S = 120.0  # workers whose ends are no further apart than that ended of the same cause
 FINAL = (verdict.MISTAKE, verdict.OUT_OF_MEMORY)  # the same after a restart
 AGAIN = (verdict.HUNG, verdict.STOPPED)  # the same command goes on
 KILLED, ASKED_TO_END = 137, 143  # exit codes of a container that got SIGKILL, SIGTERM
-NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-NO_CONTAINER = ("CreateContainerConfigError",)  # a secret or a ConfigMap is missing
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,6 @@ def is_finished(found: dict) -> bool:
 
 def is_suspended(found: dict) -> bool:
     return bool(found["spec"]["runPolicy"].get("suspend"))
-
-
-def container(pod: dict) -> dict:
-    """The state of a pod's one container."""
-    return (pod["status"].get("containerStatuses") or [{"restartCount": 0, "state": {}}])[0]
 
 
 def is_over(pod: dict) -> bool:
@@ -106,12 +100,8 @@ def will_restart(pod: dict) -> bool:
 
 def waits_for(pod: dict) -> str:
     """Why a pod does not run yet, where that is worth to be said."""
-    for item in pod["status"].get("conditions") or []:
-        if item["type"] == "PodScheduled" and item.get("reason") == "Unschedulable":
-            return f"{pod['metadata']['name']}: {item['message']}"
-    reason = container(pod)["state"].get("waiting", {}).get("reason")
-    why = "its image cannot be pulled" if reason in NO_IMAGE else reason if reason in NO_CONTAINER else ""
-    return f"{pod['metadata']['name']}: {why}" if why else ""
+    kind, said = pod_facts.waits(pod)
+    return f"{pod['metadata']['name']}: {said}" if kind in (pod_facts.NODE, *pod_facts.MISSING) else ""
 
 
 def why_queued(workload: dict | None) -> str:
@@ -138,13 +128,6 @@ def endings(pod: dict) -> Iterable[Ending]:
         changed = max((item["lastTransitionTime"] for item in pod["status"].get("conditions") or []),
                       default=pod["metadata"]["creationTimestamp"])  # fmt: skip
         yield Ending(name, uid, datetime.fromisoformat(changed), None, reason, pod["status"].get("message", ""))
-
-
-def last_words(message: str) -> str:
-    """The sentence that a command of relic ends with, out of the last lines of its log."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    ours = [line.removeprefix("relic: ") for line in lines if line.startswith("relic: ")]
-    return (ours or lines or [""])[-1]
 
 
 def final(ended: Iterable[Ending]) -> Verdict | None:

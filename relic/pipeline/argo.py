@@ -261,10 +261,10 @@ def pod(
 ) -> Container:  # fmt: skip
     """A template of one container. `outputs` are files that become parameters, `more` are variables, `keys` is the
     secret with the API key of the roll-out; `optional` says that it starts without the secrets too."""
-    known = {"RELIC_WORKFLOW": "{{workflow.name}}", "RELIC_WORKFLOW_UID": "{{workflow.uid}}", **(more or {})}
+    known = {tracking.WORKFLOW: "{{workflow.name}}", tracking.WORKFLOW_UID: "{{workflow.uid}}", **(more or {})}
     return Container(
         name=name,
-        labels={"relic.dev/step": name},
+        labels={pods.STEP: name},
         inputs=[Value(name=name) for name in inputs] or None,
         outputs=[output(name, path) for name, path in (outputs or {}).items()] or None,
         service_account_name=account if account != cluster.accounts.step else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relic import cluster as clusters
-from relic import kube, pods
+from relic import kube, pods, tracking
 from relic.cluster import Cluster
 from relic.launch import doctor
 from relic.mistakes import UserError, allowed
@@ -18,18 +18,16 @@ from relic.parallel.config import Doctor, Finding
 from relic.pipeline.site import Site, bad, good, odd
 
 ABOUT = "say what a cluster lacks for a run, and the cure: relic cluster check --cluster FILE"
-TEMPLATE = "world-model"  # the WorkflowTemplate that `relic pipeline render` writes
 STORE_S, MLFLOW_S = 15, 5  # the longest wait for an answer
 SERVED = (  # what must be served: (group, version, resource, how it comes there)
     ("argoproj.io", "v1alpha1", "workflows", "install Argo Workflows 4"),
     ("argoproj.io", "v1alpha1", "workflowtemplates", "install Argo Workflows 4"),
     ("kubeflow.org", "v1", "pytorchjobs", "install the Kubeflow Training Operator 1.9"),
 )
-KEYS = {  # of the secrets that a cluster's file names
-    "store_secret": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    "mlflow_secret": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-    "keys_secret": ("deploy",),
-}
+KUEUE = tuple(  # the same, where a queue is named
+    ("kueue.x-k8s.io", "v1beta2", resource, "install Kueue 0.16, or leave queue out of the cluster's file")
+    for resource in ("localqueues", "workloads")
+)
 Rights = tuple[tuple[str, str, str], ...]  # (verbs, group, resource)
 PERSON: Rights = (
     ("get list create patch", "argoproj.io", "workflows"),
@@ -67,8 +65,8 @@ def main(args: list[str]) -> int:
     cluster = clusters.load(Path(options.cluster)) if options.cluster else clusters.of_pod()
     if cluster is None:
         raise UserError("relic cluster check needs --cluster FILE; workflows/clusters/ has examples")
-    inside = clusters.FILE in os.environ
-    findings = examined(Site(cluster=cluster, api=kube.connect(), inside=inside, images=options.images))
+    inside, api = bool(os.environ.get(tracking.WORKFLOW_UID)), kube.Api(cluster.namespace)
+    findings = examined(Site(cluster=cluster, api=api, inside=inside, images=options.images))
     print(doctor.report(findings, as_json=options.json), flush=True)
     refuse(findings)
     return 0
@@ -83,15 +81,16 @@ def refuse(findings: list[Finding]) -> None:
 
 
 def examined(site: Site) -> list[Finding]:
-    """All checks, or the first alone where no server answers."""
-    from relic.pipeline import node_pools, pulls
+    """All checks, or the first alone where a person's server does not answer; a run's is waited for."""
+    from relic.pipeline import named, node_pools, pulls
 
     first = reachable(site)
     if first.verdict == "fail":
         return [first]
     checks: tuple[tuple[str, Callable[[Site], list[Finding]]], ...] = (
-        ("apis", apis), ("namespace", namespace), ("rights", rights), ("queue", queue), ("pools", node_pools.examined),
-        ("storage", storage), ("secrets", secrets), ("accounts", accounts), ("template", template), ("store", around),
+        ("apis", apis), ("namespace", namespace), ("rights", rights), ("queue", named.queue),
+        ("pools", node_pools.examined), ("storage", named.storage), ("secrets", named.secrets),
+        ("accounts", named.accounts), ("template", template), ("store", around), ("server", named.server),
         ("images", pulls.examined),
     )  # fmt: skip
     found = [first]
@@ -102,42 +101,36 @@ def examined(site: Site) -> list[Finding]:
 
 def seen(name: str, site: Site, check: Callable[[Site], list[Finding]]) -> list[Finding]:
     """A check's findings. What may not be looked at is no reason to refuse a run; `rights` says what is."""
-    from kubernetes.client.exceptions import ApiException
-
     try:
         return check(site)
-    except ApiException as error:
-        said = f"cannot be looked at: {kube.said(error)}"
-        return [odd(name, said) if error.status == 403 else bad(name, said)]
+    except kube.Refused as error:
+        said = f"cannot be looked at: {error.why}"
+        return [odd(name, said) if error.status in kube.DENIED else bad(name, said)]
 
 
 def reachable(site: Site) -> Finding:
-    from kubernetes.client.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
-
-    place = site.api.configuration.host
+    place = site.api.host
     try:
-        return good("api", f"{place} answers, Kubernetes {kube.ask(site.api, 'GET', '/version')['gitVersion']}")
-    except ApiException as error:
-        return bad("api", f"{place} refuses: {kube.said(error)}; look at the credentials of KUBECONFIG")
-    except HTTPError as error:
-        return bad("api", f"{place} does not answer ({type(error).__name__}); look at KUBECONFIG and the network")
+        return good("api", f"{place} answers, Kubernetes {site.api.ask('GET', '/version')['gitVersion']}")
+    except kube.Refused as error:
+        return bad("api", f"{place} refuses: {error.why}; look at the credentials of KUBECONFIG")
+    except ConnectionError as error:
+        if site.inside:
+            raise
+        return bad("api", f"{place}: {error}; look at KUBECONFIG and the network")
 
 
 def apis(site: Site) -> list[Finding]:
     """By discovery, which every account may read."""
-    served = {group["name"]: group for group in kube.ask(site.api, "GET", "/apis")["groups"]}
+    served = {group["name"]: group for group in site.api.ask("GET", "/apis")["groups"]}
     found = []
-    for group, version, resource, cure in SERVED:
-        there = kube.look(site.api, f"/apis/{group}/{version}") if group in served else None
+    for group, version, resource, cure in SERVED + (KUEUE if site.cluster.queue else ()):
+        there = site.api.ask("GET", f"/apis/{group}/{version}") if group in served else None
         if there is not None and resource in {item["name"] for item in there["resources"]}:
             found.append(good("apis", f"{resource} of {group}/{version} are served"))
             continue
         versions = ", ".join(item["version"] for item in served[group]["versions"]) if group in served else "nothing"
         found.append(bad("apis", f"{resource} of {group}/{version} are not served ({group} has {versions}); {cure}"))
-    if site.cluster.queue and "kueue.x-k8s.io" not in served:
-        cure = "install Kueue, or leave queue out of the cluster's file"
-        found.append(bad("apis", f"kueue.x-k8s.io is not served and queue is {site.cluster.queue!r}; {cure}"))
     return found
 
 
@@ -145,7 +138,7 @@ def namespace(site: Site) -> list[Finding]:
     name = site.cluster.namespace
     if site.inside:
         return []  # this pod is in it, or the cluster's file would not be
-    if kube.look(site.api, f"/api/v1/namespaces/{name}") is None:
+    if site.api.ask("GET", f"/api/v1/namespaces/{name}") is None:
         return [bad("namespace", f"namespace {name} does not exist; make it: kubectl create namespace {name}")]
     return [good("namespace", f"{name} exists")]
 
@@ -172,69 +165,7 @@ def may(site: Site, verb: str, group: str, resource: str) -> bool:
         "spec": {"resourceAttributes": {**asked, **({"subresource": part} if part else {})}},
     }  # fmt: skip
     path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-    return kube.ask(site.api, "POST", path, review)["status"]["allowed"]
-
-
-def queue(site: Site) -> list[Finding]:
-    name, space = site.cluster.queue, site.cluster.namespace
-    group = kube.look(site.api, kube.KUEUE) if name else None
-    if group is None:
-        return []  # `apis` has said so where it is wanted
-    version = group["preferredVersion"]["groupVersion"]
-    there = kube.look(site.api, f"/apis/{version}/namespaces/{space}/localqueues/{name}")
-    if there is None:
-        return [bad("queue", f"LocalQueue {name} does not exist in namespace {space}; install charts/relic-platform "
-                    "with kueue.enabled, or correct queue in the cluster's file")]  # fmt: skip
-    state = {item["type"]: item for item in there.get("status", {}).get("conditions", [])}.get("Active", {})
-    if state.get("status") != "True":
-        said = state.get("message", "Kueue has not looked at it yet")
-        return [bad("queue", f"LocalQueue {name} is not active ({said}); mend the ClusterQueue that it names")]
-    return [good("queue", f"LocalQueue {name} is active")]
-
-
-def storage(site: Site) -> list[Finding]:
-    name = site.cluster.storage_class
-    if not name:
-        return []
-    if kube.look(site.api, f"/apis/storage.k8s.io/v1/storageclasses/{name}") is None:
-        return [bad("storage", f"storage class {name} does not exist; correct storage_class in the cluster's file "
-                    "(kubectl get storageclass)")]  # fmt: skip
-    return [good("storage", f"storage class {name} exists")]
-
-
-def secrets(site: Site) -> list[Finding]:
-    """Those that the cluster's file names, and their keys."""
-    cluster, space = site.cluster, site.cluster.namespace
-    wanted = {cluster.store_secret: KEYS["store_secret"], cluster.mlflow_secret: KEYS["mlflow_secret"]}
-    if cluster.serving:
-        wanted[cluster.serving.keys_secret] = KEYS["keys_secret"]
-    wanted |= dict.fromkeys(cluster.images.pull_secrets, ())
-    found = []
-    for name, keys in wanted.items():
-        if not name:
-            continue
-        there = kube.look(site.api, f"/api/v1/namespaces/{space}/secrets/{name}")
-        given = " ".join(f"--from-literal={key}=…" for key in keys)
-        make = f"kubectl -n {space} create secret generic {name} {given}"
-        if not keys:
-            make = f"kubectl -n {space} create secret docker-registry {name} --docker-server=…"
-        if there is None:
-            found.append(bad("secrets", f"secret {name} does not exist in namespace {space}; make it: {make}"))
-        elif missing := [key for key in keys if key not in there.get("data", {})]:
-            found.append(bad("secrets", f"secret {name} has no {', '.join(missing)}; make it again: {make}"))
-        else:
-            found.append(good("secrets", f"{name} is there"))
-    return found
-
-
-def accounts(site: Site) -> list[Finding]:
-    names, space = site.cluster.accounts, site.cluster.namespace
-    wanted = [names.step, names.launcher, *([names.deploy] if site.deploys else [])]
-    gone = [n for n in wanted if kube.look(site.api, f"/api/v1/namespaces/{space}/serviceaccounts/{n}") is None]
-    if gone:
-        cure = "install charts/relic-platform, or correct accounts in the cluster's file"
-        return [bad("accounts", f"service accounts do not exist in namespace {space}: {', '.join(gone)}; {cure}")]
-    return [good("accounts", f"{', '.join(wanted)} are there")]
+    return site.api.ask("POST", path, review)["status"]["allowed"]
 
 
 def template(site: Site) -> list[Finding]:
@@ -243,14 +174,14 @@ def template(site: Site) -> list[Finding]:
         return []
     space = site.cluster.namespace
     cure = f"install it: relic pipeline render --cluster FILE | kubectl -n {space} apply -f -"
-    if kube.look(site.api, f"{kube.TEMPLATES.format(space)}/{TEMPLATE}") is None:
-        return [bad("template", f"WorkflowTemplate {TEMPLATE} does not exist in namespace {space}; {cure}")]
-    there = kube.look(site.api, f"/api/v1/namespaces/{space}/configmaps/{pods.CONFIG_MAP}")
+    if site.api.get("workflowtemplates", pods.TEMPLATE) is None:
+        return [bad("template", f"WorkflowTemplate {pods.TEMPLATE} does not exist in namespace {space}; {cure}")]
+    there = site.api.get("configmaps", pods.CONFIG_MAP)
     if there is None:
         return [bad("template", f"ConfigMap {pods.CONFIG_MAP} does not exist in namespace {space}; {cure}")]
     if parsed(there) != site.cluster:
-        return [odd("template", f"{TEMPLATE} is rendered from another cluster file than this one; {cure}")]
-    return [good("template", f"{TEMPLATE} is of this file")]
+        return [odd("template", f"{pods.TEMPLATE} is rendered from another cluster file than this one; {cure}")]
+    return [good("template", f"{pods.TEMPLATE} is of this file")]
 
 
 def parsed(config_map: dict) -> Cluster | None:
@@ -274,9 +205,20 @@ def around(site: Site) -> list[Finding]:
 
 
 def within(seconds: float, work: Callable[[], Any], late: Any) -> Any:
-    """What `work` returns, or `late` when it takes longer: its thread is left alone, and ends with the process."""
+    """What `work` returns or raises, or `late` when it takes longer: its thread is left alone, and ends with the
+    process."""
     found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    failed: list[Exception] = []
+
+    def tried() -> None:
+        try:
+            found.append(work())
+        except Exception as error:  # carried over to who waits
+            failed.append(error)
+
+    thread = threading.Thread(target=tried, daemon=True)
     thread.start()
     thread.join(seconds)
+    if failed:
+        raise failed[0]
     return found[0] if found else late

@@ -138,7 +138,7 @@ def submit(given: Given) -> int:
 
     values = values_of(options)
     ends.checked(found, given.named, {**values, **runs.parameters(options.file), **filled(values)})
-    name = runs.submit(kube.connect(), found, values, name=options.name, file=options.file)
+    name = runs.submit(kube.Api(found.namespace), values, name=options.name, file=options.file)
     print(name)
     print(f"follow it: relic pipeline status {name} --cluster {options.cluster}", file=sys.stderr)
     if link := ends.page(found, name):
@@ -155,8 +155,8 @@ def status(given: Given) -> int:
     found = cluster_of(options_of(rest, "status", [CLUSTER]), "status")
     from relic.pipeline import status
 
-    api = kube.connect()
-    print(status.detailed(api, found, first[0]) if first else status.listed(api, found))
+    api = kube.Api(found.namespace)
+    print(status.detailed(api, found, first[0]) if first else status.listed(api))
     return 0
 
 
@@ -165,7 +165,7 @@ def logs(given: Given) -> int:
     found = cluster_of(options_of(rest, "logs", [CLUSTER]), "logs")
     from relic.pipeline import runs
 
-    for line in runs.logs(kube.connect(), found, first[0], first[1]):
+    for line in runs.logs(kube.Api(found.namespace), first[0], first[1]):
         print(line, flush=True)
     return 0
 
@@ -175,7 +175,7 @@ def stop(given: Given) -> int:
     found = cluster_of(options_of(rest, "stop", [CLUSTER]), "stop")
     from relic.pipeline import runs
 
-    print(runs.stop(kube.connect(), found, first[0]))
+    print(runs.stop(kube.Api(found.namespace), first[0]))
     return 0
 
 

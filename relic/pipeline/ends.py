@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relic import artifacts, kube, tracking
+from relic import artifacts, kube, pods, tracking, verdict
 from relic import cluster as clusters
 from relic.cluster import Cluster
 from relic.launch import doctor
@@ -28,15 +28,14 @@ PATIENCE_S = 120.0  # with an API server that does not answer
 LATE_S = 40.0  # the longest for what MLflow has missed
 STATUS = {"Succeeded": "FINISHED", "Failed": "FAILED", "Error": "FAILED"}  # Argo's, and MLflow's
 DONE = ("Succeeded", "Failed")  # conditions of a PyTorchJob that has ended
-JOB_LABEL = "relic.dev/workflow"  # on the PyTorchJobs of a workflow, with its uid
 
 
 def here() -> tuple[Cluster, str, str]:
     """The cluster of this pod, and the name and uid of its workflow."""
-    cluster = clusters.of_pod()
-    if cluster is None or not os.environ.get(tracking.WORKFLOW_UID):
+    cluster, (name, uid) = clusters.of_pod(), map(os.environ.get, (tracking.WORKFLOW, tracking.WORKFLOW_UID))
+    if cluster is None or not name or not uid:
         raise UserError("this is a pod's command: it needs RELIC_CLUSTER, RELIC_WORKFLOW and RELIC_WORKFLOW_UID")
-    return cluster, os.environ[tracking.WORKFLOW], os.environ[tracking.WORKFLOW_UID]
+    return cluster, name, uid
 
 
 def checked(cluster: Cluster, named: Any, values: Mapping[str, str]) -> None:
@@ -54,14 +53,18 @@ def checked(cluster: Cluster, named: Any, values: Mapping[str, str]) -> None:
 
 
 def begin(title: str, values: Mapping[str, str], run: Path) -> None:
-    """Ends with one sentence where the run would not go; else writes the id of MLflow's run into the file `run`, or
-    nothing where MLflow is away."""
+    """Ends with one sentence where the run would not go, or as stopped where the API server stays away; else writes the
+    id of MLflow's run into the file `run`, or nothing where MLflow is away."""
     cluster, name, uid = here()
     run.parent.mkdir(parents=True, exist_ok=True)
-    findings = check.examined(Site(
-        cluster=cluster, api=kube.connect(), inside=True, store=values["store"], nodes=values["nodes"],
+    site = Site(
+        cluster=cluster, api=kube.Api(cluster.namespace), inside=True, store=values["store"], nodes=values["nodes"],
         deploys=values["deploy"] != "no",
-    ))  # fmt: skip
+    )  # fmt: skip
+    try:
+        findings = check.examined(site)
+    except ConnectionError as error:
+        raise verdict.Stopped(f"the cluster cannot be looked at: {error}; the same command tries again") from error
     print(doctor.report(findings, as_json=False), flush=True)
     check.refuse(findings)
     tags = tags_of(cluster, name, values)
@@ -107,46 +110,36 @@ def asked(work: Callable[[tracking.Server], Any], seconds: float) -> Any:
 
 
 def end(title: str, values: Mapping[str, str], nodes: list[plan.Node], status: str) -> None:
-    """`status` is Argo's. What cannot be reached is said, and the rest is done."""
+    """`status` is Argo's. What fails is said and the rest is done: a last pod that fails would make a good workflow
+    Failed."""
     cluster, name, uid = here()
-    api, ended = kube.connect(), STATUS.get(status, "FAILED")
+    ended = STATUS.get(status, "FAILED")
     try:
-        if patiently(lambda: swept(api, cluster, name, uid)):
+        if swept(kube.Api(cluster.namespace, in_run=True, patience=lambda: PATIENCE_S), name, uid):
             ended = "KILLED"
-    finally:
-        tags = {**tags_of(cluster, name, values), tracking.UID_TAG: uid}
-        if asked(lambda server: closed(server, title, tags, nodes, ended), END_S):
-            print(f"MLflow's run is {ended}", flush=True)
+    except Exception as error:  # whatever it is, it is no step's failure
+        print(f"warning: PyTorchJobs of {name} may be left: {error}", file=sys.stderr, flush=True)
+    tags = {**tags_of(cluster, name, values), tracking.UID_TAG: uid}
+    if asked(lambda server: closed(server, title, tags, nodes, ended), END_S):
+        print(f"MLflow's run is {ended}", flush=True)
 
 
-def swept(api: Any, cluster: Cluster, name: str, uid: str) -> bool:
-    """Deletes the workflow's jobs that have not ended; says whether a person has stopped the workflow."""
-    with kube.told("ending the workflow's PyTorchJobs"):
-        for job in left(api, cluster, uid):
-            print(f"deleting PyTorchJob {job}, which has not ended", flush=True)
-            kube.look(api, f"{kube.JOBS.format(cluster.namespace)}/{job}", method="DELETE")
-        workflow = kube.look(api, f"{kube.WORKFLOWS.format(cluster.namespace)}/{name}")
-        return workflow is None or "shutdown" in workflow["spec"]
+def swept(api: kube.Api, name: str, uid: str) -> bool:
+    """Deletes the workflow's jobs that have not ended, which hold their GPUs; says whether a person has stopped the
+    workflow."""
+    for meta in left(api, uid):
+        print(f"deleting PyTorchJob {meta['name']}, which has not ended", flush=True)
+        body = {"preconditions": {"uid": meta["uid"]}}
+        api.ask("DELETE", api.place("pytorchjobs", meta["name"]), body, absent=(kube.ABSENT, kube.EXISTS))
+    workflow = api.get("workflows", name)
+    return workflow is None or "shutdown" in workflow["spec"]
 
 
-def patiently(work: Callable[[], bool]) -> bool:
-    """What `work` returns, tried again while the API server does not answer: a job left behind holds its GPUs."""
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return work()
-        except OSError as error:
-            if time.monotonic() > until:
-                raise
-            print(f"warning: {error}", file=sys.stderr, flush=True)
-        time.sleep(AWAY_S)
-
-
-def left(api: Any, cluster: Cluster, uid: str) -> list[str]:
-    """Names of the workflow's jobs that have not ended. A launcher that was killed leaves its job for the retry."""
-    found = kube.look(api, kube.JOBS.format(cluster.namespace), labelSelector=f"{JOB_LABEL}={uid}") or {"items": []}
+def left(api: kube.Api, uid: str) -> list[dict]:
+    """Names and uids of the workflow's jobs that have not ended. A launcher that was killed leaves its job for the
+    retry."""
     return [
-        job["metadata"]["name"] for job in found["items"]
+        job["metadata"] for job in api.items("pytorchjobs", labelSelector=f"{pods.WORKFLOW}={uid}")
         if not any(c["type"] in DONE and c["status"] == "True" for c in job.get("status", {}).get("conditions", []))
     ]  # fmt: skip
 
@@ -169,9 +162,11 @@ def closed(server: tracking.Server, title: str, tags: Mapping[str, str], nodes: 
 
 
 def complete(server: tracking.Server, nodes: list[plan.Node], parent: str) -> None:
-    """Send the records of finished artifacts that MLflow has no finished run of."""
+    """Send the records of finished artifacts that MLflow has no finished run of, those of trainings first."""
     until = time.monotonic() + LATE_S
-    for node in nodes:
+    known = server.finished(artifacts.split(nodes[0].uri)[0]) if nodes else set()
+    missing = [node for node in nodes if node.uri not in known]
+    for node in sorted(missing, key=lambda node: node.step.pool != "training"):
         if time.monotonic() > until:
             print(
                 f"warning: MLflow may lack figures; they are in {tracking.RECORDS} of {node.uri} and others", flush=True
@@ -179,8 +174,6 @@ def complete(server: tracking.Server, nodes: list[plan.Node], parent: str) -> No
             return
         manifest = artifacts.open_store(artifacts.split(node.uri)[0]).manifest(node.step.component, node.key)
         if manifest is None or tracking.RECORDS not in manifest["files"]:
-            continue
-        if server.find({tracking.ARTIFACT_TAG: node.uri}, status="FINISHED"):
             continue
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / node.key

@@ -3,14 +3,14 @@
 from collections import Counter
 from typing import Any
 
-from relic import kube, pods
+from relic import pods
 from relic.cluster import Cluster, Pool
 from relic.parallel.config import Finding
 from relic.pipeline.site import Site, bad, good, odd
 
 
 def examined(site: Site) -> list[Finding]:
-    nodes = kube.ask(site.api, "GET", "/api/v1/nodes")["items"]
+    nodes = site.api.ask("GET", "/api/v1/nodes")["items"]
     return [look(site, name, pool, nodes) for name, pool in site.cluster.pools.items()]
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from typing import Any
 
-from relic import kube, pods, tracking
+from relic import pod_facts, pods, tracking
 from relic.parallel.config import Finding
 from relic.pipeline.site import Site, bad, good, odd
 
@@ -16,11 +16,6 @@ DEADLINE_S = 90  # of such a pod
 WATCHED_S = 30.0  # a pull that takes longer has begun
 REFUSED_S = 12.0  # a registry may refuse once and not again: kubelet asks again after ten seconds
 POLL_S = 1.0
-HERE, COMING, REFUSED, WRONG, NOWHERE = "here", "coming", "refused", "wrong", "nowhere"
-STATES = {
-    "InvalidImageName": WRONG, "ErrImageNeverPull": WRONG, "ErrImagePull": REFUSED, "ImagePullBackOff": REFUSED,
-    "RegistryUnavailable": REFUSED, "ImageInspectError": REFUSED, "ContainerCreating": COMING,
-}  # fmt: skip
 
 
 def examined(site: Site) -> list[Finding]:
@@ -33,16 +28,16 @@ def examined(site: Site) -> list[Finding]:
         del wanted["control"]  # this pod's own
     if not (site.deploys and site.cluster.serving):
         del wanted["serve"]
-    path, owners, started = kube.PODS.format(site.cluster.namespace), owner(site), dict[str, str]()
+    path, owners, started = site.api.place("pods"), owner(site), dict[str, str]()
     try:
         for name, image in wanted.items():
-            made = kube.ask(site.api, "POST", path, pod(site, name, image, owners))
+            made = site.api.ask("POST", path, pod(site, name, image, owners), absent=())
             started[name] = f"{path}/{made['metadata']['name']}"
         return watched(site, started, wanted)
     finally:
         if not site.inside:
             for place in started.values():
-                kube.ask(site.api, "DELETE", place)
+                site.api.ask("DELETE", place)
 
 
 def watched(site: Site, places: dict[str, str], images: dict[str, str]) -> list[Finding]:
@@ -51,38 +46,26 @@ def watched(site: Site, places: dict[str, str], images: dict[str, str]) -> list[
     refused, last = dict[str, float](), dict[str, tuple[str, str]]()
     while len(found) < len(places) and time.monotonic() - began < WATCHED_S:
         for name in places.keys() - found.keys():
-            state, said = last[name] = state_of(kube.ask(site.api, "GET", places[name]))
+            kind, said = last[name] = pod_facts.waits(site.api.ask("GET", places[name], absent=()))
             now = time.monotonic()
-            if state == REFUSED:
+            if kind == pod_facts.IMAGE:
                 refused.setdefault(name, now)
-            if state in (HERE, WRONG) or (state == REFUSED and now - refused[name] > REFUSED_S):
-                found[name] = finding(name, images[name], state, said)
+            late = kind == pod_facts.IMAGE and now - refused[name] > REFUSED_S
+            if late or kind in ("", pod_facts.WRONG, pod_facts.CONTAINER):
+                found[name] = finding(name, images[name], kind, said)
         time.sleep(POLL_S)
     return [found.get(name) or finding(name, images[name], *last[name]) for name in places]
 
 
-def finding(name: str, image: str, state: str, said: str) -> Finding:
-    if state == NOWHERE:
+def finding(name: str, image: str, kind: str, said: str) -> Finding:
+    """What a pod that waits, or does not, says of its image."""
+    if kind == pod_facts.NODE:
         return odd("images", f"{image} could not be tried: {said}")
-    if state in (REFUSED, WRONG):
+    if kind in (pod_facts.IMAGE, pod_facts.WRONG):
         cure = f"correct images.{name}, or images.pull_secrets, in the cluster's file"
         why = said.rpartition(f'"{image}": ')[2]  # the kubelet wraps the registry's words in the image's name
         return bad("images", f"image {image} cannot be pulled ({why}); {cure}")
-    return good("images", f"{image} {'can be' if state == HERE else 'is being'} pulled")
-
-
-def state_of(there: dict) -> tuple[str, str]:
-    """How far a pod's image is, and what the kubelet or the scheduler says."""
-    status = there.get("status", {})
-    for container in status.get("containerStatuses", []):
-        waiting = container["state"].get("waiting")
-        if waiting is None:
-            return HERE, ""
-        return STATES.get(waiting["reason"], HERE), waiting.get("message", waiting["reason"])
-    for item in status.get("conditions", []):
-        if item["type"] == "PodScheduled" and item["status"] == "False":
-            return NOWHERE, item.get("message", "no node takes the pod")
-    return COMING if there.get("spec", {}).get("nodeName") else NOWHERE, "no node has taken the pod yet"
+    return good("images", f"{image} {'is being' if kind == pod_facts.COMING else 'can be'} pulled")
 
 
 def pod(site: Site, name: str, image: str, owners: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,8 +91,7 @@ def owner(site: Site) -> list[dict[str, Any]]:
     """This pod, of whose name HOSTNAME has the first 63 letters; a person's computer is none."""
     if not site.inside:
         return []
-    label = f"workflows.argoproj.io/workflow={os.environ[tracking.WORKFLOW]}"
-    mine = kube.ask(site.api, "GET", kube.PODS.format(site.cluster.namespace), labelSelector=label)["items"]
+    mine = site.api.items("pods", labelSelector=f"{pods.ARGOS}={os.environ[tracking.WORKFLOW]}")
     return [
         {"apiVersion": "v1", "kind": "Pod", "name": one["metadata"]["name"], "uid": one["metadata"]["uid"]}
         for one in mine if one["metadata"]["name"].startswith(os.environ["HOSTNAME"])

@@ -9,20 +9,18 @@ from typing import Any
 
 import yaml
 
-from relic import kube
-from relic.cluster import Cluster
+from relic import kube, pod_facts, pods
 from relic.mistakes import UserError, allowed
-from relic.pipeline.check import TEMPLATE
 from relic.pipeline.status import ARGOS, get, nodes, one_line, step_of, tasks
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # pods are named by it and by the step
-OF_WORKFLOW = "workflows.argoproj.io/workflow"  # Argo's label on its pods
+MAIN = "main"  # Argo's name of a step's own container
 NODE_ID = "workflows.argoproj.io/node-id"  # Argo's annotation on them
 OVER = ("Succeeded", "Failed", "Error")
 POLL_S = 2.0
 
 
-def submit(api: Any, cluster: Cluster, values: Mapping[str, str], *, name: str = "", file: str = "") -> str:
+def submit(api: kube.Api, values: Mapping[str, str], *, name: str = "", file: str = "") -> str:
     """Creates a Workflow of the template with the values that are given, or of a file; returns its name."""
     if name and not NAME.fullmatch(name):
         raise UserError(f"name is {name!r}; allowed are at most 40 small letters, digits and hyphens")
@@ -34,19 +32,20 @@ def submit(api: Any, cluster: Cluster, values: Mapping[str, str], *, name: str =
     if name:
         body["metadata"] = {**body["metadata"], "name": name}
         body["metadata"].pop("generateName", None)
-    body["metadata"]["namespace"] = cluster.namespace
-    with kube.told("submitting the run"):
-        template = kube.look(api, f"{kube.TEMPLATES.format(cluster.namespace)}/{spec['workflowTemplateRef']['name']}")
-        fitting(template, cluster, spec["workflowTemplateRef"]["name"], said)
-        return kube.ask(api, "POST", kube.WORKFLOWS.format(cluster.namespace), body)["metadata"]["name"]
+    body["metadata"]["namespace"] = api.namespace
+    template = spec["workflowTemplateRef"]["name"]
+    fitting(api.get("workflowtemplates", template), api.namespace, template, said)
+    # tried once: an answer that is lost would otherwise start two runs
+    made = api.ask("POST", api.place("workflows"), body, absent=(), patience_s=0)
+    return made["metadata"]["name"]
 
 
 def blank() -> dict[str, Any]:
     return {
         "apiVersion": "argoproj.io/v1alpha1",
         "kind": "Workflow",
-        "metadata": {"generateName": f"{TEMPLATE}-"},
-        "spec": {"workflowTemplateRef": {"name": TEMPLATE}},
+        "metadata": {"generateName": f"{pods.TEMPLATE}-"},
+        "spec": {"workflowTemplateRef": {"name": pods.TEMPLATE}},
     }
 
 
@@ -70,12 +69,12 @@ def parameters(path: str) -> dict[str, str]:
     return {one["name"]: str(one.get("value", "")) for one in found}
 
 
-def fitting(template: dict | None, cluster: Cluster, name: str, said: Mapping[str, str]) -> None:
+def fitting(template: dict | None, namespace: str, name: str, said: Mapping[str, str]) -> None:
     """Argo takes parameters that nothing reads, and values that its form does not offer."""
     if template is None:
         raise UserError(
-            f"there is no WorkflowTemplate {name} in namespace {cluster.namespace}; install it: "
-            f"relic pipeline render --cluster FILE | kubectl -n {cluster.namespace} apply -f -"
+            f"there is no WorkflowTemplate {name} in namespace {namespace}; install it: "
+            f"relic pipeline render --cluster FILE | kubectl -n {namespace} apply -f -"
         )
     known = {one["name"]: one for one in template["spec"].get("arguments", {}).get("parameters", [])}
     for parameter, value in said.items():
@@ -88,10 +87,9 @@ def fitting(template: dict | None, cluster: Cluster, name: str, said: Mapping[st
 # Logs
 
 
-def logs(api: Any, cluster: Cluster, name: str, step: str) -> Iterator[str]:
+def logs(api: kube.Api, name: str, step: str) -> Iterator[str]:
     """The lines of a step's newest try, as they come; of a fan-out's part when `step` is such as curate(3:3)."""
-    with kube.told("looking at the run"):
-        found = tasks(nodes(get(api, cluster, name)))
+    found = tasks(nodes(get(api, name)))
     wanted = [pair for pair in found if step in (pair[0]["displayName"], step_of(pair[0]))]
     if not wanted:
         names = list(dict.fromkeys(step_of(task) for task, _ in found))
@@ -102,40 +100,28 @@ def logs(api: Any, cluster: Cluster, name: str, step: str) -> Iterator[str]:
     task, tries = wanted[0]
     if not tries or task["phase"] in ("Skipped", "Omitted"):
         raise UserError(f"{step} of {name} has no pod: it is {task['phase']}")
-    yield from lines(api, cluster, name, step, tries[-1])
+    yield from lines(api, name, step, tries[-1])
 
 
-def lines(api: Any, cluster: Cluster, name: str, step: str, attempt: Mapping[str, Any]) -> Iterator[str]:
-    from kubernetes.client import CoreV1Api
-
+def lines(api: kube.Api, name: str, step: str, attempt: Mapping[str, Any]) -> Iterator[str]:
     waits = 0
     while True:
-        with kube.told("looking for the step's pod"):
-            query = f"{OF_WORKFLOW}={name}"
-            there = kube.ask(api, "GET", kube.PODS.format(cluster.namespace), labelSelector=query)["items"]
+        there = api.items("pods", labelSelector=f"{pods.ARGOS}={name}")
         mine = [pod for pod in there if pod["metadata"].get("annotations", {}).get(NODE_ID) == attempt["id"]]
         if not mine:
             raise UserError(
                 f"the pod of {step} is gone, for it is {attempt['phase']}; its figures are in the artifact's "
                 f"tracking.jsonl, and its last words: {one_line(attempt.get('message') or 'none')}"
             )
-        states = {c["name"]: c["state"] for c in mine[0].get("status", {}).get("containerStatuses", [])}
-        if {"running", "terminated"} & states.get("main", {}).keys():
+        kind, why = pod_facts.waits(mine[0], MAIN)
+        if not kind:
             break
         if waits == 0:
-            yield f"(waiting for the pod: {waiting(mine[0])})"
+            yield f"(waiting for the pod: {why})"
         waits += 1
         time.sleep(POLL_S)
-    with kube.told("reading the log"):
-        answer = CoreV1Api(api).read_namespaced_pod_log(
-            mine[0]["metadata"]["name"], cluster.namespace, container="main", follow=True, _preload_content=False
-        )
-        rest = b""
-        for data in answer.stream():
-            *whole, rest = (rest + data).split(b"\n")
-            yield from filter(is_steps, (line.decode(errors="replace") for line in whole))
-        if rest:
-            yield from filter(is_steps, [rest.decode(errors="replace")])
+    place = api.place("pods", mine[0]["metadata"]["name"], "log")
+    yield from filter(is_steps, api.lines(place, container=MAIN, follow="true"))
 
 
 def is_steps(line: str) -> bool:
@@ -143,26 +129,15 @@ def is_steps(line: str) -> bool:
     return not ARGOS.fullmatch(line)
 
 
-def waiting(pod: Mapping[str, Any]) -> str:
-    """Why a pod does not run yet."""
-    status = pod.get("status", {})
-    for one in status.get("containerStatuses", []):
-        if reason := one["state"].get("waiting"):
-            return reason.get("message") or reason["reason"]
-    said = [c.get("message", "") for c in status.get("conditions", []) if c["status"] == "False"]
-    return next(filter(None, said), status.get("phase", "Pending"))
-
-
 # Stop
 
 
-def stop(api: Any, cluster: Cluster, name: str) -> str:
+def stop(api: kube.Api, name: str) -> str:
     """Asks Argo to stop a run; says what comes of it."""
-    with kube.told("stopping the run"):
-        phase = get(api, cluster, name).get("status", {}).get("phase", "Pending")
-        if phase in OVER:
-            return f"{name} had ended: {phase}"
-        kube.ask(api, "PATCH", f"{kube.WORKFLOWS.format(cluster.namespace)}/{name}", {"spec": {"shutdown": "Stop"}})
+    phase = get(api, name).get("status", {}).get("phase", "Pending")
+    if phase in OVER:
+        return f"{name} had ended: {phase}"
+    api.ask("PATCH", api.place("workflows", name), {"spec": {"shutdown": "Stop"}})
     return (
         f"{name} is stopping: its steps save and end, its PyTorchJobs are deleted; what is finished stays in the "
         "store, and the same run submitted again goes on from there"

@@ -1,8 +1,8 @@
 """What the checks of a cluster look at, and the words for what they find."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from relic import kube
 from relic.cluster import Cluster
 from relic.parallel.config import Finding
 
@@ -12,7 +12,7 @@ class Site:
     """A cluster, as its file says and as its server answers."""
 
     cluster: Cluster
-    api: Any  # of the package kubernetes
+    api: kube.Api
     inside: bool = False  # whether this is a pod of a run, with the launcher's account
     images: bool = True  # whether images are pulled
     store: str = ""  # of this run; empty: the cluster's

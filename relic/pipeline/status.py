@@ -8,32 +8,29 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from relic import kube
+from relic import kube, pod_facts, pods
 from relic.cluster import Cluster
 from relic.mistakes import UserError, allowed
-from relic.pipeline.ends import DONE, JOB_LABEL, page
+from relic.pipeline.ends import DONE, page
 from relic.pipeline.progress import span
 
-STEP_LABEL = "relic.dev/step"  # on the PyTorchJobs of a workflow
 ARGOS = re.compile(
     r"(^|(?<=: ))(time=\S+ level=\w+ .*argo=true.*|Error: exit status \d+)$", re.MULTILINE
 )  # its executor's
 FEW = 4  # parts of a fan-out that have a row each
 
 
-def get(api: Any, cluster: Cluster, name: str) -> dict:
+def get(api: kube.Api, name: str) -> dict:
     """A Workflow by its name."""
-    path = kube.WORKFLOWS.format(cluster.namespace)
-    if (found := kube.look(api, f"{path}/{name}")) is None:
-        names = [one["metadata"]["name"] for one in kube.ask(api, "GET", path)["items"]]
-        raise UserError(f"there is no run {name!r} in namespace {cluster.namespace}; {allowed(name, names)}")
+    if (found := api.get("workflows", name)) is None:
+        names = [one["metadata"]["name"] for one in api.items("workflows", absent=())]
+        raise UserError(f"there is no run {name!r} in namespace {api.namespace}; {allowed(name, names)}")
     return found
 
 
-def listed(api: Any, cluster: Cluster) -> str:
+def listed(api: kube.Api) -> str:
     """All runs that are kept, the newest first."""
-    with kube.told("listing the runs"):
-        found = kube.ask(api, "GET", kube.WORKFLOWS.format(cluster.namespace))["items"]
+    found = api.items("workflows", absent=())
     found.sort(key=lambda one: one["metadata"]["creationTimestamp"], reverse=True)
     rows: list[tuple[str, ...]] = []
     for one in found:
@@ -43,16 +40,14 @@ def listed(api: Any, cluster: Cluster) -> str:
     return table(("run", "phase", "steps", "time", ""), rows)
 
 
-def detailed(api: Any, cluster: Cluster, name: str) -> str:
+def detailed(api: kube.Api, cluster: Cluster, name: str) -> str:
     """The steps of a run, and what the PyTorchJobs say."""
-    with kube.told("looking at the run"):
-        workflow = get(api, cluster, name)
-        selector = f"{JOB_LABEL}={workflow['metadata']['uid']}"
-        jobs = kube.look(api, kube.JOBS.format(cluster.namespace), labelSelector=selector) or {"items": []}
+    workflow = get(api, name)
+    jobs = api.items("pytorchjobs", labelSelector=f"{pods.WORKFLOW}={workflow['metadata']['uid']}")
     status = workflow.get("status", {})
     said: dict[str, list[str]] = {}
-    for job in jobs["items"]:
-        said.setdefault(job["metadata"].get("labels", {}).get(STEP_LABEL, ""), []).append(condition(job))
+    for job in jobs:
+        said.setdefault(job["metadata"].get("labels", {}).get(pods.STEP, ""), []).append(condition(job))
     head = [f"{name}  {status.get('phase', 'Pending')}  {lasted(status)}  {status.get('message', '')}".strip()]
     head += [link] if (link := page(cluster, name)) else []
     return "\n".join([*head, table(("step", "phase", "time", ""), rows_of(nodes(workflow), said))])
@@ -126,9 +121,8 @@ def moment(text: str) -> datetime:
 
 
 def one_line(text: str, longest: int = 160) -> str:
-    """Of a message that has a log in it, the last sentence of relic's."""
-    lines = [line.strip() for line in ARGOS.sub("", text).splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if "relic: " in line), " ".join(lines).removesuffix(":"))
+    """Of a message that may have a log in it, the last words, without those of Argo's executor."""
+    said = pod_facts.last_words(ARGOS.sub("", text)).removesuffix(":")
     return said if len(said) <= longest else f"{said[: longest - 1]}…"
 
 
