@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from relic.mistakes import UserError
+from relic.verdict import Unreachable
 
 ANSWER_S = 10  # the longest for one answer; the client ignores what is no whole number
 PATIENCE_S = 20.0  # with a server that does not answer
 PAUSE_S = 1.0  # between two tries
-ABSENT, EXISTS, BUSY = 404, 409, 429
-DENIED = (401, 403)
+FORBIDDEN, ABSENT, EXISTS, BUSY = 403, 404, 409, 429
+DENIED = (401, FORBIDDEN)
 GROUPS = {  # and version, of the objects that are not Kubernetes' core
     "workflows": "argoproj.io/v1alpha1",
     "workflowtemplates": "argoproj.io/v1alpha1",
@@ -86,7 +87,7 @@ class Api:
                 *whole, rest = (rest + data).split(b"\n")
                 yield from (line.decode(errors="replace") for line in whole)
         except HTTPError as error:
-            raise ConnectionError(f"the API server has broken off ({error})") from error
+            raise Unreachable(f"the API server has broken off ({error})") from error
         if rest:
             yield rest.decode(errors="replace")
 
@@ -100,7 +101,7 @@ class Api:
         )  # fmt: skip
 
     def tried(self, work: Callable[[], Any], absent: Collection[int], patience_s: float | None) -> Any:
-        """What a request returns, tried again while that may help; a `ConnectionError` when patience is over."""
+        """What a request returns, tried again while that may help; `Unreachable` when patience is over."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
@@ -112,7 +113,7 @@ class Api:
                 if error.status in absent:
                     return None
                 if not self.may_pass(error.status):
-                    raise Refused(error.status, self.advised(said(error))) from error
+                    raise Refused(error.status, self.advised(error.status, said(error))) from error
                 why, failed = said(error), error
             except HTTPError as error:
                 why, failed = f"{type(error).__name__}: {error}", error
@@ -120,16 +121,16 @@ class Api:
                 self.was_granted = True
                 return answer
             if time.monotonic() - began >= (self.patience() if patience_s is None else patience_s):
-                raise ConnectionError(f"the API server does not answer ({why})") from failed
+                raise Unreachable(f"the API server does not answer ({why})") from failed
             time.sleep(PAUSE_S)
 
     def may_pass(self, status: int) -> bool:
         """Whether the same request may be answered later. The client gives a failed handshake the status 0."""
         return status in (0, BUSY) or status >= 500 or (status in DENIED and self.in_run and self.was_granted)
 
-    def advised(self, why: str) -> str:
-        """Admission and quotas deny with the status of a right that is missing, and only that one `cannot`."""
-        lacks_right = self.in_run and "cannot" in why
+    def advised(self, status: int, why: str) -> str:
+        """Admission and quotas deny with the status of a missing right, which alone is said as `cannot`."""
+        lacks_right = self.in_run and status == FORBIDDEN and "cannot" in why
         return f"{why}; charts/relic-platform gives the accounts of a run their rights" if lacks_right else why
 
 

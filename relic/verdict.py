@@ -30,7 +30,7 @@ class Stopped(BaseException):
 
 
 class Unreachable(ConnectionError):
-    """A store does not answer, or not now: the same command goes on another time."""
+    """A server does not answer, or not now: the same command goes on another time."""
 
 
 @dataclass(frozen=True)

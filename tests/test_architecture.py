@@ -55,7 +55,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "recipes": {"mistakes", "launch.config", "recipe", "recipes_wan", *CONFIGS},
     "cluster": {"mistakes"},
     "pods": {"cluster"},
-    "kube": {"mistakes"},
+    "kube": {"mistakes", "verdict"},
     "pod_facts": set(),
     "pipeline": {*HELPERS, *CLUSTER, "options", "steps", "recipes", "pipeline", "launch.doctor", *CONFIGS},
     "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", *CONFIGS},

@@ -15,6 +15,7 @@ from relic.launch import doctor
 from relic.parallel.config import Finding
 from relic.pipeline import check, named, node_pools, pulls
 from relic.pipeline.site import Site
+from relic.verdict import Unreachable
 
 FILE = Path(__file__).parents[1] / "workflows" / "clusters" / "test.yaml"
 SPACE = "/api/v1/namespaces/relic"
@@ -164,7 +165,7 @@ def test_a_server_that_does_not_answer_is_the_only_finding_and_a_run_waits_for_i
     site.api.client.configuration.host = "http://127.0.0.1:9"
     (found,) = check.examined(site)
     assert found.said.startswith("http://127.0.0.1:9: the API server does not answer")
-    with pytest.raises(ConnectionError, match="the API server does not answer"):
+    with pytest.raises(Unreachable, match="the API server does not answer"):
         check.examined(replace(site, inside=True))
 
 

@@ -158,7 +158,7 @@ def test_a_cluster_that_does_not_answer_is_tried_again(
     monkeypatch.setattr(kube, "PATIENCE_S", 0.05)
     fake.failing = 1000 * [503]
     assert main(["pipeline", "begin"]) == verdict.STOPPED
-    assert said(capsys).endswith("does not answer (the server is starting); the same command tries again")
+    assert said(capsys).endswith("does not answer (the server is starting); the same command goes on")
 
 
 def test_outside_a_pod_there_is_nothing_to_begin(

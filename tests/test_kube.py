@@ -7,6 +7,7 @@ from fake_api import FakeApi, serving
 
 from relic import kube
 from relic.kube import Api
+from relic.verdict import Unreachable
 
 PODS = "/api/v1/namespaces/relic/pods"
 
@@ -32,7 +33,7 @@ def test_a_server_that_is_away_is_waited_for_as_long_as_patience_lasts(fake: Fak
     fake.failing = [500, 0, 429, 503]
     assert Api("relic").get("pods", "one")
     fake.failing = 1000 * [503]
-    with pytest.raises(ConnectionError, match=r"the API server does not answer \(the server is starting\)"):
+    with pytest.raises(Unreachable, match=r"the API server does not answer \(the server is starting\)"):
         Api("relic", patience=lambda: 0.05).get("pods", "one")
 
 
@@ -67,7 +68,7 @@ def test_only_a_missing_right_is_the_charts(fake: FakeApi) -> None:
 
 def test_a_request_that_must_not_be_made_twice_is_tried_once(fake: FakeApi) -> None:
     fake.failing = [0]
-    with pytest.raises(ConnectionError, match="does not answer"):
+    with pytest.raises(Unreachable, match="does not answer"):
         Api("relic").ask("POST", PODS, {"metadata": {"generateName": "a-"}}, patience_s=0)
     assert list(fake.objects) == [f"{PODS}/one"]
 

@@ -562,7 +562,7 @@ def test_a_registry_that_is_away_ends_no_job_that_has_run(
     monkeypatch.setattr(history, "GRACE_S", -1.0)
     cluster.happens = [lambda: None, pulled, lambda: None, cluster.run_workers, partial(succeed, cluster)]
     assert launched() == 0
-    assert ("worker-1: ImagePullBackOff" in capsys.readouterr().out) == (before == "beside it")
+    assert ("worker-1: its image cannot be pulled" in capsys.readouterr().out) == (before == "beside it")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from relic.mistakes import UserError, allowed
 from relic.options import parse
 from relic.parallel.config import Doctor, Finding
 from relic.pipeline.site import Site, bad, good, odd
+from relic.verdict import Unreachable
 
 ABOUT = "say what a cluster lacks for a run, and the cure: relic cluster check --cluster FILE"
 STORE_S, MLFLOW_S = 15, 5  # the longest wait for an answer
@@ -114,7 +115,7 @@ def reachable(site: Site) -> Finding:
         return good("api", f"{place} answers, Kubernetes {site.api.ask('GET', '/version')['gitVersion']}")
     except kube.Refused as error:
         return bad("api", f"{place} refuses: {error.why}; look at the credentials of KUBECONFIG")
-    except ConnectionError as error:
+    except Unreachable as error:
         if site.inside:
             raise
         return bad("api", f"{place}: {error}; look at KUBECONFIG and the network")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relic import artifacts, kube, pods, tracking, verdict
+from relic import artifacts, kube, pods, tracking
 from relic import cluster as clusters
 from relic.cluster import Cluster
 from relic.launch import doctor
@@ -53,18 +53,15 @@ def checked(cluster: Cluster, named: Any, values: Mapping[str, str]) -> None:
 
 
 def begin(title: str, values: Mapping[str, str], run: Path) -> None:
-    """Ends with one sentence where the run would not go, or as stopped where the API server stays away; else writes the
-    id of MLflow's run into the file `run`, or nothing where MLflow is away."""
+    """Ends with one sentence where the run would not go; else writes the id of MLflow's run into the file `run`, or
+    nothing where MLflow is away."""
     cluster, name, uid = here()
     run.parent.mkdir(parents=True, exist_ok=True)
     site = Site(
         cluster=cluster, api=kube.Api(cluster.namespace), inside=True, store=values["store"], nodes=values["nodes"],
         deploys=values["deploy"] != "no",
     )  # fmt: skip
-    try:
-        findings = check.examined(site)
-    except ConnectionError as error:
-        raise verdict.Stopped(f"the cluster cannot be looked at: {error}; the same command tries again") from error
+    findings = check.examined(site)
     print(doctor.report(findings, as_json=False), flush=True)
     check.refuse(findings)
     tags = tags_of(cluster, name, values)
