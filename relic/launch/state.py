@@ -99,9 +99,15 @@ def will_restart(pod: dict) -> bool:
 
 
 def waits_for(pod: dict) -> str:
-    """Why a pod does not run yet, where that is worth to be said."""
+    """Why a pod does not run yet, where that is worth to be said, in words that stay while the kubelet's change."""
     kind, said = pod_facts.waits(pod)
-    return f"{pod['metadata']['name']}: {said}" if kind in (pod_facts.NODE, *pod_facts.MISSING) else ""
+    reasons = {
+        pod_facts.NODE: said,
+        pod_facts.WRONG: "its image cannot be pulled",
+        pod_facts.IMAGE: "its image cannot be pulled",
+        pod_facts.CONTAINER: said.partition(":")[0],
+    }
+    return f"{pod['metadata']['name']}: {reasons[kind]}" if kind in reasons else ""
 
 
 def why_queued(workload: dict | None) -> str:
