@@ -35,9 +35,8 @@ def test_the_command_line_takes_what_a_component_gives(step: steps.Step, monkeyp
               for name in COMPONENTS[step.name].inputs} | {"recipe": "quick", "store": "/s"}  # fmt: skip
     line = COMPONENTS[step.name].command_line(values=values, paths={"artifact": "/dev/null"})
     assert command.main(line[1:]) == 0
-    span: dict = {"part": 1, "parts": 2} if step.fan_out else {}
-    means: dict = {"ray": ""} if step.ray else {}
-    means |= {"parallel": Parallel()} if step.trains else {}
+    span = {"part": 1, "parts": 2} if step.fan_out else {"part": 0, "parts": 1}
+    means = {"ray": "", "parallel": Parallel() if step.trains else None}
     assert called == {"store": "/s", "inputs": {name: [uri] for name in step.inputs}, **span, **means}
 
 
