@@ -77,6 +77,7 @@ def read(found: steps.Step, args: list[str], named: Any) -> Call:
         options.append(("config", type(config), field(default=config)))
     kind = make_dataclass("Options", options, frozen=True, kw_only=True)
     chosen = vars(parse(kind, args, f"relic {found.name}", found.about))
-    own = {name: chosen[name] for name in ("store", "part", "parts", "ray", "parallel", "artifact", "config")
-           if name in chosen}  # fmt: skip
+    names = ["store", "artifact", *(["part", "parts"] if found.fan_out else [])]  # else an input may be called so
+    names += [name for name in ("ray", "parallel", "config") if name in chosen]
+    own = {name: chosen[name] for name in names}
     return Call(step=found, recipe=recipe, inputs={name: uris(name, chosen[name]) for name in found.inputs}, **own)
