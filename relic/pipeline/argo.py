@@ -250,7 +250,8 @@ def on_error(cluster: Cluster) -> models.RetryStrategy:
 
 def small(cluster: Cluster, memory: str) -> Pool:
     """The nodes for CPU work, for what only talks to servers."""
-    return replace(cluster.pool("cpu"), cpu="50m", memory=memory, scratch="1Gi", shared_memory="16Mi")
+    pool = cluster.pool("cpu")
+    return replace(pool, cpu="50m", memory=memory, scratch="1Gi", shared_memory="16Mi", resources={})
 
 
 def pod(
@@ -269,6 +270,7 @@ def pod(
         outputs=[output(name, path) for name, path in (outputs or {}).items()] or None,
         service_account_name=account if account != cluster.accounts.step else None,
         node_selector=dict(pool.node_selector) or None,
+        priority_class_name=pool.priority_class or None,
         tolerations=[typed(models.Toleration, one) for one in pods.tolerations(pool)] or None,
         active_deadline_seconds=deadline_s,
         retry_strategy=retried,
