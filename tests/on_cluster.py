@@ -161,6 +161,17 @@ def services(namespace: str) -> list[dict[str, Any]]:
     return made
 
 
+def elsewhere(namespace: str, other: str) -> list[dict[str, Any]]:
+    """The same names, for the services of another namespace. (moto takes a host with dots for a bucket's.)"""
+    return [
+        {
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"type": "ExternalName", "externalName": f"{name}.{other}.svc.cluster.local"},
+        }
+        for name in ("moto", "mlflow")
+    ]  # fmt: skip
+
+
 def namespace(name: str) -> Space:
     """A fresh namespace under restricted Pod Security, with the secret of the store. One of that name from an earlier
     test is deleted, and nobody else's."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -50,14 +51,18 @@ MISTAKE_S = 120.0
 
 
 def installed(folder: Path, name: str, *chart: str, **changed: Any) -> Space:
-    """A namespace in which the platform's chart is installed for a cluster file."""
+    """A namespace in which the platform's chart is installed for a cluster file, beside the store and MLflow of
+    `relic`."""
     space = on_cluster.namespace(name)
-    cluster = on_cluster.cluster_file(folder, namespace=name, **changed)
+    kubectl("create", "-f", "-", given=yaml.safe_dump_all(on_cluster.elsewhere(name, "relic")))
+    cluster = on_cluster.cluster_file(folder, namespace=name, serving=None, **changed)
     rendered = folder / f"{name}.rendered.yaml"
     relic("pipeline", "render", "--cluster", str(cluster), "--out", str(rendered))
     platform = ["helm", "install", "relic-platform", "charts/relic-platform", "--namespace", name]
-    done = command(*platform, "--set-file", f"workflows={rendered}", "--set", "secrets={relic-store}", *chart)
+    secrets = f"secrets={{{changed.get('store_secret', 'relic-store')}}}"
+    done = command(*platform, "--set-file", f"workflows={rendered}", "--set", secrets, *chart)
     assert done.returncode == 0, done.stderr
+    time.sleep(3)  # until Argo's controller has seen the template
     return space
 
 
@@ -303,27 +308,23 @@ def unfinished(job: dict) -> bool:
 
 # 3. A person's mistakes
 
-ELSEWHERE = {
-    "environment": {"AWS_ENDPOINT_URL": "http://moto.relic:5000", "AWS_DEFAULT_REGION": "us-east-1"},
-    "mlflow": "http://mlflow.relic:5000",
-    "serving": None,
-}
+QUEUE = ("--set", "kueue.enabled=true", "--set", "kueue.queue=relic", "--set", "kueue.clusterQueue=nobodys")
 
 
 @pytest.mark.parametrize(
-    ("number", "changed", "parameters", "said"),
+    ("number", "changed", "chart", "parameters", "said"),
     [
-        (0, {}, {"parts": "none"}, "parts is none; it must be 1 to 10000"),
-        (1, {"store_secret": "forgotten"}, {}, "forgotten"),
-        (2, {"queue": "nowhere"}, {}, "nowhere"),
-        (3, {"images": {"train": "localhost/relic/trian:test"}}, {}, "localhost/relic/trian:test"),
-        (4, {"accounts": {"launcher": "relic-step"}}, {}, "pytorchjobs"),
+        (0, {}, (), {"parts": "none"}, "parts is none; it must be 1 to 10000"),
+        (1, {"store_secret": "forgotten"}, (), {}, "secret forgotten does not exist"),
+        (2, {"queue": "nowhere"}, QUEUE, {}, "LocalQueue nowhere does not exist"),
+        (3, {"images": {"train": "localhost/relic/trian:test"}}, (), {}, "localhost/relic/trian:test"),
+        (4, {"accounts": {"launcher": "relic-step"}}, (), {}, "the account relic-step may not"),
     ],
 )
 def test_a_mistake_ends_within_two_minutes_by_one_sentence(
-    space: Space, tmp_path: Path, number: int, changed: dict, parameters: dict, said: str
+    space: Space, tmp_path: Path, number: int, changed: dict, chart: tuple, parameters: dict, said: str
 ) -> None:
-    other = installed(tmp_path, f"relic-wrong-{number}", **{**ELSEWHERE, **changed})
+    other = installed(tmp_path, f"relic-wrong-{number}", *chart, **changed)
     run = other.submit("quick", **parameters)
     assert other.ended(run, MISTAKE_S)["phase"] in ("Failed", "Error")
     assert said in other.said(run)
@@ -342,7 +343,7 @@ def test_of_two_runs_and_room_for_one_the_second_is_queued_and_then_runs(
     values = tmp_path / "queue.yaml"
     kueue = {"enabled": True, "queue": "relic", "clusterQueue": "relic-queue"}
     values.write_text(yaml.safe_dump({"kueue": {**kueue, "flavors": [{"name": "relic-queue", "quotas": quotas}]}}))
-    other = installed(tmp_path, "relic-queue", "--values", str(values), queue="relic", **ELSEWHERE)
+    other = installed(tmp_path, "relic-queue", "--values", str(values), queue="relic")
     with on_cluster.bucket(space) as bucket:
         for store in ("first", "second"):
             bucket.copy("store", store, ("curate", "join", "codec", "shard"))
@@ -388,7 +389,7 @@ def test_steps_with_gpus_run_with_the_pools_selector_and_tolerations(
     gpus = {"cpu": "100m", "memory": "4Gi", "scratch": "1Gi", "gpus": 1, **GPUS, "tolerations": TOLERATED}
     pools = {"cpu": {"memory": "3Gi", "scratch": "1Gi", "cpu": "100m", "tolerations": TOLERATED}}
     pools |= {"gpu": gpus, "training": gpus | {"nodes": "2", "shared_memory": "64Mi"}}
-    other = installed(tmp_path, "relic-gpus", pools=pools, **ELSEWHERE)
+    other = installed(tmp_path, "relic-gpus", pools=pools)
     with on_cluster.bucket(space) as bucket:
         bucket.copy("store", "gpus", ("curate", "join", "codec"))
     run = other.submit("quick", store="s3://relic/gpus")
@@ -404,7 +405,7 @@ def test_without_the_toleration_there_is_no_node_for_them(gpu_node: None, tmp_pa
     small = {"cpu": "100m", "scratch": "1Gi"}
     pools = {name: small | {"tolerations": TOLERATED} for name in ("cpu", "gpu")}
     pools |= {"training": small | {"gpus": 1, **GPUS}}
-    other = installed(tmp_path, "relic-no-gpus", pools=pools, **ELSEWHERE)
+    other = installed(tmp_path, "relic-no-gpus", pools=pools)
     run = other.submit("quick")
     assert other.ended(run, MISTAKE_S)["phase"] == "Failed"
     assert "pool training" in other.said(run)

@@ -149,6 +149,7 @@ def pod(cluster: Cluster, pool: Pool, name: str, command: list[str], *, grace_s:
         "serviceAccountName": cluster.accounts.step,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        "shareProcessNamespace": True,  # as process 1 a launch would not hear SIGTERM before it has a handler for it
         "securityContext": pods.POD_SECURITY,
         "terminationGracePeriodSeconds": grace_s,
         "runtimeClassName": pool.runtime_class,
