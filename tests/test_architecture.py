@@ -35,6 +35,7 @@ HELPERS = {
     "tracking",
     "verdict",
 }  # of the root, for worlds and what comes after it
+FACTS = {"launch.doctor", "launch.state"}  # of a machine and of a job, in words
 CLUSTER = {"cluster", "kube", "pod_facts", "pods"}  # of the root, for what runs on Kubernetes
 PURE = {"geometry", "memory", "model", "generate"}  # run on any GPU machine as they are
 PURE_NEEDS = {"torch", "einops", "numpy", "safetensors"}
@@ -57,7 +58,17 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "pods": {"cluster"},
     "kube": {"mistakes", "verdict"},
     "pod_facts": set(),
-    "pipeline": {*HELPERS, *CLUSTER, "options", "steps", "recipes", "pipeline", "launch.doctor", *CONFIGS},
+    "pipeline": {
+        *HELPERS,
+        *CLUSTER,
+        "options",
+        "steps",
+        "recipes",
+        "pipeline",
+        "launch.doctor",
+        "launch.state",
+        *CONFIGS,
+    },
     "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", *CONFIGS},
 }
 FILES = sorted((ROOT / "relic").rglob("*.py"))

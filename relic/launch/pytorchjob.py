@@ -28,7 +28,6 @@ QUEUED_S = 15.0  # between two looks at a job that has no place yet
 SLICE_S = 0.1  # of a pause, after which a signal is seen
 LEAVE_S = 60.0  # for the other workers to end when the artifact is there
 STORE_S = 300.0  # with a store that does not answer
-ENDING = ("Succeeded", "Failed", "Error")  # phases of a Workflow that is over
 
 
 def defaults(pool: str) -> Launch:
@@ -240,4 +239,4 @@ def is_ending(workflow: dict | None, uid: str) -> bool:
     """Whether a Workflow is being stopped, is deleted, or is over."""
     if workflow is None or workflow["metadata"]["uid"] != uid or "deletionTimestamp" in workflow["metadata"]:
         return True
-    return bool(workflow["spec"].get("shutdown")) or workflow.get("status", {}).get("phase") in ENDING
+    return bool(workflow["spec"].get("shutdown")) or workflow.get("status", {}).get("phase") in state.OVER

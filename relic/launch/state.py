@@ -14,6 +14,7 @@ from relic.verdict import Verdict
 TOGETHER_S = 120.0  # workers whose ends are no further apart than that ended of the same cause
 FINAL = (verdict.MISTAKE, verdict.OUT_OF_MEMORY)  # the same after a restart
 AGAIN = (verdict.HUNG, verdict.STOPPED)  # the same command goes on
+OVER = ("Succeeded", "Failed", "Error")  # phases of a Workflow that has ended
 KILLED, ASKED_TO_END = 137, 143  # exit codes of a container that got SIGKILL, SIGTERM
 
 
@@ -53,7 +54,7 @@ def is_finished(found: dict) -> bool:
 
 
 def is_suspended(found: dict) -> bool:
-    return bool(found["spec"]["runPolicy"].get("suspend"))
+    return bool(found["spec"].get("runPolicy", {}).get("suspend"))
 
 
 def is_over(pod: dict) -> bool:

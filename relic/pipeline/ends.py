@@ -17,7 +17,7 @@ from typing import Any
 from relic import artifacts, kube, pods, tracking
 from relic import cluster as clusters
 from relic.cluster import Cluster
-from relic.launch import doctor
+from relic.launch import doctor, state
 from relic.mistakes import UserError, allowed
 from relic.pipeline import check, plan
 from relic.pipeline.site import Site
@@ -27,7 +27,6 @@ AWAY_S = 2.0  # between two tries of a server that is away
 PATIENCE_S = 120.0  # with an API server that does not answer
 LATE_S = 40.0  # the longest for what MLflow has missed
 STATUS = {"Succeeded": "FINISHED", "Failed": "FAILED", "Error": "FAILED"}  # Argo's, and MLflow's
-DONE = ("Succeeded", "Failed")  # conditions of a PyTorchJob that has ended
 
 
 def here() -> tuple[Cluster, str, str]:
@@ -137,7 +136,7 @@ def left(api: kube.Api, uid: str) -> list[dict]:
     retry."""
     return [
         job["metadata"] for job in api.items("pytorchjobs", labelSelector=f"{pods.WORKFLOW}={uid}")
-        if not any(c["type"] in DONE and c["status"] == "True" for c in job.get("status", {}).get("conditions", []))
+        if not state.is_finished(job)
     ]  # fmt: skip
 
 

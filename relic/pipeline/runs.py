@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 
 from relic import kube, pod_facts, pods
+from relic.launch import state
 from relic.mistakes import UserError, allowed
 from relic.pipeline.status import ARGOS, get, nodes, one_line, step_of, tasks
 
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # pods are named by it and by the step
 MAIN = "main"  # Argo's name of a step's own container
 NODE_ID = "workflows.argoproj.io/node-id"  # Argo's annotation on them
-OVER = ("Succeeded", "Failed", "Error")
 POLL_S = 2.0
 
 
@@ -26,8 +26,7 @@ def submit(api: kube.Api, values: Mapping[str, str], *, name: str = "", file: st
         raise UserError(f"name is {name!r}; allowed are at most 40 small letters, digits and hyphens")
     body = read(Path(file)) if file else blank()
     spec = body["spec"]
-    said = {one["name"]: str(one.get("value", "")) for one in spec.get("arguments", {}).get("parameters", [])}
-    said |= {parameter: value for parameter, value in values.items() if value}
+    said = set_in(body) | {parameter: value for parameter, value in values.items() if value}
     spec["arguments"] = {"parameters": [{"name": parameter, "value": value} for parameter, value in said.items()]}
     if name:
         body["metadata"] = {**body["metadata"], "name": name}
@@ -65,7 +64,12 @@ def read(path: Path) -> dict[str, Any]:
 
 def parameters(path: str) -> dict[str, str]:
     """What a file of workflows/runs/ sets; nothing without a file."""
-    found = read(Path(path))["spec"].get("arguments", {}).get("parameters", []) if path else []
+    return set_in(read(Path(path))) if path else {}
+
+
+def set_in(workflow: dict[str, Any]) -> dict[str, str]:
+    """The parameters of a Workflow."""
+    found = workflow["spec"].get("arguments", {}).get("parameters", [])
     return {one["name"]: str(one.get("value", "")) for one in found}
 
 
@@ -135,7 +139,7 @@ def is_steps(line: str) -> bool:
 def stop(api: kube.Api, name: str) -> str:
     """Asks Argo to stop a run; says what comes of it."""
     phase = get(api, name).get("status", {}).get("phase", "Pending")
-    if phase in OVER:
+    if phase in state.OVER:
         return f"{name} had ended: {phase}"
     api.ask("PATCH", api.place("workflows", name), {"spec": {"shutdown": "Stop"}})
     return (

@@ -10,8 +10,9 @@ from typing import Any
 
 from relic import kube, pod_facts, pods
 from relic.cluster import Cluster
+from relic.launch import state
 from relic.mistakes import UserError, allowed
-from relic.pipeline.ends import DONE, page
+from relic.pipeline.ends import page
 from relic.pipeline.progress import span
 
 ARGOS = re.compile(
@@ -101,10 +102,10 @@ def step_of(task: Mapping[str, Any]) -> str:
     return task["displayName"].partition("(")[0]
 
 
-def condition(job: Mapping[str, Any]) -> str:
+def condition(job: dict) -> str:
     """The last thing that a PyTorchJob's controller, or Kueue by suspending it, says."""
     true = [c for c in job.get("status", {}).get("conditions", []) if c["status"] == "True"]
-    if job["spec"].get("runPolicy", {}).get("suspend") and not any(c["type"] in DONE for c in true):
+    if state.is_suspended(job) and not state.is_finished(job):
         return "job Queued"
     return f"job {true[-1]['type']}" if true else "job Created"
 
