@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,18 @@ ROOT = Path(__file__).parents[1]
 CHARTS = ("relic-platform", "relic-serve")
 CLUSTERS = ("test", "one_gpu", "large")
 FOREIGN = {"WorkflowTemplate", "LocalQueue", "ClusterQueue", "ResourceFlavor", "Topology"}
+FOREIGN |= {"ScaledObject", "ServiceMonitor", "PodMonitor"}
+EXPORTED = ("--set", "export=s3://b/store/export/0123")
+KEDA = (*EXPORTED, "--set", "autoscaling.mode=keda,autoscaling.keda.serverAddress=http://prometheus.monitoring:9090")
+PLAIN = ("--set", "router.enabled=false,autoscaling.mode=none,snapshots=,tokenSecret.existingSecret=")
+FORMS = [  # of charts/relic-serve: with its router, plain, scaled by either, watched by either
+    *((name, ()) for name in CLUSTERS),
+    ("large", PLAIN),
+    ("large", EXPORTED),
+    ("large", KEDA),
+    ("test", ("--set", "monitor.kind=service")),
+    ("test", ("--set", "podDisruptionBudget.enabled=false,networkPolicy.enabled=false")),
+]
 HELM = os.environ.get("HELM") or shutil.which("helm") or "helm"
 WORKFLOW = """\
 apiVersion: argoproj.io/v1alpha1
@@ -75,18 +88,29 @@ def of_kind(objects: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
     return [found for found in objects if found["kind"] in kinds]
 
 
-def server(name: str = "large", *options: str) -> dict[str, Any]:
-    (found,) = of_kind(rendered("relic-serve", name, *options), "Deployment")
+def named(objects: list[dict[str, Any]], kind: str, name: str = "relic-serve") -> dict[str, Any]:
+    (found,) = [one for one in of_kind(objects, kind) if one["metadata"]["name"] == name]
     return found
 
 
+def server(name: str = "large", *options: str) -> dict[str, Any]:
+    return named(rendered("relic-serve", name, *options), "Deployment")
+
+
+def router(name: str = "large", *options: str) -> dict[str, Any]:
+    return named(rendered("relic-serve", name, *options), "Deployment", "relic-serve-router")
+
+
 @pytest.mark.cluster
-@pytest.mark.parametrize("name", CLUSTERS)
-@pytest.mark.parametrize("chart", CHARTS)
-def test_a_chart_is_linted_and_what_it_renders_is_strictly_valid(chart: str, name: str) -> None:
-    linted = helm("lint --strict", chart, "--values", str(ROOT / "charts" / chart / "clusters" / f"{name}.yaml"))
+@pytest.mark.parametrize(
+    ("chart", "name", "options"),
+    [("relic-platform", name, ()) for name in CLUSTERS] + [("relic-serve", *form) for form in FORMS],
+)
+def test_a_chart_is_linted_and_what_it_renders_is_strictly_valid(chart: str, name: str, options: tuple) -> None:
+    values = ROOT / "charts" / chart / "clusters" / f"{name}.yaml"
+    linted = helm("lint --strict", chart, "--values", str(values), *options)
     assert linted.returncode == 0, linted.stdout
-    objects = rendered(chart, name)
+    objects = rendered(chart, name, *options)
     for found in objects:
         assert found["metadata"]["labels"]["app.kubernetes.io/name"] == chart
         if found["kind"] not in FOREIGN:
@@ -127,15 +151,16 @@ def test_without_kueue_serving_and_nodes_there_are_no_rights_to_them() -> None:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_server_passes_restricted_pod_security(name: str) -> None:
-    template = server(name)["spec"]["template"]["spec"]
-    (container,) = template["containers"]
-    assert pods.POD_SECURITY.items() <= template["securityContext"].items()
-    assert container["securityContext"] == pods.CONTAINER_SECURITY
-    assert template["automountServiceAccountToken"] is False
-    assert {kind for volume in template["volumes"] for kind in volume} <= {"name", "emptyDir", "secret"}
-    assert {"requests", "limits"} == set(container["resources"])
-    assert all(container[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness"))
+def test_the_pods_pass_restricted_pod_security(name: str) -> None:
+    for found in of_kind(rendered("relic-serve", name), "Deployment"):
+        template = found["spec"]["template"]["spec"]
+        (container,) = template["containers"]
+        assert pods.POD_SECURITY.items() <= template["securityContext"].items()
+        assert container["securityContext"] == pods.CONTAINER_SECURITY
+        assert {kind for volume in template["volumes"] for kind in volume} <= {"name", "emptyDir", "secret"}
+        assert {"requests", "limits"} == set(container["resources"])
+        assert all(container[f"{probe}Probe"] for probe in ("startup", "readiness", "liveness"))
+    assert server(name)["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
 
 
 @pytest.mark.cluster
@@ -171,15 +196,134 @@ def test_a_folder_can_be_mounted_into_the_server() -> None:
 
 @pytest.mark.cluster
 def test_a_roll_out_has_time_for_a_drain_and_a_start() -> None:
-    spec = server("one_gpu", "--set", "drainSeconds=1469")["spec"]
+    spec = server("one_gpu", "--set", "drainSeconds=1464")["spec"]
     start = spec["template"]["spec"]["containers"][0]["startupProbe"]
     started = start["failureThreshold"] * start["periodSeconds"]
     assert spec["progressDeadlineSeconds"] > spec["template"]["spec"]["terminationGracePeriodSeconds"] + started
 
 
 @pytest.mark.cluster
-def test_a_pod_has_time_to_drain_before_it_is_killed() -> None:
-    assert server("large", "--set", "drainSeconds=77")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 77
+@pytest.mark.parametrize(("form", "sleeps"), [((), []), (PLAIN, [9])])
+def test_a_pod_has_time_to_drain_before_it_is_killed(form: tuple, sleeps: list[int]) -> None:
+    template = server("large", *form, "--set", "drainSeconds=77,preStopSeconds=9")["spec"]["template"]["spec"]
+    assert template["terminationGracePeriodSeconds"] > 77 + sum(sleeps)
+    assert sleeps_of(template) == sleeps
+
+
+def sleeps_of(pod: dict[str, Any]) -> list[int]:
+    """How long the containers of a pod that is told to end wait until they hear of it."""
+    return [one["lifecycle"]["preStop"]["sleep"]["seconds"] for one in pod["containers"] if "lifecycle" in one]
+
+
+# The router, and who reaches what
+
+
+@pytest.mark.cluster
+def test_people_reach_the_router_and_the_router_every_server_s_own_address() -> None:
+    objects = rendered("relic-serve", "large")
+    people, servers = named(objects, "Service"), named(objects, "Service", "relic-serve-servers")
+    assert people["spec"]["selector"] == router()["spec"]["selector"]["matchLabels"]
+    assert servers["spec"]["selector"] == server()["spec"]["selector"]["matchLabels"]
+    assert (servers["spec"]["clusterIP"], servers["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    (container,) = router()["spec"]["template"]["spec"]["containers"]
+    assert container["args"][0] == "--replicas=relic-serve-servers:8000"
+    assert sleeps_of(router()["spec"]["template"]["spec"]) == [5]
+
+
+@pytest.mark.cluster
+def test_without_the_router_the_service_leads_an_address_to_the_same_server() -> None:
+    objects = rendered("relic-serve", "large", *PLAIN)
+    assert not [found for found in objects if "router" in found["metadata"]["name"]]
+    (service,) = of_kind(objects, "Service")
+    assert service["spec"]["selector"] == server("large", *PLAIN)["spec"]["selector"]["matchLabels"]
+    assert service["spec"]["sessionAffinity"] == "ClientIP"
+
+
+@pytest.mark.cluster
+def test_only_the_router_and_who_reads_metrics_reach_a_server() -> None:
+    objects = rendered("relic-serve", "large")
+    servers, routers = (named(objects, "NetworkPolicy", f"relic-serve{part}")["spec"] for part in ("", "-router"))
+    metrics = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert [rule["from"] for rule in servers["ingress"]] == [[{"podSelector": routers["podSelector"]}, metrics]]
+    assert [rule["from"] for rule in routers["ingress"]] == [[{"podSelector": {}}, metrics]]
+    assert {"podSelector": servers["podSelector"]} in [to for rule in routers["egress"] for to in rule.get("to", ())]
+    (plain,) = of_kind(rendered("relic-serve", "large", *PLAIN), "NetworkPolicy")
+    assert [rule["from"] for rule in plain["spec"]["ingress"]] == [[{"podSelector": {}}, metrics]]
+
+
+@pytest.mark.cluster
+def test_only_a_router_that_notes_costs_may_change_pods_and_has_a_token() -> None:
+    objects = rendered("relic-serve", "large")
+    (role,), (binding,) = of_kind(objects, "Role"), of_kind(objects, "RoleBinding")
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
+    assert [subject["name"] for subject in binding["subjects"]] == ["relic-serve-router"]
+    template = router()["spec"]["template"]["spec"]
+    assert (template["serviceAccountName"], template["automountServiceAccountToken"]) == ("relic-serve-router", True)
+    without = ("--set", "router.deletionCost=false")
+    assert router("large", *without)["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+    assert not of_kind(rendered("relic-serve", "large", *without), "Role", "RoleBinding")
+
+
+# Autoscaling: the core kind is validated above, others only compared with what is written here
+
+
+@pytest.mark.cluster
+def test_an_autoscaler_is_fed_with_the_share_of_places_that_are_taken() -> None:
+    found = named(rendered("relic-serve", "large"), "HorizontalPodAutoscaler")["spec"]
+    assert found["scaleTargetRef"]["name"] == server()["metadata"]["name"]
+    assert (found["minReplicas"], found["maxReplicas"]) == (4, 16)
+    (metric,) = found["metrics"]
+    assert metric["pods"]["metric"]["name"] == "relic_session_slots_used"
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "700m"}
+    assert found["behavior"] == yaml.safe_load(PACE)
+
+
+PACE = """\
+scaleUp:
+  stabilizationWindowSeconds: 0
+  policies: [{type: Pods, value: 4, periodSeconds: 60}]
+scaleDown:
+  stabilizationWindowSeconds: 300
+  policies: [{type: Pods, value: 1, periodSeconds: 60}]
+"""
+SCALED = """\
+scaleTargetRef: {name: relic-serve}
+minReplicaCount: 4
+maxReplicaCount: 16
+pollingInterval: 15
+triggers:
+  - type: prometheus
+    metricType: AverageValue
+    metadata:
+      serverAddress: http://prometheus.monitoring:9090
+      query: sum(relic_sessions_active{namespace="relic",pod=~"relic-serve-[^-]+-[^-]+"})
+      threshold: "1.4"
+      ignoreNullValues: "false"
+"""
+CHOSEN = "selector: {matchLabels: {app.kubernetes.io/name: relic-serve, app.kubernetes.io/instance: relic-serve}}"
+READ = "[{port: http, path: /metrics, interval: 15s}]"
+
+
+@pytest.mark.cluster
+def test_keda_s_object_is_as_it_is_written_here_and_there_only_with_an_export() -> None:
+    (found,) = [one for one in rendered("relic-serve", "large", *KEDA) if one["apiVersion"] == "keda.sh/v1alpha1"]
+    pace = {"horizontalPodAutoscalerConfig": {"behavior": yaml.safe_load(PACE)}}
+    assert (found["kind"], found["spec"]) == ("ScaledObject", {**yaml.safe_load(SCALED), "advanced": pace})
+    assert not of_kind(rendered("relic-serve", "large", *KEDA, "--set", "export="), "ScaledObject")
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("kind", "rendered_kind", "place"),
+    [("service", "ServiceMonitor", "endpoints"), ("pod", "PodMonitor", "podMetricsEndpoints")],
+)
+def test_a_monitor_is_as_it_is_written_here(kind: str, rendered_kind: str, place: str) -> None:
+    options = ("--set", f"monitor.kind={kind},monitor.labels.release=prometheus")
+    objects = rendered("relic-serve", "test", *options)
+    (found,) = [one for one in objects if one["apiVersion"] == "monitoring.coreos.com/v1"]
+    assert (found["kind"], found["metadata"]["labels"]["release"]) == (rendered_kind, "prometheus")
+    assert found["spec"] == yaml.safe_load(f"{CHOSEN}\n{place}: {READ}")
+    assert not of_kind(rendered("relic-serve", "test"), rendered_kind)
 
 
 @pytest.mark.cluster
@@ -193,7 +337,16 @@ def test_a_pod_has_time_to_drain_before_it_is_killed() -> None:
         ("relic-platform", "kueue.topologies[1].name=x", "topologies/1.*levels"),
         ("relic-serve", "replica=2", "replica.* not allowed"),
         ("relic-serve", "memoryDtype=fp4", "memoryDtype"),
-        ("relic-serve", "progressSeconds=1830", "progressSeconds is 1830; it must be more than 1830"),
+        ("relic-serve", "progressSeconds=1835", "progressSeconds is 1835; it must be more than 1835"),
+        ("relic-serve", "router.replica=2", "replica.* not allowed"),
+        ("relic-serve", "autoscaling.mode=vpa", "autoscaling.*mode"),
+        ("relic-serve", "autoscaling.scaleDown.periodSeconds=1801", "periodSeconds"),
+        ("relic-serve", "autoscaling.maxReplicas=3", "maxReplicas is 3; it must be at least replicas, which is 4"),
+        ("relic-serve", "autoscaling.mode=keda", "give autoscaling.keda.serverAddress, Prometheus's address"),
+        ("relic-serve", "tokenSecret.existingSecret=", "give tokenSecret.existingSecret, which the router and snapshots"),
+        ("relic-serve", "gpus=4", "gpus is 4 and resources.limits has 1 of nvidia.com/gpu"),
+        ("relic-serve", "snapshots=/scratch", "snapshots"),
+        ("relic-serve", "origins[0]=https://a.example/page", "origins"),
         ("relic-serve", "extraVolumeMounts[0].name=umt5", "mountPath"),
         ("relic-serve", "image=", "give image: the serve image by digest"),
         ("relic-serve", "openToAll=true", "give apiKeys.existingSecret, or openToAll: true if everybody may walk"),
@@ -204,6 +357,18 @@ def test_a_value_that_is_wrong_is_refused_in_words(chart: str, option: str, said
     found = helm("template x", chart, "--kube-version", "1.34", "--values", str(values), "--set", option)
     assert found.returncode != 0
     assert re.search(said, found.stdout)
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_no_part_of_the_values_takes_what_it_does_not_know(chart: str) -> None:
+    def parts(schema: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(schema, dict):
+            yield from [schema] if "properties" in schema else []
+        for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+            yield from parts(inner)
+
+    schema = json.loads((ROOT / "charts" / chart / "values.schema.json").read_text())
+    assert all(part.get("additionalProperties") is False for part in parts(schema))
 
 
 # What is said twice agrees

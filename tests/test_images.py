@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILES = sorted([*ROOT.glob("images/*/Dockerfile"), ROOT / "tests" / "cluster" / "services" / "Dockerfile"])
@@ -16,8 +19,10 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # What runs in the control image: all that the command loads without torch, a deploy, and what talks to a cluster.
 CONTROL = ["*.py", "pipeline/*.py", "launch/*.py", "*/config.py"]
 ELSEWHERE = {"torch", "torchx", "ray"}  # of launchers that the control image is not for
+TRAINING = {"av", "deepspeed", "hera", "kubeflow-training", "kubernetes", "matplotlib", "mlflow", "mlflow-skinny", "peft", "ray"}
+TRAINING |= {"torchx", "vizdoom"}
 PACKAGES = {"PIL": "pillow", "kubeflow": "kubeflow-training", "mlflow": "mlflow-skinny", "yaml": "pyyaml"}
-PACKAGES |= {"botocore": "boto3", "urllib3": "kubernetes"}  # which come with these
+PACKAGES |= {"prometheus_client": "prometheus-client", "botocore": "boto3", "urllib3": "kubernetes"}  # which come with these
 
 each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
 
@@ -45,13 +50,41 @@ def test_what_pip_installs_is_pinned_and_pips_settings_are_not_kept(path):
         assert re.search("--constraint|--no-deps|ninja", run)  # ninja: what compiles flash-attn, and stays behind
 
 
+def extras_of(name: str) -> str:
+    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", (ROOT / "images" / name / "Dockerfile").read_text(), re.MULTILINE)
+    return extras
+
+
+def required(extras: str) -> list[str]:
+    """What an image of these extras is told to install."""
+    command = [sys.executable, ROOT / "images" / "requirements", ROOT / "pyproject.toml", extras]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
 @pytest.mark.parametrize("name", ["train", "serve"])
 def test_the_extras_of_an_image_are_those_of_pyproject(name):
-    (extras,) = re.findall(r"^ARG EXTRAS=(\S+)$", (ROOT / "images" / name / "Dockerfile").read_text(), re.MULTILINE)
+    extras = extras_of(name)
     assert set(extras.split(",")) <= set(EXTRAS)
-    command = [sys.executable, ROOT / "images" / "requirements", ROOT / "pyproject.toml", extras]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\n")
-    assert {need for extra in extras.split(",") for need in EXTRAS[extra]} < set(said)
+    assert {need for extra in extras.split(",") for need in EXTRAS[extra]} < set(required(extras))
+
+
+def test_the_serve_image_has_what_serves_and_routes_and_nothing_that_trains():
+    has = with_what_they_need(required(extras_of("serve")))
+    loaded = {top for path in (ROOT / "relic" / "serve").glob("*.py") for top in imports(path)} - {"relic"}
+    assert {PACKAGES.get(top, top) for top in loaded} <= has
+    assert not TRAINING & has
+
+
+def with_what_they_need(lines: Iterable[str]) -> set[str]:
+    """The names of packages and of all that comes with them, as those that are installed here say."""
+    found: set[str] = set()
+    left = [Requirement(line) for line in lines]
+    while left:
+        one = left.pop()
+        if (one.marker is None or one.marker.evaluate({"extra": ""})) and one.name.lower() not in found:
+            found.add(one.name.lower())
+            left += [Requirement(line) for line in metadata.requires(one.name) or ()]
+    return found
 
 
 def test_the_control_image_has_what_runs_in_it():
