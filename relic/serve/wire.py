@@ -22,6 +22,7 @@ VERSION = 1
 STILL = 1
 MESSAGES = ("hello", "action", "ping", "bye")
 LARGEST_SEQUENCE = 2**32 - 1
+LATEST_MS = 1e15  # of a client's clock
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ def parse_action(message: dict, world: Mapping[str, float], cfg: Serve, speed: f
     else:
         row = usual(keys, world)
     return seq, magnitudes(signed(row * gamma)).numpy()
+
+
+def parse_at(message: dict) -> float | None:
+    """The time that a ping carries, which its pong returns."""
+    at = message.get("at")
+    if at is not None and (isinstance(at, bool) or not isinstance(at, int | float) or not abs(at) <= LATEST_MS):
+        raise ValueError(f"at is {shown(at)}; allowed is a number of milliseconds")
+    return at
 
 
 def usual(names: Iterable[object], world: Mapping[str, float]) -> Tensor:
