@@ -82,7 +82,7 @@ class Stream:
                     session.act(seq, row, time.monotonic())
                     self.scheduler.wake.set()
                 elif message["type"] == "ping":
-                    session.tell({"type": "pong", "at": message.get("at"), "token": self.access.issue(session.id)})
+                    session.tell({"type": "pong", "at": wire.parse_at(message), "token": self.access.issue(session.id)})
                 elif message["type"] == "bye":
                     self.scheduler.finish(session, "bye", "the page said bye")
                 else:
