@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
 import boto3
@@ -173,20 +174,21 @@ def elsewhere(namespace: str, other: str) -> list[dict[str, Any]]:
 
 
 def namespace(name: str) -> Space:
-    """A fresh namespace under restricted Pod Security, with the secret of the store. One of that name from an earlier
-    test is deleted, and nobody else's."""
+    """A fresh namespace under restricted Pod Security, with the secrets of the store and of the servers' tokens. One of
+    that name from an earlier test is deleted, and nobody else's."""
     found = command("kubectl", "get", "namespace", name, "-o", "json")
     if found.returncode == 0:
         assert TESTED in json.loads(found.stdout)["metadata"]["labels"], f"namespace {name} is there, and not a test's"
         Space(name).delete(wait=True)
     labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")} | {TESTED: "true"}
+    secrets = {"relic-store": KEYS, "relic-serve-token": {"token": token_urlsafe(48)}}
     made = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}},
-        {
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "relic-store", "namespace": name},
-            "stringData": KEYS,
-        },
-    ]  # fmt: skip
+        *(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": one, "namespace": name}, "stringData": values}
+            for one, values in secrets.items()
+        ),
+    ]
     kubectl("create", "-f", "-", given=yaml.safe_dump_all(made))
     return Space(name)
 

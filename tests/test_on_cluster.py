@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -257,23 +257,43 @@ def test_a_damaged_student_is_refused_and_the_old_model_stays(space: Space, firs
     before = served(space)
     with on_cluster.bucket(space) as bucket:
         bucket.copy("store", "damaged", tuple({*STEPS, "join"} - {"distill", "evaluate", "export", "deploy"}))
-        damage(bucket, "store", "damaged")
+        shuffle = lambda name, tensor: shuffled(tensor) if "blocks." in name else tensor  # noqa: E731
+        change(bucket, "damaged", "distill", "model.safetensors", shuffle)
     run = space.submit("quick", store="s3://relic/damaged")
     assert space.ended(run, RUN_S)["phase"] == "Failed"
     assert "models.distilled.psnr_gain_over_still_db is -" in space.said(run)
     assert served(space) == before
 
 
-def damage(bucket: Bucket, store: str, other: str) -> None:
-    """The distilled student, its blocks' weights shuffled, as a finished artifact of another store."""
-    (name,) = [name for name in bucket.names(f"{store}/distill/") if name.endswith("/manifest.json")]
+def test_an_export_whose_session_fails_is_taken_back_and_the_alias_stays(space: Space, first: Disturbed) -> None:
+    before = served(space)
+    with on_cluster.bucket(space) as bucket:
+        bucket.copy("store", "flat", tuple({*STEPS, "join"} - {"export", "deploy"}))
+        blacken = lambda name, tensor: torch.zeros_like(tensor) if "decoder." in name else tensor  # noqa: E731
+        change(bucket, "flat", "export", "codec/model.safetensors", blacken)
+    run = space.submit("quick", store="s3://relic/flat")
+    assert space.ended(run, RUN_S)["phase"] == "Failed"
+    assert "the last picture is one flat colour" in space.said(run)
+    assert served(space) == before
+    with on_cluster.forwarded("relic", "service/mlflow", 5000) as url:
+        registry = MlflowClient(tracking_uri=url)
+        sources = {version.source for version in registry.search_model_versions("name='relic'")}
+        assert "s3://relic/flat/export/" in " ".join(sources)  # it came as far as to a session
+        assert registry.get_model_version_by_alias("relic", "production").source == before
+    with on_cluster.forwarded("relic", "service/relic-serve", 8000) as url:
+        assert client.play(url, pictures=16, picture_s=60)["pictures"] >= 16
+
+
+def change(
+    bucket: Bucket, other: str, step: str, changed: str, how: Callable[[str, torch.Tensor], torch.Tensor]
+) -> None:
+    """A step's artifact with one file's tensors changed, as a finished artifact of another store."""
+    (name,) = [name for name in bucket.names(f"store/{step}/") if name.endswith("/manifest.json")]
     manifest, folder = json.loads(bucket.read(name)), name.rpartition("/")[0]
     for file, fact in manifest["files"].items():
         data = bucket.read(f"{folder}/{fact['sha256']}/{file}")
-        if file == "model.safetensors":
-            data = save(
-                {name: shuffled(tensor) if "blocks." in name else tensor for name, tensor in load(data).items()}
-            )
+        if file == changed:
+            data = save({name: how(name, tensor) for name, tensor in load(data).items()})
         fact |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         bucket.write(f"{other}/{folder.partition('/')[2]}/{fact['sha256']}/{file}", data)
     bucket.write(f"{other}/{name.partition('/')[2]}", json.dumps(manifest).encode())
