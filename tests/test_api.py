@@ -18,9 +18,9 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from relic.launch.client import follow, hear, say, see
 from relic.serve import app, wire
 from relic.serve.config import Serve
+from relic.serve.talk import follow, hear, say, see
 
 KEY = "correct-horse-battery"
 CFG = Serve(run="fake")

@@ -9,6 +9,7 @@ from relic.geometry.config import Actions
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
 HEADER = struct.Struct("<BBHIIdd12f")  # before the JPEG of a picture: see serve/wire.py
+STILL = 1  # of the header's flags: the start image
 
 
 @dataclass(frozen=True, kw_only=True)

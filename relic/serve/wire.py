@@ -21,10 +21,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from relic.geometry.actions import ACTIONS, magnitudes, signed
-from relic.serve.config import FORMATS, HEADER, Serve
+from relic.serve.config import FORMATS, HEADER, STILL, Serve
 
 VERSION = 1
-STILL = 1
 MESSAGES = ("hello", "action", "ping", "bye")
 LARGEST_SEQUENCE = 2**32 - 1
 KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
