@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from relic.geometry.actions import ACTIONS
-from relic.serve import wire
+from relic.serve import images, wire
 from relic.serve.access import Access, Refused, bearer
 from relic.serve.config import FORMATS, Serve
+from relic.serve.door import Busy, Door
 from relic.serve.engine import Engine, World
 from relic.serve.scheduler import Scheduler
 from relic.serve.session import Session
@@ -52,17 +53,20 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(scheduler.run())
+        work, opening = asyncio.create_task(scheduler.run()), asyncio.create_task(door.start())
         try:
             yield
         finally:
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await work
+            await opening
+            await door.close()
             scheduler.worker.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(title="relic", lifespan=lifespan, docs_url=None, redoc_url=None)
     world = engine.world
+    door = Door(seconds=cfg.image_seconds, memory=cfg.image_memory)
 
     @app.middleware("http")
     async def with_headers(request: Request, follow: Any) -> Response:
@@ -101,7 +105,7 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
         principal = principal_of(request)
         scheduler.check_room(principal)  # before any work on its image
         asked = await read_body(request, cfg)
-        image, caption = await start_of(asked, world, cfg)
+        image, caption = await start_of(asked, world, cfg, door)
         session = scheduler.admit(
             principal=principal, image=image, caption=caption, seed=asked.seed, speed=speed_of(asked.speed, cfg)
         )
@@ -141,12 +145,14 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
             "image": {"formats": FORMATS, "bytes": cfg.image_bytes, "pixels": cfg.image_pixels},
         }  # fmt: skip
 
-    pictures = {f"{place}.jpg": wire.encode_jpeg(example.image, 95) for place, example in enumerate(world.examples)}
+    pictures = {
+        f"{place}.jpg": images.encode(example.image, "jpeg", 95) for place, example in enumerate(world.examples)
+    }
 
     @app.get("/v1/examples/{name}", response_class=Response)
     async def example(name: str) -> Response:
         if name not in pictures:
-            raise Refused(404, f"there is no example {wire.shown(name)}; there are {len(pictures)}")
+            raise Refused(404, f"there is no example {images.shown(name)}; there are {len(pictures)}")
         return Response(pictures[name], media_type="image/jpeg")
 
     @app.get("/healthz")
@@ -194,12 +200,12 @@ async def read_body(request: Request, cfg: Serve) -> NewSession:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the body"
-        said = "" if not first["loc"] else f" is {wire.shown(first['input'])}"
+        said = "" if not first["loc"] else f" is {images.shown(first['input'])}"
         allowed = ", ".join(NewSession.model_fields)
         raise Refused(422, f"{place}{said}: {first['msg']}; allowed are {allowed}") from error
 
 
-async def start_of(asked: NewSession, world: World, cfg: Serve) -> tuple[Any, str]:
+async def start_of(asked: NewSession, world: World, cfg: Serve, door: Door) -> tuple[Any, str]:
     """The start image uint8 [H, W, 3] and the caption."""
     if asked.prompt is not None and len(asked.prompt) > cfg.prompt_characters:
         raise Refused(422, f"the prompt has {len(asked.prompt)} characters; allowed are {cfg.prompt_characters}")
@@ -209,12 +215,15 @@ async def start_of(asked: NewSession, world: World, cfg: Serve) -> tuple[Any, st
         example = world.example(asked.example)
         if example is None:
             known = ", ".join(e.id for e in world.examples[:8])
-            raise Refused(422, f"there is no example {wire.shown(asked.example)}; there are {known}")
+            raise Refused(422, f"there is no example {images.shown(asked.example)}; there are {known}")
         return example.image, example.caption if asked.prompt is None else asked.prompt
     assert asked.image is not None
     try:
-        image = await asyncio.to_thread(wire.read_image, asked.image, cfg, height=world.height, width=world.width)
-    except wire.TooLarge as error:
+        data = images.from_base64(asked.image, cfg.image_bytes)
+        image = await door.decode(data, height=world.height, width=world.width, most_pixels=cfg.image_pixels)
+    except Busy as error:
+        raise Refused(503, str(error), 5, reason="image_door") from error
+    except images.TooLarge as error:
         raise Refused(413, str(error)) from error
     except ValueError as error:
         raise Refused(422, str(error)) from error

@@ -15,8 +15,8 @@ import numpy as np
 from relic.serve.access import Refused
 from relic.serve.config import Serve
 from relic.serve.engine import Engine, Walk
+from relic.serve.images import encode
 from relic.serve.session import Session, static_row
-from relic.serve.wire import encode_jpeg
 
 logger = logging.getLogger("relic.serve")
 
@@ -185,7 +185,7 @@ class Scheduler:
     def advance(self, walk: Walk, actions: np.ndarray) -> tuple[list[tuple[bytes, np.ndarray]], float]:
         began = time.perf_counter()
         frames, poses = walk.step(actions)
-        pictures = [(encode_jpeg(f, self.cfg.jpeg_quality), p) for f, p in zip(frames, poses, strict=True)]
+        pictures = [(encode(f, "jpeg", self.cfg.jpeg_quality), p) for f, p in zip(frames, poses, strict=True)]
         return pictures, time.perf_counter() - began
 
     def warm_up(self) -> None:
