@@ -145,7 +145,9 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
             "image": {"formats": FORMATS, "bytes": cfg.image_bytes, "pixels": cfg.image_pixels},
         }  # fmt: skip
 
-    pictures = {f"{place}.jpg": images.encode(example.image, "jpeg", 95) for place, example in enumerate(world.examples)}
+    pictures = {
+        f"{place}.jpg": images.encode(example.image, "jpeg", 95) for place, example in enumerate(world.examples)
+    }
 
     @app.get("/v1/examples/{name}", response_class=Response)
     async def example(name: str) -> Response:
