@@ -62,6 +62,7 @@ def objects(watched: str, files: dict[str, str]) -> list[dict[str, Any]]:
     }  # fmt: skip
     pod = {
         "serviceAccountName": "adapter", "enableServiceLinks": False, "containers": [container],
+        "terminationGracePeriodSeconds": 1,
         "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
         "volumes": [{"name": "files", "secret": {"secretName": "adapter"}}],
     }  # fmt: skip

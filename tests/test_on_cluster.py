@@ -441,6 +441,14 @@ def test_the_api_server_takes_all_that_is_rendered(name: str) -> None:
     kubectl(*strict, "-f", f"workflows/rendered/{name}.yaml")
 
 
+@pytest.mark.parametrize("name", ["test", "one_gpu", "large"])
+def test_the_api_server_takes_the_servers_chart(name: str) -> None:
+    values = ("--values", f"charts/relic-serve/clusters/{name}.yaml", "--set", "monitor.kind=none,export=s3://relic/e")
+    rendered = command("helm", "template", "relic-serve", "charts/relic-serve", "--namespace", "default", *values)
+    strict = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "--namespace", "default")
+    kubectl(*strict, "-f", "-", given=rendered.stdout)
+
+
 @pytest.mark.parametrize("run", sorted(path.stem for path in (on_cluster.ROOT / "workflows/runs").glob("*.yaml")))
 def test_the_api_server_takes_what_people_submit(run: str) -> None:
     kubectl("create", "--dry-run=server", "--validate=strict", "-n", "default", "-f", f"workflows/runs/{run}.yaml")

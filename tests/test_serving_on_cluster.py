@@ -71,8 +71,9 @@ class Walker:
 
 @dataclass(frozen=True)
 class Story:
-    """What was seen: three servers' worth of load come and go."""
+    """What was seen."""
 
+    asleep: tuple[int, str]  # servers without an export, and why the autoscaler leaves them alone
     shares: dict[str, float]  # pods' places that are taken, with SLOTS walkers on one server and one on the other
     upgraded: int  # servers after `helm upgrade` of two
     left: list[str]  # pods, once there is little to do
@@ -132,38 +133,52 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         export = upload(bucket, exports.export(local, exports.inputs(local)))
     with ExitStack() as stack:
         stack.enter_context(custom_metrics.registered(space, folder))
-        installed(space, "install", export, folder)
+        # 1. nothing to serve yet
+        installed(space, "install", "", folder)
         space.kubectl("rollout", "status", "deployment/relic-serve-router", f"--timeout={READY_S:.0f}s")
+        asleep = wait_for("the autoscaler", lambda: inactive(space), SCALED_S)
+        number = wanted(space)
+        # 2. one server, full
+        installed(space, "upgrade", export, folder)
         place = stack.enter_context(on_cluster.forwarded(space.name, "service/relic-serve", 8000))
-        # 1. one server, full
         first = [Walker(place) for _ in range(SLOTS)]
         assert ready(space) == 1
         wait_for("a second server", lambda: wanted(space) == 2, SCALED_S)
         wait_for("its start", lambda: ready(space) == 2, READY_S)
         installed(space, "upgrade", export, folder)
         upgraded = wanted(space)
-        # 2. somebody on the second
+        # 3. somebody on the second
         last = Walker(place)
         wait_for("their place", lambda: len(shares(space)) == 2 and min(shares(space).values()) > 0, 30)
         taken = shares(space)
         wait_for("the router's notes", lambda: costs(space) == {name: SLOTS * share for name, share in taken.items()}, 90)
-        # 3. one on each
+        # 4. one on each
         for walker in first[1:]:
             walker.leave()
         stayed = (first[0], last)
         seen = (len(first[0].sequences), len(last.sequences))
         wait_for("a server to leave", lambda: wanted(space) == 1 and len(servers(space)) == 1, SCALED_S)
         wait_for("its end", lambda: len(space.objects("pod", SERVERS)) == 1, 90)
-        yield Story(taken, upgraded, servers(space), stayed, seen)
+        yield Story((number, asleep), taken, upgraded, servers(space), stayed, seen)
         for walker in stayed:
             walker.leave()
     space.delete()
+
+
+def inactive(space: Space) -> str:
+    """Why the autoscaler does nothing; empty while it does, or has not looked yet."""
+    conditions = space.object("hpa", "relic-serve").get("status", {}).get("conditions", [])
+    return next((one["reason"] for one in conditions if (one["type"], one["status"]) == ("ScalingActive", "False")), "")
 
 
 def costs(space: Space) -> dict[str, float]:
     """What the router has noted on the servers' pods as the cost of their deletion."""
     found = {pod["metadata"]["name"]: pod["metadata"].get("annotations", {}) for pod in space.objects("pod", SERVERS)}
     return {name: float(annotations[COST]) for name, annotations in found.items() if COST in annotations}
+
+
+def test_before_there_is_an_export_the_autoscaler_starts_nothing(story: Story) -> None:
+    assert story.asleep == (0, "ScalingDisabled")
 
 
 def test_a_full_server_brings_a_second_one_and_the_next_walk_begins_there(story: Story) -> None:
