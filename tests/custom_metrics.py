@@ -41,7 +41,8 @@ def certificate(folder: Path) -> dict[str, str]:
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     name = f"adapter.{NAMESPACE}.svc"
     named = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-days", "1"]
-    subprocess.run([*made, *named, "-keyout", "tls.key", "-out", "tls.crt"], cwd=folder, check=True, capture_output=True)
+    made += [*named, "-keyout", "tls.key", "-out", "tls.crt"]
+    subprocess.run(made, cwd=folder, check=True, capture_output=True)
     return {name: (folder / name).read_text() for name in ("tls.crt", "tls.key")}
 
 

@@ -343,7 +343,7 @@ def test_a_monitor_is_as_it_is_written_here(kind: str, rendered_kind: str, place
         ("relic-serve", "autoscaling.scaleDown.periodSeconds=1801", "periodSeconds"),
         ("relic-serve", "autoscaling.maxReplicas=3", "maxReplicas is 3; it must be at least replicas, which is 4"),
         ("relic-serve", "autoscaling.mode=keda", "give autoscaling.keda.serverAddress, Prometheus's address"),
-        ("relic-serve", "tokenSecret.existingSecret=", "give tokenSecret.existingSecret, which the router and snapshots"),
+        ("relic-serve", "tokenSecret.existingSecret=", "give tokenSecret.existingSecret, which the router"),
         ("relic-serve", "gpus=4", "gpus is 4 and resources.limits has 1 of nvidia.com/gpu"),
         ("relic-serve", "snapshots=/scratch", "snapshots"),
         ("relic-serve", "origins[0]=https://a.example/page", "origins"),

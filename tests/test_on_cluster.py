@@ -281,7 +281,7 @@ def test_an_export_whose_session_fails_is_taken_back_and_the_alias_stays(space: 
         assert "s3://relic/flat/export/" in " ".join(sources)  # it came as far as to a session
         assert registry.get_model_version_by_alias("relic", "production").source == before
     with on_cluster.forwarded("relic", "service/relic-serve", 8000) as url:
-        assert client.play(url, pictures=16, picture_s=60)["pictures"] >= 16
+        assert visit.play(url, pictures=16, picture_s=60)["pictures"] >= 16
 
 
 def change(

@@ -5,7 +5,6 @@ The model is a small one that has learnt nothing."""
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -151,7 +150,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         last = Walker(place)
         wait_for("their place", lambda: len(shares(space)) == 2 and min(shares(space).values()) > 0, 30)
         taken = shares(space)
-        wait_for("the router's notes", lambda: costs(space) == {name: SLOTS * share for name, share in taken.items()}, 90)
+        walks = {name: SLOTS * share for name, share in taken.items()}
+        wait_for("the router's notes", lambda: costs(space) == walks, 90)
         # 4. one on each
         for walker in first[1:]:
             walker.leave()
