@@ -5,9 +5,11 @@ The model is a small one that has learnt nothing."""
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import custom_metrics
@@ -18,7 +20,7 @@ import yaml
 from on_cluster import Bucket, Space, command, kubectl, wait_for
 
 from relic import artifacts
-from relic.serve import client
+from relic.serve import client, talk
 
 pytestmark = [
     pytest.mark.cluster,
@@ -45,6 +47,7 @@ class Walker:
     def __init__(self, place: str) -> None:
         self.walk = client.begin(place, wait_s=READY_S)
         self.sequences: list[int] = []
+        self.at: list[float] = []  # when each frame came
         self.fault = ""
         self.thread = threading.Thread(target=self.go, daemon=True)
         self.thread.start()
@@ -55,6 +58,7 @@ class Walker:
                 if not len(self.sequences) % 4:
                     self.walk.act("dolly_in")  # without a key the world rests
                 self.sequences.append(frame.sequence)
+                self.at.append(time.monotonic())
         except Exception as error:
             self.fault = f"{type(error).__name__}: {error}"
 
@@ -62,6 +66,10 @@ class Walker:
         """Whether ten frames come."""
         seen = len(self.sequences)
         return bool(wait_for("frames", lambda: self.fault or len(self.sequences) >= seen + 10, 30)) and not self.fault
+
+    def longest_s(self) -> float:
+        """The longest wait for a frame."""
+        return max(after - before for before, after in pairwise(self.at))
 
     def leave(self) -> None:
         self.walk.close()
@@ -78,6 +86,9 @@ class Story:
     left: list[str]  # pods, once there is little to do
     stayed: tuple[Walker, Walker]  # on either server, until the end
     seen: tuple[int, int]  # frames that these had seen before a server left
+    seconds: dict[
+        str, float
+    ]  # from the full server to two wanted, and ready; from little to do to one wanted, and left
 
 
 def installed(space: Space, action: str, export: str, folder: Path) -> None:
@@ -140,10 +151,14 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         # 2. one server, full
         installed(space, "upgrade", export, folder)
         place = stack.enter_context(on_cluster.forwarded(space.name, "service/relic-serve", 8000))
+        wait_for("a server behind the router", lambda: reached(place), READY_S)
         first = [Walker(place) for _ in range(SLOTS)]
         assert ready(space) == 1
+        began, seconds = time.monotonic(), {}
         wait_for("a second server", lambda: wanted(space) == 2, SCALED_S)
+        seconds["two_wanted"] = time.monotonic() - began
         wait_for("its start", lambda: ready(space) == 2, READY_S)
+        seconds["two_ready"] = time.monotonic() - began
         installed(space, "upgrade", export, folder)
         upgraded = wanted(space)
         # 3. somebody on the second
@@ -157,12 +172,23 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             walker.leave()
         stayed = (first[0], last)
         seen = (len(first[0].sequences), len(last.sequences))
+        began = time.monotonic()
         wait_for("a server to leave", lambda: wanted(space) == 1 and len(servers(space)) == 1, SCALED_S)
+        seconds["one_wanted"] = time.monotonic() - began
         wait_for("its end", lambda: len(space.objects("pod", SERVERS)) == 1, 90)
-        yield Story((number, asleep), taken, upgraded, servers(space), stayed, seen)
+        seconds["one_left"] = time.monotonic() - began
+        yield Story((number, asleep), taken, upgraded, servers(space), stayed, seen, seconds)
         for walker in stayed:
             walker.leave()
     space.delete()
+
+
+def reached(place: str) -> bool:
+    """Whether the router knows of a ready server."""
+    try:
+        return talk.ask("GET", f"{place}/readyz")["ready"]
+    except talk.Answered:
+        return False
 
 
 def inactive(space: Space) -> str:
@@ -196,3 +222,9 @@ def test_with_little_to_do_one_server_leaves_and_the_walk_on_it_goes_on(story: S
         assert len(walker.sequences) > seen
         assert walker.sequences == sorted(set(walker.sequences))
     assert sorted(walker.walk.num_lost for walker in story.stayed) == [0, 1]
+    (moved,) = [walker for walker in story.stayed if walker.walk.num_lost]
+    frames = {"came": len(moved.sequences), "of": moved.sequences[-1] + 1}
+    print(
+        json.dumps({"seconds": story.seconds, "longest_wait_of_who_was_moved_s": moved.longest_s(), "frames": frames})
+    )
+    assert moved.longest_s() < 10
