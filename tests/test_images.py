@@ -19,18 +19,8 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # What runs in the control image: all that the command loads without torch, a deploy, and what talks to a cluster.
 CONTROL = ["*.py", "pipeline/*.py", "launch/*.py", "*/config.py"]
 ELSEWHERE = {"torch", "torchx", "ray"}  # of launchers that the control image is not for
-TRAINING = {
-    "av",
-    "deepspeed",
-    "kubeflow-training",
-    "kubernetes",
-    "matplotlib",
-    "mlflow",
-    "mlflow-skinny",
-    "peft",
-    "ray",
-}
-TRAINING |= {"hera", "torchx", "vizdoom"}
+TRAINING = {"deepspeed", "hera", "kubeflow-training", "kubernetes", "mlflow", "mlflow-skinny", "ray", "torchx"}
+TRAINING |= {"av", "matplotlib", "peft", "vizdoom"}
 PACKAGES = {"PIL": "pillow", "kubeflow": "kubeflow-training", "mlflow": "mlflow-skinny", "yaml": "pyyaml"}
 PACKAGES |= {"prometheus_client": "prometheus-client"}
 PACKAGES |= {"botocore": "boto3", "urllib3": "kubernetes"}  # which come with these
