@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from relic import cluster as clusters
 from relic import pods
 from relic.launch import deployment
 from relic.options import parse
-from relic.serve.config import Serve
+from relic.serve.config import Router, Serve
 
 ROOT = Path(__file__).parents[1]
 CHARTS = ("relic-platform", "relic-serve")
@@ -180,6 +181,44 @@ def test_the_server_is_given_options_that_it_knows() -> None:
     arguments = [argument.replace("$(RELIC_EXPORT)", "s3://b/e") for argument in container["args"]]
     cfg = parse(Serve, arguments, "relic serve", "")
     assert (cfg.export, cfg.api_keys, cfg.text_encoder) == ("s3://b/e", "/etc/relic-keys/keys", "/umt5")
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("chunk=1", {"chunk": 1}),
+        ("context=noisy", {"context": "noisy"}),
+        ("compile=false,graphs=false", {"compile": False, "graphs": False}),
+        ("origins={https://a.example,https://b.example}", {"origins": ("https://a.example", "https://b.example")}),
+        ("imageMemoryBytes=2147483648,rewindPoints=0", {"image_memory": 2 << 30, "rewind_points": 0}),
+    ],
+)
+def test_a_value_reaches_the_server(values: str, said: dict[str, Any]) -> None:
+    (container,) = server("large", *EXPORTED, "--set", values)["spec"]["template"]["spec"]["containers"]
+    cfg = asdict(parse(Serve, container["args"], "relic serve", ""))
+    assert said.items() <= cfg.items()
+
+
+@pytest.mark.cluster
+def test_a_server_of_several_gpus_is_told_so() -> None:
+    both = "resources.limits.nvidia\\.com/gpu=4,resources.requests.nvidia\\.com/gpu=4"
+    (container,) = server("large", "--set", f"gpus=4,{both}")["spec"]["template"]["spec"]["containers"]
+    assert "--gpus=4" in container["args"]
+    assert not [argument for argument in server_arguments() if "gpus" in argument]
+
+
+def server_arguments() -> list[str]:
+    (container,) = server()["spec"]["template"]["spec"]["containers"]
+    return container["args"]
+
+
+@pytest.mark.cluster
+def test_the_router_is_given_options_that_it_knows_and_the_servers_secret() -> None:
+    (container,) = router()["spec"]["template"]["spec"]["containers"]
+    cfg = parse(Router, container["args"], "relic router", "")
+    assert (cfg.places, cfg.deletion_cost) == ((("relic-serve-servers", 8000),), True)
+    assert f"--token-secret={cfg.token_secret}" in server_arguments()
 
 
 @pytest.mark.cluster
