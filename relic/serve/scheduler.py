@@ -21,7 +21,6 @@ from relic.serve.wire import encode_jpeg
 logger = logging.getLogger("relic.serve")
 
 TICK_S = 0.25  # how often deadlines are looked at
-WARM_CHUNKS = 3
 STUCK_S = 120.0  # a call of the engine that lasts longer means a dead device
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
@@ -194,7 +193,7 @@ class Scheduler:
         image = world.examples[0].image if world.examples else np.zeros((world.height, world.width, 3), np.uint8)
         try:
             walk = self.engine.open(image, "", 0)
-            for _ in range(WARM_CHUNKS):
+            for _ in range(self.engine.warm_chunks):
                 _, seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions))
             logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
         except Exception as error:
