@@ -252,6 +252,7 @@ def timed(ways: dict[str, Callable[[], Tensor]], device: torch.device, rounds: i
     return {name: round(statistics.median(times), 4) for name, times in taken.items()}
 
 
+@torch.inference_mode()
 def products(recipe: Any, device: torch.device) -> dict[str, Any]:
     model, rollout = recipe.teacher.model, recipe.distill.rollout
     rows, columns = recipe.curate.height // 16, recipe.curate.width // 16
@@ -305,7 +306,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=0, help="passes of denoising; 0: the recipe's")
     parser.add_argument("--cycles", type=int, default=2, help="of the memory's schedule, measured")
-    parser.add_argument("--only", type=int, nargs="*", help="the settings of these numbers, from 0")
+    parser.add_argument(
+        "--only",
+        type=int,
+        nargs="*",
+        help="the settings of these numbers, from 0; none: the products or the quality alone",
+    )
     parser.add_argument("--frames", type=int, default=129, help="of the walks whose quality is compared, on a CPU")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", nargs="?", type=Path, const=Path("/dev/stdout"), help="a file, or printed last")
@@ -314,7 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe, device = recipes.named(given.recipe), torch.device(given.device)
     steps = given.steps or len(recipe.distill.rollout.timesteps)
     settings = settings_of(recipe.distill.rollout, steps, device)
-    if given.only:
+    if given.only is not None:
         settings = [settings[number] for number in given.only]
     columns = "linears, memory, fused, graphs, chunk, context, chunk ms, first picture ms, frames/s, memory MiB"
     print(f"| {columns.replace(', ', ' | ')} |\n{'|---' * 10}|")
