@@ -65,7 +65,6 @@ class Row(Setting):
     memory_bytes: int  # of one walk
     context_bytes: int  # of all walks
     weights_bytes: int
-    peak_bytes: int  # what the allocator has handed out at most, weights included; 0 on a CPU
     warm_s: float  # until nothing is compiled or captured any more
 
 
@@ -129,7 +128,7 @@ class Walking:
 
     def row(self) -> Row:
         first, whole, decode, tokens = map(list, zip(*self.times, strict=True))
-        context, on_gpu = self.walk.rollout.context, self.student.device.type == "cuda"
+        context = self.walk.rollout.context
         return Row(
             **asdict(self.setting),
             chunk_ms=1e3 * statistics.median(whole),
@@ -141,7 +140,6 @@ class Walking:
             memory_bytes=self.walk.rollout.memory.num_bytes,
             context_bytes=context.keys.nbytes + context.values.nbytes,
             weights_bytes=sum(x.nbytes for x in self.student.model.state_dict().values()),
-            peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else 0,
             warm_s=self.warm_s,
         )
 
@@ -183,7 +181,6 @@ def measure(recipe: Any, device: torch.device, settings: list[Setting], cycles: 
     shape = (model_cfg.latent_channels, recipe.curate.height // 8, recipe.curate.width // 8)
     for fused in (False, True):
         for settings_at_once in grouped([setting for setting in settings if setting.fused == fused]):
-            torch.cuda.reset_peak_memory_stats() if device.type == "cuda" else None
             walkings = [Walking(setting, model, codec, rollout, shape) for setting in settings_at_once]
             for _ in range(cycles):
                 for walking in walkings:
