@@ -26,7 +26,7 @@ def main(cfg: Serve) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     with bind(cfg) as listener:
         keys = read_keys(cfg)
-        loaded = engine.load(cfg)
+        loaded = engine.load(cfg, engine.choose_device(cfg.device))
         print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
         make_server(loaded, cfg, Access(keys, cfg.token_s)).run(sockets=[listener])
 

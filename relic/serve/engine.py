@@ -217,9 +217,8 @@ def encoded(codec: VideoCodec, image: np.ndarray, device: torch.device) -> Tenso
         return codec.encode(frames)[:, 0].float()
 
 
-def load(cfg: Serve) -> Student:
+def load(cfg: Serve, device: torch.device) -> Student:
     """The student and codec of an export, with its start images."""
-    device = choose_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     folder = export.find(cfg.export or export_of(Path(cfg.run)))
@@ -229,7 +228,7 @@ def load(cfg: Serve) -> Student:
         **{name: value for name, value in changes.items() if value},
     )  # fmt: skip
     if device.type == "cuda":
-        make_fast(student, compile=cfg.compile, replay=cfg.graphs)
+        make_fast(student, compile=cfg.compile, replay=cfg.graphs and cfg.gpus == 1)
     return student
 
 
