@@ -81,8 +81,8 @@ class Serve:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
         if self.rewind_points < 0 or self.rewind_every_s <= 0:
             raise ValueError(
-                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least 0 "
-                "and above 0"
+                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least "
+                "0 and above 0"
             )
         if self.sockets < 0 or self.creates_per_minute <= 0 or self.messages_per_s < 1:
             raise ValueError(

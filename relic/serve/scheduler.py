@@ -6,7 +6,6 @@ each, so that a busy engine slows all of them alike and starves none. Whoever ch
 """
 
 import asyncio
-import functools
 import logging
 import time
 from collections import OrderedDict
@@ -163,8 +162,10 @@ class Scheduler:
                     session.walk = walk
                 walk = session.walk
                 actions = session.begin(walk.num_actions)
-                deliver = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self.deliver, session)
-                chunk_s = await self.in_worker(self.advance, walk, actions, deliver)
+                loop = asyncio.get_running_loop()
+                chunk_s = await self.in_worker(
+                    self.advance, walk, actions, lambda *made: loop.call_soon_threadsafe(session.deliver, *made)
+                )
                 if not session.over:
                     session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
                     if session.wants_moment():
@@ -174,10 +175,6 @@ class Scheduler:
                 logger.exception("session %s failed", session.id)
                 self.finish(session, "failed", "the engine failed in this walk; start another one")
                 await self.examine()
-
-    @staticmethod
-    def deliver(session: Session, made: list[Made], now: float, made_ms: float) -> None:
-        session.deliver(made, now=now, made_ms=made_ms)
 
     async def rewind(self, session: Session, seconds: float) -> None:
         """Goes back to the moment nearest to so long ago; ValueError where there is none."""

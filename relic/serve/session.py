@@ -7,7 +7,7 @@ Two clocks meet here. Actions come when a finger moves; pictures are made a chun
   as many frames as it lasted, at least one. So no tap is lost, and a frame's receipt names the action it shows.
 - A world without keys rests: standing still would push what was seen out of the memory. A paused one rests whatever is
   held, and of the actions that come meanwhile only the newest counts.
-- Every few seconds of the world's time a branch of the walk is put by; going back is going on from a branch of that one.
+- Every few seconds of the world's time a branch of the walk is put by; going back is going on from a branch of it.
 
 It is plain bookkeeping on one thread and is told the time, so tests need no waiting. Times are seconds of one clock.
 """
@@ -164,7 +164,7 @@ class Session:
         self.num_frames += count
         return actions
 
-    def deliver(self, made: Sequence[Made], *, now: float, made_ms: float) -> None:
+    def deliver(self, made: Sequence[Made], now: float, made_ms: float) -> None:
         """Pictures of the chunk in work."""
         if self.over:
             for encoded, _ in made:
