@@ -6,6 +6,7 @@ What is refused is refused with one sentence, {"error": "..."}; `stream` says it
 import asyncio
 import contextlib
 import math
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,9 +23,9 @@ from relic.serve import wire
 from relic.serve.access import Access, Refused, bearer
 from relic.serve.config import FORMATS, Serve
 from relic.serve.engine import Engine, World
-from relic.serve.scheduler import Scheduler
 from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
+from relic.serve.transfer import Transfer
 
 WEB = Path(__file__).parent / "web"
 HEADERS = {
@@ -47,22 +48,22 @@ class NewSession(BaseModel):
     speed: float = Field(1.0, gt=0)
 
 
-def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> FastAPI:
+def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> FastAPI:
     """The application around an engine that is loaded."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work = asyncio.create_task(scheduler.run())
+        work = [asyncio.create_task(scheduler.run()), asyncio.create_task(transfer.tidy())]
         try:
             yield
         finally:
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
             scheduler.close()
 
     app = FastAPI(title="relic", lifespan=lifespan, docs_url=None, redoc_url=None)
-    world = engine.world
+    world, scheduler = engine.world, transfer.scheduler
 
     @app.middleware("http")
     async def with_headers(request: Request, follow: Any) -> Response:
@@ -139,8 +140,8 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
         return opened(request, await scheduler.branch(own_session(request, identity)))
 
     @app.websocket("/v1/sessions/{identity}/stream")
-    async def walk(socket: WebSocket, identity: str) -> None:
-        await Stream(socket, identity, scheduler, access, world, cfg).run()
+    async def walk(connection: WebSocket, identity: str) -> None:
+        await Stream(connection, identity, transfer, access, world, cfg).run()
 
     @app.get("/v1/world")
     async def show_world() -> dict:
@@ -163,6 +164,20 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
         if name not in pictures:
             raise Refused(404, f"there is no example {wire.shown(name)}; there are {len(pictures)}")
         return Response(pictures[name], media_type="image/jpeg")
+
+    @app.get("/v1/replica")
+    async def replica(request: Request) -> dict:
+        access.check_router(request.headers.get("authorization"))
+        identities = [*scheduler.sessions, *scheduler.arriving]
+        return {
+            "name": socket.gethostname(), "ready": scheduler.ready, "draining": scheduler.draining, "slots": cfg.slots,
+            "active": len(identities), "sessions": identities, "export": world.export,
+        }  # fmt: skip
+
+    @app.post("/v1/sessions/{identity}/move", status_code=202)
+    async def move(request: Request, identity: str) -> None:
+        access.check_router(request.headers.get("authorization"))
+        transfer.move(scheduler.find(identity))
 
     @app.get("/healthz")
     async def health() -> JSONResponse:

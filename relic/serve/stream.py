@@ -16,18 +16,18 @@ from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Serve
 from relic.serve.engine import World
-from relic.serve.scheduler import Scheduler
 from relic.serve.session import Session
+from relic.serve.transfer import Transfer
+
+MOVED = 1012  # close code of a walk that goes on at another server ("service restart" of RFC 6455's registry)
 
 
 class Stream:
     """One connection to the session `identity`."""
 
-    def __init__(
-        self, socket: WebSocket, identity: str, scheduler: Scheduler, access: Access, world: World, cfg: Serve
-    ):
-        self.socket, self.identity, self.scheduler, self.access = socket, identity, scheduler, access
-        self.world, self.cfg = world, cfg
+    def __init__(self, socket: WebSocket, identity: str, transfer: Transfer, access: Access, world: World, cfg: Serve):
+        self.socket, self.identity, self.transfer, self.access = socket, identity, transfer, access
+        self.scheduler, self.world, self.cfg = transfer.scheduler, world, cfg
 
     async def run(self) -> None:
         await self.socket.accept()
@@ -52,7 +52,7 @@ class Stream:
         if message["type"] != "hello":
             raise Refused(401, f"the first message is {message['type']!r}; it must be hello with the session's token")
         self.access.check(message.get("token"), self.identity)
-        return self.scheduler.find(self.identity)
+        return await self.transfer.find(self.identity)
 
     async def walk(self, session: Session) -> None:
         connection = session.attach(time.monotonic())
@@ -110,6 +110,11 @@ class Stream:
                 raise Refused(409, "another connection has taken this walk over")
             while session.notices:
                 await self.socket.send_json(session.notices.popleft())
+            if session.over is not None and session.over[0] == "moved":
+                token = self.access.issue(session.id)
+                await self.socket.send_json({"type": "moved", "token": token, "message": session.over[1]})
+                await self.socket.close(MOVED)
+                return
             if session.over is not None:
                 await self.socket.send_json({"type": "ended", "reason": session.over[0], "message": session.over[1]})
                 await self.socket.close(1000)
