@@ -49,6 +49,8 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+    rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
+    rewind_every_s: float = 2.0  # of the world's time, between two of them
 
     sockets: int = 0  # streams that may be open, half of them before their hello; 0: 4 x slots + 16
     creates_per_minute: float = 30.0  # requests for a walk by one principal; as many at once
@@ -77,6 +79,11 @@ class Serve:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
         if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        if self.rewind_points < 0 or self.rewind_every_s <= 0:
+            raise ValueError(
+                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least 0 "
+                "and above 0"
+            )
         if self.sockets < 0 or self.creates_per_minute <= 0 or self.messages_per_s < 1:
             raise ValueError(
                 f"sockets is {self.sockets}, creates_per_minute {self.creates_per_minute} and messages_per_s "

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from relic.serve.config import FORMATS, PICTURES
@@ -20,6 +21,7 @@ MEANINGS = {
     503: "the server is warming up, closing or busy",
 }
 SECONDS = "until it is worth to ask again"
+EXAMPLE = Path(description="what `image` of an example ends in")
 
 
 class Failure(BaseModel):
