@@ -142,6 +142,20 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
         """Ends a walk."""
         scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
 
+    @app.post(
+        "/v1/sessions/{identity}/branch",
+        status_code=201,
+        response_model=schema.Created,
+        responses=own | errors(409, 429, 503),
+        dependencies=[Security(TOKEN)],
+    )
+    async def branch(request: Request, identity: str) -> dict:
+        """Begins a walk that goes on from the present moment of this one, which goes on by itself."""
+        session = own_session(request, identity)
+        scheduler.check_room(session.principal)
+        creates.take(session.principal, time.monotonic())
+        return opened(request, await scheduler.branch(session))
+
     @app.websocket("/v1/sessions/{identity}/stream")
     async def walk(socket: WebSocket, identity: str) -> None:
         sockets.check()

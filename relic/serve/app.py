@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
             app, http=functools.partial(Bounded, cfg.most_sockets + MOST_ASKING),
             ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
             proxy_headers=False, server_header=False, access_log=False, log_level="warning",
-            timeout_graceful_shutdown=CLOSE_S,
+            timeout_graceful_shutdown=CLOSE_S, log_config=None,
         ))  # fmt: skip
         self.scheduler, self.drain_s = scheduler, cfg.drain_s
         self.loop: asyncio.AbstractEventLoop | None = None
