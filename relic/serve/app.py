@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-import logging
+import functools
 import signal
 import socket
 from types import FrameType
@@ -11,22 +11,24 @@ import uvicorn
 from fastapi import FastAPI
 
 from relic import place
-from relic.serve import engine
+from relic.serve import engine, logs
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
+from relic.serve.connections import Bounded
 from relic.serve.scheduler import Scheduler
 from relic.serve.snapshots import Snapshots
 from relic.serve.transfer import Transfer
 
 SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
+MOST_ASKING = 256  # connections beside those of streams
 CLOSE_S = 5  # for connections to end after the last session
 
 
 def main(cfg: Serve) -> None:
     """Serves the export that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
     signal.signal(signal.SIGTERM, stop)  # process 1 of a container does not hear it by itself
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    logs.configure(cfg.log_format)
     with bind(cfg) as listener:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
         loaded = engine.load(cfg)
@@ -47,8 +49,7 @@ def make_server(loaded: engine.Engine, cfg: Serve, access: Access) -> "Server":
 def snapshots(export: str, cfg: Serve, access: Access) -> Snapshots | None:
     if not cfg.snapshots:
         return None
-    where = place.opened(cfg.snapshots)
-    return Snapshots(where, export=export, sign=access.sign, lasts_s=cfg.session_s + cfg.lease_s)
+    return Snapshots(place.opened(cfg.snapshots), export=export, sign=access.sign, lasts_s=cfg.session_s + cfg.lease_s)
 
 
 class Server(uvicorn.Server):
@@ -56,9 +57,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, transfer: Transfer, cfg: Serve):
         super().__init__(uvicorn.Config(
-            app, ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
+            app, http=functools.partial(Bounded, cfg.most_sockets + MOST_ASKING),
+            ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
             proxy_headers=False, server_header=False, access_log=False, log_level="warning",
-            timeout_graceful_shutdown=CLOSE_S,
+            timeout_graceful_shutdown=CLOSE_S, log_config=None,
         ))  # fmt: skip
         self.transfer, self.scheduler, self.drain_s = transfer, transfer.scheduler, cfg.drain_s
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -89,14 +91,14 @@ class Server(uvicorn.Server):
 def bind(cfg: Serve) -> socket.socket:
     """The listening socket, or one sentence about why there is none."""
     try:
-        family, _, _, _, place = socket.getaddrinfo(cfg.host, cfg.port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, where = socket.getaddrinfo(cfg.host, cfg.port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise ValueError(f"host is {cfg.host!r}, which has no address; give one of this machine") from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
-        listener.bind(place)
+        listener.bind(where)
         listener.listen()
     except OSError as error:
         listener.close()

@@ -90,7 +90,7 @@ class Serve:
         if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
         if self.snapshots and not self.token_secret:
-            raise ValueError(f"snapshots is {self.snapshots!r} without a token_secret; give the file that replicas share")
+            raise ValueError(f"snapshots is {self.snapshots!r} without token_secret; give the file that replicas share")
         if self.rewind_points < 0 or self.rewind_every_s <= 0:
             raise ValueError(
                 f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least "

@@ -17,9 +17,11 @@ import numpy as np
 from relic.serve.access import Refused
 from relic.serve.config import Serve
 from relic.serve.engine import Engine, Walk
+from relic.serve.images import encode
+from relic.serve.logs import note
+from relic.serve.metrics import Metrics
 from relic.serve.pace import Made
 from relic.serve.session import Asked, Session, new_identity, static_row
-from relic.serve.wire import encode_jpeg
 
 logger = logging.getLogger("relic.serve")
 
@@ -31,7 +33,7 @@ REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
 class Scheduler:
     def __init__(self, engine: Engine, cfg: Serve):
-        self.engine, self.cfg = engine, cfg
+        self.engine, self.cfg, self.metrics = engine, cfg, Metrics()
         self.sessions: OrderedDict[str, Session] = OrderedDict()  # in order of their next turn
         self.ended: OrderedDict[str, str] = OrderedDict()  # id -> sentence
         self.arriving: dict[str, str] = {}  # id -> principal of walks on their way here, each with a slot
@@ -51,7 +53,7 @@ class Scheduler:
         if self.draining:
             raise Refused(503, "the server is closing and takes no new walks", 30)
         if not self.warm:
-            raise Refused(503, "the server is still warming up", 2)
+            raise Refused(503, "the server is still warming up", 2, reason="warming")
         taken = [*(session.principal for session in self.sessions.values()), *self.arriving.values()]
         own = taken.count(principal)
         if own >= self.cfg.sessions_each:
@@ -66,8 +68,7 @@ class Scheduler:
             new_identity(self.engine.world.export), principal=principal, image=image, asked=asked, cfg=self.cfg,
             fps=self.engine.world.fps, now=time.monotonic(),
         )  # fmt: skip
-        self.sessions[session.id] = session
-        return session
+        return self.begun(session)
 
     async def branch(self, session: Session) -> Session:
         """A new session in a free slot that goes on from the present moment of this one, or `Refused`."""
@@ -77,8 +78,13 @@ class Scheduler:
         self.find(session.id)  # it may have ended meanwhile, or the slot may be taken
         self.check_room(session.principal)
         branch = session.branch(new_identity(self.engine.world.export), walk, time.monotonic())
-        self.sessions[branch.id] = branch
-        return branch
+        return self.begun(branch)
+
+    def begun(self, session: Session) -> Session:
+        self.sessions[session.id] = session
+        self.metrics.created.inc()
+        note("session begun", session=session.id, principal=session.principal)
+        return session
 
     def find(self, identity: str) -> Session:
         if identity in self.sessions:
@@ -96,6 +102,9 @@ class Scheduler:
                 self.ended.popitem(last=False)
             session.end(reason, sentence)
             self.wake.set()
+            self.metrics.ended.labels(reason).inc()
+            lived_s = round(time.monotonic() - session.born, 1)
+            note("session ended", session=session.id, reason=reason, seconds=lived_s, frames=session.pace.num_shown)
 
     def expire(self, now: float) -> None:
         for session in list(self.sessions.values()):
@@ -170,10 +179,13 @@ class Scheduler:
                 if session.over:
                     return
                 actions = session.begin(walk.num_actions)
+                self.metrics.queue_wait.observe(time.monotonic() - session.pace.allowed)
                 loop = asyncio.get_running_loop()
                 chunk_s = await self.in_worker(
-                    self.advance, walk, actions, lambda *made: loop.call_soon_threadsafe(session.deliver, *made)
-                )
+                    self.advance, walk, actions, session.asked.format,
+                    lambda *made: loop.call_soon_threadsafe(self.deliver, session, *made),
+                )  # fmt: skip
+                self.metrics.chunk.observe(chunk_s)
                 if not session.over:
                     session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
                     if session.wants_moment():
@@ -183,6 +195,11 @@ class Scheduler:
                 logger.exception("session %s failed", session.id)
                 self.finish(session, "failed", "the engine failed in this walk; start another one")
                 await self.examine()
+
+    def deliver(self, session: Session, made: list[Made], now: float, made_ms: float) -> None:
+        before = session.pace.num_dropped
+        session.deliver(made, now, made_ms)
+        self.metrics.frames_dropped.inc(session.pace.num_dropped - before)
 
     async def rewind(self, session: Session, seconds: float) -> None:
         """Goes back to the moment nearest to so long ago; ValueError where there is none."""
@@ -224,11 +241,13 @@ class Scheduler:
 
     # --- in the worker thread -------------------------------------------------------------------------------------
 
-    def advance(self, walk: Walk, actions: np.ndarray, deliver: Callable[[list[Made], float, float], object]) -> float:
+    def advance(
+        self, walk: Walk, actions: np.ndarray, kind: str, deliver: Callable[[list[Made], float, float], object]
+    ) -> float:
         """Seconds of a chunk, whose pictures are delivered latent by latent, with the time of two clocks."""
         began = time.perf_counter()
         for frames, poses in walk.step(actions):
-            encoded = [self.encoders.submit(encode_jpeg, frame, self.cfg.jpeg_quality) for frame in frames]
+            encoded = [self.encoders.submit(encode, frame, kind, self.cfg.jpeg_quality) for frame in frames]
             deliver(list(zip(encoded, poses, strict=True)), time.monotonic(), 1e3 * time.time())
         return time.perf_counter() - began
 
@@ -239,7 +258,7 @@ class Scheduler:
         try:
             walk = self.engine.open(image, "", 0)
             for _ in range(self.engine.warm_chunks):
-                seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), lambda *_: None)
+                seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), "jpeg", lambda *_: None)
             logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
         except Exception as error:
             self.fault = str(error)

@@ -1,9 +1,9 @@
 """Snapshots: walks that one server puts by and another goes on with.
 
-PLACE/SESSION/NUMBER holds state.safetensors and, written after it, manifest.json: size and sha256 of the state, what the
-session was, and a signature of all that by the secret which our servers share. So nothing is restored that they have
-not written, and nothing that is damaged. NUMBER is the time in milliseconds: the newest is the last, and what is too
-old is known by its name.
+PLACE/SESSION/NUMBER holds state.safetensors and, written after it, manifest.json: size and sha256 of the state, what
+the session was, and a signature of all that by the secret which our servers share. So nothing is restored that they
+have not written, and nothing that is damaged. NUMBER is the time in milliseconds: the newest is the last, and what is
+too old is known by its name.
 
 Who goes on with a walk claims it by a file that only one can create, looks whether the manifest is still there, and
 removes all of it afterwards, the manifest first. So of any number of servers one goes on.
@@ -81,8 +81,8 @@ class Snapshots:
         `name` is this server's, for whoever looks into the folder."""
         if not self.place.write_if_absent(f"{snapshot.folder}/{CLAIM}", name.encode()):
             return None
-        if f"{snapshot.folder}/{MANIFEST}" not in self.place.files(snapshot.folder):  # another server has gone on with it and is removing it
-            return None
+        if f"{snapshot.folder}/{MANIFEST}" not in self.place.files(snapshot.folder):
+            return None  # another server has gone on with it and has removed that claim
         data = self.place.read(f"{snapshot.folder}/{STATE}")
         if len(data) != snapshot.bytes or hashlib.sha256(data).hexdigest() != snapshot.sha256:
             raise Unusable("the saved walk is damaged; start another one")

@@ -84,7 +84,8 @@ class Transfer:
     def move(self, session: Session) -> None:
         """Begins to move a walk away; `Refused` where walks stay."""
         if self.snapshots is None:
-            raise Refused(409, "this server keeps no snapshots, so its walks cannot move; it needs --snapshots", reason="fixed")
+            said = "this server keeps no snapshots, so its walks cannot move; it needs --snapshots"
+            raise Refused(409, said, reason="fixed")
         if not session.leaving:
             session.leaving = True
             self.do(self.leave(session, self.snapshots))
