@@ -190,6 +190,26 @@ def test_a_full_server_leaves_the_snapshot_for_another(two):
         see(stream)
 
 
+def test_a_walk_on_its_way_has_a_slot(two, monkeypatch):
+    one, other = two
+    engine, arrived = other.server.scheduler.engine, threading.Event()
+    restore = engine.restore
+    monkeypatch.setattr(engine, "restore", lambda state: arrived.wait(5) and restore(state))
+    with follow(one) as (session, stream):
+        move(one, session)
+        _, token = until_moved(stream)
+    ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
+    with connect(url(other, session)) as stream:
+        say(stream, "hello", token=token)
+        while not ask("GET", f"{other}/v1/replica", token=router())["active"] == 2:
+            time.sleep(0.01)
+        assert session["id"] in ask("GET", f"{other}/v1/replica", token=router())["sessions"]
+        with pytest.raises(Answered, match="409|429"):
+            ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
+        arrived.set()
+        hear(stream, "ready")
+
+
 def test_another_export_does_not_go_on_with_it(dials):
     world = FakeWorld()
     world.world = replace(world.world, export="0f5d9fe3a7c1b2d4e6f8")
