@@ -36,6 +36,7 @@ class Scheduler:
         self.engine, self.cfg, self.metrics = engine, cfg, Metrics()
         self.sessions: OrderedDict[str, Session] = OrderedDict()  # in order of their next turn
         self.ended: OrderedDict[str, str] = OrderedDict()  # id -> sentence
+        self.arriving: dict[str, str] = {}  # id -> principal of walks on their way here, each with a slot
         self.warm = self.draining = False
         self.fault = ""  # why the device is thought dead
         self.busy_since: float | None = None
@@ -53,10 +54,11 @@ class Scheduler:
             raise Refused(503, "the server is closing and takes no new walks", 30)
         if not self.warm:
             raise Refused(503, "the server is still warming up", 2, reason="warming")
-        own = sum(session.principal == principal for session in self.sessions.values())
+        taken = [*(session.principal for session in self.sessions.values()), *self.arriving.values()]
+        own = taken.count(principal)
         if own >= self.cfg.sessions_each:
             raise Refused(409, f"you have {own} walks already; allowed are {self.cfg.sessions_each}: end one first")
-        if len(self.sessions) >= self.cfg.slots:
+        if len(taken) >= self.cfg.slots:
             raise Refused(429, f"all {self.cfg.slots} places are taken; come again in a moment", self.retry_after_s())
 
     def admit(self, *, principal: str, image: np.ndarray, asked: Asked) -> Session:
@@ -92,9 +94,10 @@ class Scheduler:
         raise Refused(404, f"there is no session {identity[:32]!r}")
 
     def finish(self, session: Session, reason: str, sentence: str) -> None:
-        """Ends a session, frees its slot and remembers why."""
+        """Ends a session here, frees its slot and remembers why, unless it goes on elsewhere."""
         if self.sessions.pop(session.id, None) is not None:
-            self.ended[session.id] = sentence
+            if reason != "moved":
+                self.ended[session.id] = sentence
             while len(self.ended) > REMEMBERED:
                 self.ended.popitem(last=False)
             session.end(reason, sentence)
@@ -112,7 +115,7 @@ class Scheduler:
         """Until the first slot is surely free, within what a person would wait."""
         now = time.monotonic()
         ends = [s.born + self.cfg.session_s if s.attached else s.lease_until for s in self.sessions.values()]
-        return min(30.0, max(2.0, min(ends) - now))
+        return min(30.0, max(2.0, min(ends, default=now) - now))
 
     # --- health ---------------------------------------------------------------------------------------------------
 
@@ -134,8 +137,6 @@ class Scheduler:
             session.tell({"type": "state", "state": "draining", "message": sentence})
         while self.sessions and time.monotonic() < until:
             await asyncio.sleep(0.05)
-        for session in list(self.sessions.values()):
-            self.finish(session, "closing", "the server has closed")
 
     # --- work -----------------------------------------------------------------------------------------------------
 
@@ -158,8 +159,9 @@ class Scheduler:
                     continue
 
     def due_at(self, session: Session, now: float) -> float:
-        """When this session's next chunk may start; never while it rests or nobody looks."""
-        return float("inf") if not session.attached or session.resting(now) else session.pace.starts_at()
+        """When this session's next chunk may start; never while it rests, leaves or nobody looks."""
+        waits = not session.attached or session.leaving or session.resting(now)
+        return float("inf") if waits else session.pace.starts_at()
 
     def next_due(self, now: float) -> Session | None:
         return next((s for s in self.sessions.values() if self.due_at(s, now) <= now), None)
@@ -170,7 +172,7 @@ class Scheduler:
     async def step(self, session: Session) -> None:
         """One chunk of one session. Its failure ends that session only."""
         async with self.turn:
-            if session.over:
+            if session.over or session.leaving:
                 return
             try:
                 walk = session.walk = session.walk or await self.open(session)
@@ -204,6 +206,8 @@ class Scheduler:
         async with self.turn:
             if session.over:
                 return
+            if session.leaving:
+                raise ValueError("the walk is on its way to another server; rewind there")
             found, moment = session.way_back(seconds)
             branch = await self.in_worker(moment.walk.branch)
             now = time.monotonic()

@@ -58,6 +58,7 @@ class Session:
         self.changed = asyncio.Event()  # something is there to be sent
         self.notices: deque[dict] = deque(maxlen=16)  # messages that wait to be sent
         self.over: tuple[str, str] | None = None  # reason and sentence
+        self.leaving = False  # it is being saved to go on at another server
         # 1. the connection
         self.connection = 0  # counts connections: the newest one has the session
         self.attached = False
