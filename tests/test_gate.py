@@ -25,7 +25,14 @@ def post(place: Place, origin: str | None, **headers: str) -> httpx.Response:
 
 def strangers(place: Place) -> list[str]:
     host = place.removeprefix("http://")
-    return ["http://evil.example", "null", f"http://evil.example/{host}", f"http://{host}.evil.example", "http://", host]
+    return [
+        "http://evil.example",
+        "null",
+        f"http://evil.example/{host}",
+        f"http://{host}.evil.example",
+        "http://",
+        host,
+    ]
 
 
 def test_a_page_of_another_site_begins_no_walk(place):

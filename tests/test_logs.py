@@ -47,9 +47,8 @@ def busy(place: str) -> tuple[set[str], str]:
         say(stream, PROMPT)
         say(stream, "bye")
         closing(stream)
-    for body in (
-        {"example": PROMPT}, {"prompt": 7, "image": picture}, {"image": picture[:60]}, {PROMPT: 1}, {"example": "e0", "speed": 99},
-    ):  # fmt: skip
+    wrong: list[dict] = [{"example": PROMPT}, {"prompt": 7, "image": picture}, {"image": picture[:60]}, {PROMPT: 1}]
+    for body in wrong:
         assert httpx.post(f"{place}/v1/sessions", json=body, headers=head).status_code == 422
     for method, path in (("GET", session["id"]), ("GET", PROMPT), ("DELETE", session["id"])):
         for said in (KEY, KEY + "x", session["token"], session["token"] + "x"):
