@@ -123,7 +123,7 @@ def test_how_often_a_training_is_saved_changes_no_key() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["teechr"], "relic: there is no command 'teechr'; did you mean 'teacher'? allowed are curate, join"),
+        (["teechr"], "relic: there is no command 'teechr'; did you mean 'teacher'? near are teacher, router"),
         (["teacher", "--recipe", "tinny"], "relic: there is no recipe 'tinny'; did you mean 'tiny'? allowed are"),
         (
             ["teacher", "--config.sift", "2"],

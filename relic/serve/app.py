@@ -1,7 +1,7 @@
 """`relic serve`: takes the port, loads an export, warms it and answers until a signal comes."""
 
 import asyncio
-import logging
+import functools
 import signal
 import socket
 from types import FrameType
@@ -9,20 +9,22 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from relic.serve import engine
+from relic.serve import engine, logs
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
+from relic.serve.connections import Bounded
 from relic.serve.listener import address, bind
 from relic.serve.scheduler import Scheduler
 
+MOST_ASKING = 256  # connections beside those of streams
 CLOSE_S = 5  # for connections to end after the last session
 
 
 def main(cfg: Serve) -> None:
     """Serves the export that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
     signal.signal(signal.SIGTERM, stop)  # process 1 of a container does not hear it by itself
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    logs.configure(cfg.log_format)
     with bind(cfg.host, cfg.port) as listener:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
         loaded = engine.load(cfg)
@@ -45,7 +47,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, scheduler: Scheduler, cfg: Serve):
         super().__init__(uvicorn.Config(
-            app, ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
+            app, http=functools.partial(Bounded, cfg.most_sockets + MOST_ASKING),
+            ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
             proxy_headers=False, server_header=False, access_log=False, log_level="warning",
             timeout_graceful_shutdown=CLOSE_S,
         ))  # fmt: skip

@@ -50,6 +50,8 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+    rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
+    rewind_every_s: float = 2.0  # of the world's time, between two of them
 
     sockets: int = 0  # streams that may be open, half of them before their hello; 0: 4 x slots + 16
     creates_per_minute: float = 30.0  # requests for a walk by one principal; as many at once
@@ -78,6 +80,11 @@ class Serve:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
         if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        if self.rewind_points < 0 or self.rewind_every_s <= 0:
+            raise ValueError(
+                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least 0 "
+                "and above 0"
+            )
         if self.sockets < 0 or self.creates_per_minute <= 0 or self.messages_per_s < 1:
             raise ValueError(
                 f"sockets is {self.sockets}, creates_per_minute {self.creates_per_minute} and messages_per_s "
@@ -127,6 +134,7 @@ class Router:
 
     host: str = "127.0.0.1"
     port: int = 8080  # 0 takes a free one
+    log_format: str = "text"  # or json, a line a record
     deletion_cost: bool = False  # in a cluster: tells it, by an annotation, which pod has the fewest walks
 
     ask_s: float = 1.0  # between two questions to a replica how it is
@@ -144,6 +152,8 @@ class Router:
         assert self.places
         if not self.token_secret:
             raise ValueError("token_secret is empty; it must be the file with the secret that the replicas have too")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"log_format is {self.log_format!r}; allowed are text and json")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
         if min(self.ask_s, self.dead_s, self.answer_s, self.header_s, self.hello_s) <= 0:

@@ -35,6 +35,7 @@ class Relay:
     def __init__(self, cfg: Router, access: Access, fleet: Fleet):
         self.cfg, self.access, self.fleet = cfg, access, fleet
         self.streams = 0  # open now
+        self.messages = 0  # passed on to callers
         timeout = httpx.Timeout(cfg.answer_s, connect=CONNECT_S)
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=2.0)
         self.http = httpx.AsyncClient(timeout=timeout, trust_env=False, limits=limits)
@@ -140,7 +141,9 @@ class Relay:
         self, socket: WebSocket, upstream: ClientConnection, replica: Replica, identity: str
     ) -> tuple[int, str]:
         """Passes messages on both ways; returns how the stream ends for the caller, a close code and its reason."""
-        ways = [asyncio.create_task(way) for way in (down(upstream, socket), up(socket, upstream), replica.gone.wait())]
+        ways = [
+            asyncio.create_task(way) for way in (self.down(upstream, socket), up(socket, upstream), replica.gone.wait())
+        ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -160,12 +163,12 @@ class Relay:
             return 1000, ""
         return MOVED, "the connection to the server was lost; connect again"
 
-
-async def down(upstream: ClientConnection, socket: WebSocket) -> None:
-    """Pictures and messages of the replica; the next is read when the last one was taken."""
-    while True:
-        message = await upstream.recv()
-        await (socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message))
+    async def down(self, upstream: ClientConnection, socket: WebSocket) -> None:
+        """Pictures and messages of the replica; the next is read when the last one was taken."""
+        while True:
+            message = await upstream.recv()
+            await (socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message))
+            self.messages += 1
 
 
 async def up(socket: WebSocket, upstream: ClientConnection) -> None:

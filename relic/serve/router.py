@@ -6,6 +6,7 @@ emptied, walk by walk, into others that serve the same export. Docs: docs/servin
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -20,10 +21,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from relic.serve import logs
 from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
+from relic.serve.connections import Bounded
+from relic.serve.counts import TYPE, Counts
 from relic.serve.fleet import Fleet, Replica
-from relic.serve.listener import address, bind, impatient
+from relic.serve.listener import address, bind
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
 from relic.serve.relay import Relay, answered, kept
@@ -40,8 +44,7 @@ FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 def main(cfg: Router) -> None:
     """Routes until a signal comes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell of every question to a replica
+    logs.configure(cfg.log_format)
     secret = read_secret(cfg.token_secret)
     with bind(cfg.host, cfg.port) as listener:
         print(f"the router to {cfg.replicas} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
@@ -50,7 +53,7 @@ def main(cfg: Router) -> None:
 
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(
-        build(cfg, Access({}, TOKEN_S, secret)), http=impatient(header_s=cfg.header_s, most=cfg.sockets),
+        build(cfg, Access({}, TOKEN_S, secret)), http=functools.partial(Bounded, cfg.sockets, cfg.header_s),
         ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
         server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
     ))  # fmt: skip
@@ -61,6 +64,7 @@ def build(cfg: Router, access: Access) -> Starlette:
     fleet = Fleet(cfg, access)
     relay = Relay(cfg, access, fleet)
     mover = Mover(cfg, access, fleet)
+    counts = Counts(fleet, relay, mover)
     costs = PodCosts() if cfg.deletion_cost else None
 
     @contextlib.asynccontextmanager
@@ -153,8 +157,12 @@ def build(cfg: Router, access: Access) -> Starlette:
         return JSONResponse({"ready": ready > 0, "replicas": len(fleet.replicas), "replicas_ready": ready},
                             200 if ready else 503)  # fmt: skip
 
+    async def metrics(request: Request) -> Response:
+        return Response(counts.exposition(), media_type=TYPE)
+
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
+        counts.refusals.labels(str(error.status), error.reason).inc()
         headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
         return JSONResponse({"error": error.sentence}, error.status, headers)
 
@@ -173,7 +181,7 @@ def build(cfg: Router, access: Access) -> Starlette:
     return Starlette(
         lifespan=lifespan,
         routes=[
-            Route("/healthz", health), Route("/readyz", readiness),
+            Route("/healthz", health), Route("/readyz", readiness), Route("/metrics", metrics),
             Route("/v1/sessions", create, methods=["POST"]),
             Route(one, session, methods=FORWARDED), Route(one + "/{rest:path}", session, methods=FORWARDED),
             WebSocketRoute(one + "/stream", stream),
