@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -104,6 +105,7 @@ class Walk:
         self.last = -1  # sequence number of the latest frame
         self.ping_at = 0.0
         self.coming_back = threading.RLock()
+        self.connection = ExitStack()
         self.stream = self._come(time.monotonic() + session["lease_seconds"])
 
     @property
@@ -144,7 +146,7 @@ class Walk:
             except Answered as error:
                 if error.status not in (404, 410):  # it has ended already
                     raise
-        self.stream.close()
+        self.connection.close()
 
     def __enter__(self) -> "Walk":
         return self
@@ -155,7 +157,7 @@ class Walk:
         if kind is None:
             self.close()
         else:  # whatever closing would say hides nothing
-            self.stream.close()
+            self.connection.close()
 
     # --- seeing ---------------------------------------------------------------------------------------------------
 
@@ -234,7 +236,12 @@ class Walk:
             time.sleep(AGAIN_S)
 
     def _connected(self) -> ClientConnection:
-        stream = connect(stream_url(self.place, self.session), max_queue=QUEUE, proxy=None, compression=None)
+        self.connection.close()
+        stream = self.connection.enter_context(
+            connect(
+                stream_url(self.place, self.session), max_queue=QUEUE, proxy=None, compression=None, close_timeout=1
+            )
+        )
         say(stream, "hello", token=self.token)
         while True:
             message = stream.recv(READY_S)
@@ -245,7 +252,7 @@ class Walk:
                 self.ready, self.token = said, said["token"]
                 return stream
             if said["type"] == "error" and said["code"] not in PASSING:
-                stream.close()
+                self.connection.close()
                 raise Ended(said["message"])
             self._hear(said)
 

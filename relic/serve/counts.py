@@ -32,11 +32,11 @@ class Counts:
         ready = [one for one in known if one.ready]
         yield GaugeMetricFamily("relic_router_replicas", "Servers that answer", len(known))
         yield GaugeMetricFamily("relic_router_replicas_ready", "Servers that take new walks", len(ready))
-        sessions = GaugeMetricFamily("relic_router_sessions", "Walks of a server", labels=["replica"])
-        slots = GaugeMetricFamily("relic_router_slots", "Places of a server", labels=["replica"])
+        sessions = GaugeMetricFamily("relic_router_sessions", "Walks of a server", labels=["replica", "address"])
+        slots = GaugeMetricFamily("relic_router_slots", "Places of a server", labels=["replica", "address"])
         for one in known:
-            sessions.add_metric([one.name], len(one.sessions))
-            slots.add_metric([one.name], one.slots)
+            sessions.add_metric([one.name, one.address], len(one.sessions))
+            slots.add_metric([one.name, one.address], one.slots)
         yield from (sessions, slots)
         yield GaugeMetricFamily("relic_router_streams_open", "Streams that go through", self.relay.streams)
         yield CounterMetricFamily("relic_router_messages", "Messages passed on to callers", self.relay.messages)

@@ -98,9 +98,8 @@ class Fleet:
     async def ask(self, replica: Replica) -> None:
         if replica.gone.is_set():
             return
-        headers = {"authorization": f"Bearer {self.access.issue(ROUTER)}"}
         try:
-            answer = await self.http.get(f"http://{replica.address}/v1/replica", headers=headers)
+            answer = await self.description(replica)
             if answer.status_code == 200:
                 self.hear(replica, answer.json())
                 return
@@ -116,6 +115,13 @@ class Fleet:
             logger.warning("%s at %s %s", replica.name or "a replica", replica.address, why)
         if time.monotonic() - replica.heard > self.cfg.dead_s:
             self.bury(replica, why)
+
+    async def description(self, replica: Replica) -> httpx.Response:
+        url, headers = f"http://{replica.address}/v1/replica", {"authorization": f"Bearer {self.access.issue(ROUTER)}"}
+        try:
+            return await self.http.get(url, headers=headers)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):  # a connection kept from the last time
+            return await self.http.get(url, headers=headers)
 
     def hear(self, replica: Replica, said: dict) -> None:
         """Takes a replica's own words in."""

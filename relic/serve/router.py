@@ -37,6 +37,7 @@ logger = logging.getLogger("relic.serve.router")
 TOKEN_S = 60.0  # the life of a router's own token
 KEPT_BYTES = 1 << 16  # a body that is no longer can be sent again, to the next replica
 TRIES = 4  # replicas that are asked for a new walk
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)  # nobody has heard the request: another may be asked
 BUSY = (429, 503)  # answers after which the next replica is asked
 CLOSE_S = 5  # for requests to end after SIGTERM; streams are told to connect again
 FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -53,7 +54,7 @@ def main(cfg: Router) -> None:
 
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(
-        build(cfg, Access({}, TOKEN_S, secret)), http=functools.partial(Bounded, cfg.sockets, cfg.header_s),
+        build(cfg, Access({}, TOKEN_S, secret)), http=functools.partial(Bounded, cfg.sockets, cfg.header_s),  # type: ignore[arg-type]
         ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
         server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
     ))  # fmt: skip
@@ -97,7 +98,7 @@ def build(cfg: Router, access: Access) -> Starlette:
                 answer = await relay.forward(request, replica, content if whole is None else whole)
                 if answer.status_code not in BUSY:
                     return await created(answer, replica)
-            except httpx.ConnectError:
+            except NOT_SENT:
                 await fleet.ask(replica)
                 continue
             finally:
@@ -133,7 +134,7 @@ def build(cfg: Router, access: Access) -> Starlette:
             try:
                 answer = await relay.forward(request, replica, relay.body(request) if has_body else None)
                 return await created(answer, replica)
-            except (httpx.ConnectError, httpx.ConnectTimeout):  # nothing was sent yet
+            except NOT_SENT:
                 await fleet.ask(replica)
         raise Refused(503, "the server of this walk does not answer; come again in a moment", 1, reason="replica")
 
@@ -142,7 +143,7 @@ def build(cfg: Router, access: Access) -> Starlette:
         for replica in fleet.by_load()[:TRIES]:
             try:
                 return answered(await relay.forward(request, replica, None))
-            except (httpx.ConnectError, httpx.ConnectTimeout):
+            except NOT_SENT:
                 await fleet.ask(replica)
         raise fleet.nobody()
 
