@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from socket import gethostname
 from typing import Annotated
 
 from fastapi import FastAPI, Request, Response, Security, WebSocket
@@ -28,32 +29,34 @@ from relic.serve.door import Door
 from relic.serve.engine import Engine
 from relic.serve.gate import Gate
 from relic.serve.limits import Creates, Sockets
-from relic.serve.scheduler import Scheduler
 from relic.serve.schema import errors
 from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
+from relic.serve.transfer import Transfer
 
 WEB = Path(__file__).parent / "web"
 ABOUT = "Walks in a world. A walk itself is a WebSocket, which docs/serving.md describes."
+ROUTER = HTTPBearer(scheme_name="router", description="the router's token", auto_error=False)
 KEY = HTTPBearer(scheme_name="key", description="an API key, where the server has a file of them", auto_error=False)
 TOKEN = HTTPBearer(scheme_name="token", description="a session's token, or its creator's API key", auto_error=False)
 
 
-def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> FastAPI:
+def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> FastAPI:
     """The application around an engine that is loaded."""
     door = Door(seconds=cfg.image_seconds, memory=cfg.image_memory)
     creates, sockets, bodies = Creates(cfg.creates_per_minute), Sockets(cfg.most_sockets), Bodies()
-    world = engine.world
+    world, scheduler = engine.world, transfer.scheduler
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work, opening = asyncio.create_task(scheduler.run()), asyncio.create_task(door.start())
+        work = [asyncio.create_task(scheduler.run()), asyncio.create_task(transfer.tidy())]
+        opening = asyncio.create_task(door.start())
         try:
             yield
         finally:
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
             await opening
             await door.close()
             scheduler.close()
@@ -142,10 +145,24 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
         """Ends a walk."""
         scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
 
+    @app.post(
+        "/v1/sessions/{identity}/branch",
+        status_code=201,
+        response_model=schema.Created,
+        responses=own | errors(409, 429, 503),
+        dependencies=[Security(TOKEN)],
+    )
+    async def branch(request: Request, identity: str) -> dict:
+        """Begins a walk that goes on from the present moment of this one, which goes on by itself."""
+        session = own_session(request, identity)
+        scheduler.check_room(session.principal)
+        creates.take(session.principal, time.monotonic())
+        return opened(request, await scheduler.branch(session))
+
     @app.websocket("/v1/sessions/{identity}/stream")
     async def walk(socket: WebSocket, identity: str) -> None:
         sockets.check()
-        await Stream(socket, identity, scheduler, access, world, cfg, sockets).run()
+        await Stream(socket, identity, transfer, access, world, cfg, sockets).run()
 
     @app.get("/v1/world", response_model=schema.WorldShown)
     async def show_world() -> dict:
@@ -170,6 +187,27 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
         if name not in pictures:
             raise Refused(404, f"there is no example {images.shown(name)}; there are {len(pictures)}")
         return Jpeg(pictures[name])
+
+    @app.get("/v1/replica", response_model=schema.Replica, responses=errors(401, 403), dependencies=[Security(ROUTER)])
+    async def replica(request: Request) -> dict:
+        """This server and its walks, for the router."""
+        access.check_router(request.headers.get("authorization"))
+        identities = [*scheduler.sessions, *scheduler.arriving]
+        return {
+            "name": gethostname(), "ready": scheduler.ready, "draining": scheduler.draining, "slots": cfg.slots,
+            "active": len(identities), "sessions": identities, "export": world.export,
+        }  # fmt: skip
+
+    @app.post(
+        "/v1/sessions/{identity}/move",
+        status_code=202,
+        responses=own | errors(409),
+        dependencies=[Security(ROUTER)],
+    )
+    async def move(request: Request, identity: str) -> None:
+        """Begins to move a walk to another server: it is saved, and its client told to come again."""
+        access.check_router(request.headers.get("authorization"))
+        transfer.move(scheduler.find(identity))
 
     @app.get("/healthz", response_model=schema.Health, responses={503: {"model": schema.Health}})
     async def health() -> JSONResponse:

@@ -6,7 +6,6 @@ each, so that a busy engine slows all of them alike and starves none. Whoever ch
 """
 
 import asyncio
-import functools
 import logging
 import time
 from collections import OrderedDict
@@ -27,7 +26,6 @@ from relic.serve.session import Asked, Session, new_identity, static_row
 logger = logging.getLogger("relic.serve")
 
 TICK_S = 0.25  # how often deadlines are looked at
-WARM_CHUNKS = 3
 ENCODERS = 2  # threads
 STUCK_S = 120.0  # a call of the engine that lasts longer means a dead device
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
@@ -38,6 +36,7 @@ class Scheduler:
         self.engine, self.cfg, self.metrics = engine, cfg, Metrics()
         self.sessions: OrderedDict[str, Session] = OrderedDict()  # in order of their next turn
         self.ended: OrderedDict[str, str] = OrderedDict()  # id -> sentence
+        self.arriving: dict[str, str] = {}  # id -> principal of walks on their way here, each with a slot
         self.warm = self.draining = False
         self.fault = ""  # why the device is thought dead
         self.busy_since: float | None = None
@@ -55,10 +54,11 @@ class Scheduler:
             raise Refused(503, "the server is closing and takes no new walks", 30)
         if not self.warm:
             raise Refused(503, "the server is still warming up", 2, reason="warming")
-        own = sum(session.principal == principal for session in self.sessions.values())
+        taken = [*(session.principal for session in self.sessions.values()), *self.arriving.values()]
+        own = taken.count(principal)
         if own >= self.cfg.sessions_each:
             raise Refused(409, f"you have {own} walks already; allowed are {self.cfg.sessions_each}: end one first")
-        if len(self.sessions) >= self.cfg.slots:
+        if len(taken) >= self.cfg.slots:
             raise Refused(429, f"all {self.cfg.slots} places are taken; come again in a moment", self.retry_after_s())
 
     def admit(self, *, principal: str, image: np.ndarray, asked: Asked) -> Session:
@@ -68,9 +68,22 @@ class Scheduler:
             new_identity(self.engine.world.export), principal=principal, image=image, asked=asked, cfg=self.cfg,
             fps=self.engine.world.fps, now=time.monotonic(),
         )  # fmt: skip
+        return self.begun(session)
+
+    async def branch(self, session: Session) -> Session:
+        """A new session in a free slot that goes on from the present moment of this one, or `Refused`."""
+        self.check_room(session.principal)
+        async with self.turn:
+            walk = await self.in_worker(session.walk.branch) if session.walk else None
+        self.find(session.id)  # it may have ended meanwhile, or the slot may be taken
+        self.check_room(session.principal)
+        branch = session.branch(new_identity(self.engine.world.export), walk, time.monotonic())
+        return self.begun(branch)
+
+    def begun(self, session: Session) -> Session:
         self.sessions[session.id] = session
         self.metrics.created.inc()
-        note("session begun", session=session.id, principal=principal)
+        note("session begun", session=session.id, principal=session.principal)
         return session
 
     def find(self, identity: str) -> Session:
@@ -81,9 +94,10 @@ class Scheduler:
         raise Refused(404, f"there is no session {identity[:32]!r}")
 
     def finish(self, session: Session, reason: str, sentence: str) -> None:
-        """Ends a session, frees its slot and remembers why."""
+        """Ends a session here, frees its slot and remembers why, unless it goes on elsewhere."""
         if self.sessions.pop(session.id, None) is not None:
-            self.ended[session.id] = sentence
+            if reason != "moved":
+                self.ended[session.id] = sentence
             while len(self.ended) > REMEMBERED:
                 self.ended.popitem(last=False)
             session.end(reason, sentence)
@@ -101,7 +115,7 @@ class Scheduler:
         """Until the first slot is surely free, within what a person would wait."""
         now = time.monotonic()
         ends = [s.born + self.cfg.session_s if s.attached else s.lease_until for s in self.sessions.values()]
-        return min(30.0, max(2.0, min(ends) - now))
+        return min(30.0, max(2.0, min(ends, default=now) - now))
 
     # --- health ---------------------------------------------------------------------------------------------------
 
@@ -123,8 +137,6 @@ class Scheduler:
             session.tell({"type": "state", "state": "draining", "message": sentence})
         while self.sessions and time.monotonic() < until:
             await asyncio.sleep(0.05)
-        for session in list(self.sessions.values()):
-            self.finish(session, "closing", "the server has closed")
 
     # --- work -----------------------------------------------------------------------------------------------------
 
@@ -147,8 +159,9 @@ class Scheduler:
                     continue
 
     def due_at(self, session: Session, now: float) -> float:
-        """When this session's next chunk may start; never while it rests or nobody looks."""
-        return float("inf") if not session.attached or session.resting(now) else session.pace.starts_at()
+        """When this session's next chunk may start; never while it rests, leaves or nobody looks."""
+        waits = not session.attached or session.leaving or session.resting(now)
+        return float("inf") if waits else session.pace.starts_at()
 
     def next_due(self, now: float) -> Session | None:
         return next((s for s in self.sessions.values() if self.due_at(s, now) <= now), None)
@@ -159,20 +172,19 @@ class Scheduler:
     async def step(self, session: Session) -> None:
         """One chunk of one session. Its failure ends that session only."""
         async with self.turn:
-            if session.over:
+            if session.over or session.leaving:
                 return
             try:
-                if session.walk is None:
-                    asked = session.asked
-                    walk = await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
-                    if session.over:
-                        return
-                    session.walk = walk
-                walk = session.walk
+                walk = session.walk = session.walk or await self.open(session)
+                if session.over:
+                    return
                 actions = session.begin(walk.num_actions)
-                deliver = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self.deliver, session)
                 self.metrics.queue_wait.observe(time.monotonic() - session.pace.allowed)
-                chunk_s = await self.in_worker(self.advance, walk, actions, session.asked.format, deliver)
+                loop = asyncio.get_running_loop()
+                chunk_s = await self.in_worker(
+                    self.advance, walk, actions, session.asked.format,
+                    lambda *made: loop.call_soon_threadsafe(self.deliver, session, *made),
+                )  # fmt: skip
                 self.metrics.chunk.observe(chunk_s)
                 if not session.over:
                     session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
@@ -186,7 +198,7 @@ class Scheduler:
 
     def deliver(self, session: Session, made: list[Made], now: float, made_ms: float) -> None:
         before = session.pace.num_dropped
-        session.deliver(made, now=now, made_ms=made_ms)
+        session.deliver(made, now, made_ms)
         self.metrics.frames_dropped.inc(session.pace.num_dropped - before)
 
     async def rewind(self, session: Session, seconds: float) -> None:
@@ -194,6 +206,8 @@ class Scheduler:
         async with self.turn:
             if session.over:
                 return
+            if session.leaving:
+                raise ValueError("the walk is on its way to another server; rewind there")
             found, moment = session.way_back(seconds)
             branch = await self.in_worker(moment.walk.branch)
             now = time.monotonic()
@@ -201,6 +215,10 @@ class Scheduler:
                 session.go_back(found, moment, branch, now)
                 session.tell({"type": "state", **session.report(now)})
         self.wake.set()
+
+    async def open(self, session: Session) -> Walk:
+        asked = session.asked
+        return await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
 
     async def examine(self) -> None:
         """Asks whether the device still computes."""
@@ -239,7 +257,7 @@ class Scheduler:
         image = world.examples[0].image if world.examples else np.zeros((world.height, world.width, 3), np.uint8)
         try:
             walk = self.engine.open(image, "", 0)
-            for _ in range(WARM_CHUNKS):
+            for _ in range(self.engine.warm_chunks):
                 seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), "jpeg", lambda *_: None)
             logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
         except Exception as error:

@@ -12,7 +12,7 @@ MEANINGS = {
     403: "the API key or token is wrong or another session's, or the page is another site's",
     404: "there is no such thing",
     408: "the body did not come in time",
-    409: "the caller has as many walks as one may have",
+    409: "the caller has as many walks as one may have, or the server cannot do this",
     410: "the session has ended; the sentence says why",
     413: "the body or the image is too large, or takes too much to decode",
     415: "the body is not JSON",
@@ -112,6 +112,18 @@ class WorldShown(BaseModel):
     prompt_characters: int
     image: ImageLimits
     picture_formats: list[str] = list(PICTURES)
+
+
+class Replica(BaseModel):
+    """A server of several, as its router sees it."""
+
+    name: str
+    ready: bool
+    draining: bool
+    slots: int
+    active: int
+    sessions: list[str] = Field(description="ids, those on their way here included")
+    export: str
 
 
 class Health(BaseModel):

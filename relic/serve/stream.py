@@ -17,9 +17,10 @@ from relic.serve.access import Access, Refused
 from relic.serve.config import Serve
 from relic.serve.engine import World
 from relic.serve.limits import Bucket, Messages, Sockets
-from relic.serve.scheduler import Scheduler
 from relic.serve.session import Session
+from relic.serve.transfer import Transfer
 
+MOVED = 1012  # close code of a walk that goes on at another server ("service restart" of RFC 6455's registry)
 REWINDS_PER_S = 1.0  # of one stream: each copies a memory, while the other walks wait
 MOST_REWINDS = 4.0  # at once
 
@@ -27,10 +28,11 @@ MOST_REWINDS = 4.0  # at once
 class Stream:
     """One connection to the session `identity`."""
 
-    def __init__(self, socket: WebSocket, identity: str, scheduler: Scheduler, access: Access, world: World, cfg: Serve,
+    def __init__(self, socket: WebSocket, identity: str, transfer: Transfer, access: Access, world: World, cfg: Serve,
                  sockets: Sockets):  # fmt: skip
-        self.socket, self.identity, self.scheduler, self.access = socket, identity, scheduler, access
-        self.world, self.cfg, self.sockets, self.metrics = world, cfg, sockets, scheduler.metrics
+        self.socket, self.identity, self.transfer, self.access = socket, identity, transfer, access
+        self.world, self.cfg, self.sockets = world, cfg, sockets
+        self.scheduler, self.metrics = transfer.scheduler, transfer.scheduler.metrics
 
     async def run(self) -> None:
         with self.sockets.place():
@@ -58,7 +60,7 @@ class Stream:
         if message["type"] != "hello":
             raise Refused(401, f"the first message is {message['type']!r}; it must be hello with the session's token")
         self.access.check(message.get("token"), self.identity)
-        return self.scheduler.find(self.identity)
+        return await self.transfer.find(self.identity)
 
     async def walk(self, session: Session) -> None:
         connection = session.attach(time.monotonic())
@@ -124,6 +126,11 @@ class Stream:
                 raise Refused(409, "another connection has taken this walk over")
             while session.notices:
                 await self.socket.send_json(session.notices.popleft())
+            if session.over is not None and session.over[0] == "moved":
+                token = self.access.issue(session.id)
+                await self.socket.send_json({"type": "moved", "token": token, "message": session.over[1]})
+                await self.socket.close(MOVED)
+                return
             if session.over is not None:
                 await self.socket.send_json({"type": "ended", "reason": session.over[0], "message": session.over[1]})
                 await self.socket.close(1000)
