@@ -22,9 +22,10 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from relic.launch.client import follow, hear, say, see
 from relic.serve import app, door, limits, wire
 from relic.serve.config import Serve
+from relic.serve.listener import bind
+from relic.serve.talk import follow, hear, say, see
 
 KEY = "correct-horse-battery"
 
@@ -467,7 +468,7 @@ def test_sigterm_lets_walks_finish_and_admits_nobody():
 
 
 def test_a_port_in_use_is_one_sentence_before_anything_loads():
-    with app.bind(Serve(run="nowhere", port=0)) as listener:
+    with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} on 127.0.0.1 is in use; choose another"):
             app.main(Serve(run="nowhere", port=port))

@@ -6,8 +6,8 @@ from fake_world import FakeWorld, Place, serving
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from relic.launch.client import hear, say
 from relic.serve.config import Serve
+from relic.serve.talk import hear, say
 
 FRIEND = "https://friend.example"
 

@@ -13,8 +13,8 @@ import pytest
 from fake_world import FakeWorld, serving
 from test_api import closing, encoded
 
-from relic.launch.client import follow, say, see
 from relic.serve import logs
+from relic.serve.talk import follow, say, see
 
 KEY, PROMPT = "correct-horse-battery-staple", "a-prompt-that-nobody-else-shall-read"
 

@@ -6,8 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_api import closing, post
 from test_session import row, walk
 
-from relic.launch.client import follow, say, see
 from relic.serve.metrics import Metrics
+from relic.serve.talk import follow, say, see
 
 
 def scraped(place: Place) -> dict[str, float]:

@@ -14,9 +14,9 @@ from fake_world import FakeWorld, Place, serving
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from relic.launch.client import Answered, ask, follow, hear, say, see
 from relic.serve.access import Access
 from relic.serve.config import HEADER
+from relic.serve.talk import Answered, ask, follow, hear, say, see
 
 SECRET = b"s" * 32
 
