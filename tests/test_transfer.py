@@ -15,10 +15,10 @@ from fake_world import FakeWorld, Place, serving
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from relic.launch.client import Answered, ask, follow, hear, say, see
 from relic.serve import transfer
 from relic.serve.access import Access
 from relic.serve.config import HEADER, Serve
+from relic.serve.talk import Answered, ask, follow, hear, say, see
 
 SECRET = b"s" * 32
 
@@ -201,10 +201,10 @@ def test_a_walk_on_its_way_has_a_slot(two, monkeypatch):
     ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
     with connect(url(other, session)) as stream:
         say(stream, "hello", token=token)
-        while not ask("GET", f"{other}/v1/replica", token=router())["active"] == 2:
+        while ask("GET", f"{other}/v1/replica", token=router())["active"] != 2:
             time.sleep(0.01)
         assert session["id"] in ask("GET", f"{other}/v1/replica", token=router())["sessions"]
-        with pytest.raises(Answered, match="409|429"):
+        with pytest.raises(Answered, match=r"409|429"):
             ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
         arrived.set()
         hear(stream, "ready")
