@@ -32,6 +32,7 @@ HELPERS = {
     "artifacts",
     "mistakes",
     "object_store",
+    "place",
     "tracking",
     "verdict",
 }  # of the root, for worlds and what comes after it
@@ -45,6 +46,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "mistakes": set(),
     "artifacts": {"mistakes", "object_store"},
     "object_store": {"artifacts", "mistakes", "verdict"},
+    "place": {"artifacts", "mistakes", "object_store"},
     "tracking": set(),
     "verdict": set(),
     "endings": {"verdict"},
@@ -69,7 +71,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
         "launch.state",
         *CONFIGS,
     },
-    "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", *CONFIGS},
+    "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", "serve.talk", *CONFIGS},
 }
 FILES = sorted((ROOT / "relic").rglob("*.py"))
 

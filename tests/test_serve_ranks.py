@@ -41,7 +41,6 @@ if __name__ == "__main__":
                 while True:
                     step(walk, forward(walk.num_actions))
             time.sleep(60)
-        leader.close()
         followers.end()
         print([process.returncode for process in followers.processes])
 """

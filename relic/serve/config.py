@@ -1,6 +1,7 @@
 """Dials of the export and of the server, and what a server and its callers must agree on. Loads no torch."""
 
 import ipaddress
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -8,7 +9,10 @@ from relic.generate.config import Rollout, Sampler
 from relic.geometry.config import Actions
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
-HEADER = struct.Struct("<BBHIIdd12f")  # before the JPEG of a picture: see serve/wire.py
+PICTURES = ("jpeg", "webp")  # formats of the pictures of a walk
+LEAST_IMAGE_MEMORY = 1 << 28  # bytes: what the process that decodes needs for itself, and a small image
+HEADER = struct.Struct("<BBHIIdd12f")  # before the bytes of a picture: see serve/wire.py
+STILL = 1  # of the header's flags: the start image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,11 @@ class Serve:
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes a free one
-    api_keys: str = ""  # a file of lines "name key"; needed where the host is not loopback
+    api_keys: str = ""  # a file of lines "name key" or "name sha256:HEX"; needed where the host is not loopback
     open_to_all: bool = False  # no API keys on a host that is not loopback, on purpose
+    token_secret: str = ""  # a file of at least 32 bytes that sign tokens, shared by replicas; empty: random
+    origins: tuple[str, ...] = ()  # of pages that may call beside the server's own: https://NAME
+    log_format: str = "text"  # or json, a line a record
 
     slots: int = 2  # sessions at a time
     sessions_each: int = 2  # of one principal: an API key's name, or an address where there are no keys
@@ -48,10 +55,18 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+    snapshots: str = ""  # a folder or s3:// that replicas share, to move walks between them; needs token_secret
+    rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
+    rewind_every_s: float = 2.0  # of the world's time, between two of them
 
+    sockets: int = 0  # streams that may be open, half of them before their hello; 0: 4 x slots + 16
+    creates_per_minute: float = 30.0  # requests for a walk by one principal; as many at once
+    messages_per_s: float = 120.0  # of one stream; as many at once
     message_bytes: int = 8192  # of one message of a client
     image_bytes: int = 8 << 20  # of an uploaded image
     image_pixels: int = 32_000_000  # of an uploaded image
+    image_seconds: float = 10.0  # for decoding one
+    image_memory: int = 1 << 30  # bytes of address space of the process that decodes it
     prompt_characters: int = 400
     max_speed: float = 2.5  # of gamma, which multiplies the multi-hot key vector
     max_magnitude: float = 20.0  # of one number of an action
@@ -78,6 +93,28 @@ class Serve:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
         if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        if self.snapshots and not self.token_secret:
+            raise ValueError(f"snapshots is {self.snapshots!r} without token_secret; give the file that replicas share")
+        if self.rewind_points < 0 or self.rewind_every_s <= 0:
+            raise ValueError(
+                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least "
+                "0 and above 0"
+            )
+        if self.sockets < 0 or self.creates_per_minute <= 0 or self.messages_per_s < 1:
+            raise ValueError(
+                f"sockets is {self.sockets}, creates_per_minute {self.creates_per_minute} and messages_per_s "
+                f"{self.messages_per_s}; allowed are at least 0, above 0 and at least 1"
+            )
+        if self.image_seconds <= 0 or self.image_memory < LEAST_IMAGE_MEMORY:
+            raise ValueError(
+                f"image_seconds is {self.image_seconds} and image_memory {self.image_memory}; allowed are above 0 and "
+                f"at least {LEAST_IMAGE_MEMORY}"
+            )
+        for origin in self.origins:
+            if not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"origins has {origin!r}; allowed are http:// or https://, a name, perhaps a port")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"log_format is {self.log_format!r}; allowed are text and json")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed are 1 to 100")
         if not (self.loopback or self.api_keys or self.open_to_all):
@@ -94,9 +131,86 @@ class Serve:
             return False
 
     @property
+    def most_sockets(self) -> int:
+        return self.sockets or 4 * self.slots + 16
+
+    @property
     def body_bytes(self) -> int:
         """The largest body of a request: an image in base64 and what is around it."""
         return self.image_bytes * 4 // 3 + 65536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """A router of sessions to several servers (`relic serve`), its replicas. Durations are in seconds."""
+
+    replicas: str  # NAME:PORT, several between commas; a name stands for all addresses that it has at the moment
+    token_secret: str  # the file whose content signs tokens, the same as the replicas'
+
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0 takes a free one
+    log_format: str = "text"  # or json, a line a record
+    deletion_cost: bool = False  # in a cluster: tells it, by an annotation, which pod has the fewest walks
+
+    ask_s: float = 1.0  # between two questions to a replica how it is
+    dead_s: float = 5.0  # a replica that is silent for longer has died; one that refuses a connection has at once
+    answer_s: float = 60.0  # for a replica's answer to a caller's request
+    header_s: float = 10.0  # for the head of a request, and between two parts of its body
+    hello_s: float = 10.0  # for the first message of a connection
+
+    sockets: int = 2048  # connections of callers that may be open
+    body_bytes: int = (8 << 20) * 4 // 3 + 65536  # of a request: an image in base64 and what is around it
+    message_bytes: int = 8192  # of one message of a caller
+    queue: int = 4  # pictures of a stream that wait in the router for a slow reader
+
+    def __post_init__(self) -> None:
+        assert self.places
+        if not self.token_secret:
+            raise ValueError("token_secret is empty; it must be the file with the secret that the replicas have too")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"log_format is {self.log_format!r}; allowed are text and json")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
+        if min(self.ask_s, self.dead_s, self.answer_s, self.header_s, self.hello_s) <= 0:
+            raise ValueError("ask_s, dead_s, answer_s, header_s and hello_s must all be above 0 seconds")
+        if min(self.sockets, self.body_bytes, self.message_bytes, self.queue) < 1:
+            raise ValueError("sockets, body_bytes, message_bytes and queue must all be at least 1")
+
+    @property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """The names and ports of `replicas`."""
+        found = [re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:]+):(\d{1,5})", one) for one in self.replicas.split(",")]
+        if not all(found):
+            raise ValueError(f"replicas is {self.replicas!r}; it must be NAME:PORT, or several between commas")
+        return tuple((one[1].strip("[]"), int(one[2])) for one in found if one)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """A walk through a server's world without a page."""
+
+    address: str  # of a server or router: http://HOST:PORT
+    script: str = ""  # what is held and how long, as `relic generate --actions` has it; empty: keys of the terminal
+    out: str = ""  # an .mp4, or a folder that takes a file a frame; empty: nothing is kept
+
+    example: str = ""  # the start image: an example's id; empty: the first one
+    image: str = ""  # or a picture, PNG, JPEG or WEBP
+    prompt: str = ""  # what the world looks like; an example brings its own
+    seed: int = 0
+    speed: float = 1.0  # multiplies the usual size of every action
+    format: str = "jpeg"  # of the frames: jpeg or webp
+    key_file: str = ""  # holds an API key; without it, RELIC_API_KEY does
+    wait_s: float = 0.0  # how long a server that is full or warming up is asked again
+
+    def __post_init__(self) -> None:
+        if not self.address.startswith(("http://", "https://")):
+            raise ValueError(f"address is {self.address!r}; it must be a server's, such as http://127.0.0.1:8000")
+        if self.example and self.image:
+            raise ValueError(f"both example {self.example!r} and image {self.image!r} are given; allowed is one")
+        if self.format not in PICTURES:
+            raise ValueError(f"format is {self.format!r}; allowed are {' and '.join(PICTURES)}")
+        if self.speed <= 0:
+            raise ValueError(f"speed is {self.speed}; it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,6 +205,7 @@ class Followers:
             process.stdin.write(dials)
             process.stdin.close()
         self.ending = False
+        self.goodbye: Callable[[], None] = lambda: None
 
     def watch(self, lost: Callable[[str], None]) -> None:
         """Calls `lost`, in a thread, with a sentence when one of them has ended before its time."""
@@ -216,8 +217,16 @@ class Followers:
         if not self.ending:
             lost(f"rank {rank} of the model has ended with exit code {code}")
 
-    def end(self, patience_s: float = 10.0) -> None:
+    def kill(self) -> None:
         self.ending = True
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def end(self, patience_s: float = 10.0) -> None:
+        """Says goodbye, and waits for them."""
+        self.ending = True
+        self.goodbye()
         for process in self.processes:
             try:
                 process.wait(patience_s)
@@ -228,10 +237,17 @@ class Followers:
 def lead(cfg: Serve) -> tuple[Leader, Followers]:
     """The engine of a pod of `cfg.gpus` processes, and the others of them."""
     device = engine.choose_device(cfg.device)
+    engine.folder_of(cfg)  # here once, not by all of them at the same time
     store = dist.TCPStore(LOOPBACK, 0, cfg.gpus, is_master=True, wait_for_workers=False)
     followers = Followers(cfg, store.port)
-    together = Together(0, cfg.gpus, store, own_device(device, 0))
-    return Leader(loaded(cfg, together, own_device(device, 0)), together), followers
+    try:
+        together = Together(0, cfg.gpus, store, own_device(device, 0))
+        leader = Leader(loaded(cfg, together, own_device(device, 0)), together)
+    except BaseException:
+        followers.kill()
+        raise
+    followers.goodbye = leader.close
+    return leader, followers
 
 
 def loaded(cfg: Serve, together: Together, device: torch.device) -> Student:
