@@ -57,8 +57,8 @@ def test_keys_of_a_terminal_walk(place):
         os.write(ours, b"\x04")
         while b"connections lost" not in said:
             said += os.read(ours, 1 << 16)
-        os.close(ours)
-    assert process.returncode == 0
+        assert process.wait(10) == 0
+    os.close(ours)
     assert "▀".encode() in said
 
 
