@@ -1,7 +1,6 @@
 """`relic serve`: takes the port, loads an export, warms it and answers until a signal comes."""
 
 import asyncio
-import functools
 import signal
 import socket
 from types import FrameType
@@ -14,7 +13,7 @@ from relic.serve import engine, logs
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
-from relic.serve.connections import Bounded
+from relic.serve.connections import bounded
 from relic.serve.listener import address, bind
 from relic.serve.scheduler import Scheduler
 from relic.serve.snapshots import Snapshots
@@ -56,7 +55,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, transfer: Transfer, cfg: Serve):
         super().__init__(uvicorn.Config(
-            app, http=functools.partial(Bounded, cfg.most_sockets + MOST_ASKING),
+            app, http=bounded(cfg.most_sockets + MOST_ASKING),
             ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
             proxy_headers=False, server_header=False, access_log=False, log_level="warning",
             timeout_graceful_shutdown=CLOSE_S, log_config=None,

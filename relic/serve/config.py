@@ -81,8 +81,8 @@ class Serve:
             raise ValueError(f"memory_dtype is {self.memory_dtype!r}; allowed are fp8, bf16 and fp32")
         if self.chunk < 0 or self.context not in ("", "clean", "noisy"):
             raise ValueError(
-                f"chunk is {self.chunk} and context {self.context!r}; allowed are 1 latent or more, and clean or noisy; 0 and "
-                "nothing leave what the export was measured with"
+                f"chunk is {self.chunk} and context {self.context!r}; allowed are 1 latent or more, and clean or noisy; 0 "
+                "and nothing leave what the export was measured with"
             )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")

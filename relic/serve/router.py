@@ -6,7 +6,6 @@ emptied, walk by walk, into others that serve the same export. Docs: docs/servin
 
 import asyncio
 import contextlib
-import functools
 import json
 import logging
 import math
@@ -24,7 +23,7 @@ from starlette.websockets import WebSocket
 from relic.serve import logs
 from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
-from relic.serve.connections import Bounded
+from relic.serve.connections import bounded
 from relic.serve.counts import TYPE, Counts
 from relic.serve.fleet import Fleet, Replica
 from relic.serve.listener import address, bind
@@ -54,7 +53,7 @@ def main(cfg: Router) -> None:
 
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(
-        build(cfg, Access({}, TOKEN_S, secret)), http=functools.partial(Bounded, cfg.sockets, cfg.header_s),  # type: ignore[arg-type]
+        build(cfg, Access({}, TOKEN_S, secret)), http=bounded(cfg.sockets, cfg.header_s), log_config=None,
         ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
         server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
     ))  # fmt: skip
