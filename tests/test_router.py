@@ -123,6 +123,8 @@ def test_a_walk_is_walked_asked_and_ended_through_the_router(two):
         assert frame.image.shape == (32, 48, 3)
         url, headers = f"{through}/v1/sessions/{walk.id}", {"authorization": f"Bearer {walk.token}"}
         assert walk.session["url"].startswith(through.replace("http", "ws"))
+        with walk.branch() as branch:
+            assert next(branch.frames()).sequence == 0
         assert httpx.get(url, headers=headers).json()["made"] > 0
         assert httpx.delete(url, headers=headers).status_code == 204
         assert [frame.sequence for frame in walk.frames()] != []  # to the end
@@ -203,6 +205,17 @@ def test_a_caller_is_told_by_the_router_and_by_nobody_else(two, secret):
     sessions = [*one.server.scheduler.sessions.values(), *other.server.scheduler.sessions.values()]
     assert len(sessions) == 4
     assert {session.principal for session in sessions} == {"127.0.0.2"}
+
+
+def test_a_page_is_the_routers_own_and_none_of_another_site(two):
+    through = two[2]
+    for origin, status in [(through, 201), ("http://elsewhere", 403)]:
+        answer = httpx.post(f"{through}/v1/sessions", json={"example": "e0"}, headers={"origin": origin})
+        assert answer.status_code == status
+    walk = post(through).json()
+    with connect(f"{through.replace('http', 'ws')}{walk['path']}", origin="http://elsewhere") as stream:
+        say(stream, "hello", token=walk["token"])
+        assert closing(stream)[1] == 4403
 
 
 def test_a_slow_reader_slows_nobody_else_and_its_pictures_wait_in_the_server(two, monkeypatch):
