@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import httpx
 import numpy as np
@@ -106,11 +107,48 @@ def test_one_thread_steps_all_sessions_in_turn():
     assert max(counts) - min(counts) <= 2
 
 
+def test_pictures_come_without_a_gap_and_paused_none_come():
+    engine = FakeWorld()
+    with serving(engine) as place, follow(place) as (_, stream):
+        say(stream, "action", seq=1, keys=["dolly_in"])
+        assert [see(stream)[0]["sequence"] for _ in range(12)] == list(range(12))
+        say(stream, "pause")
+        assert hear(stream, "state")["paused"] or hear(stream, "state")["paused"]
+        time.sleep(0.3)
+        engine.steps.clear()
+        time.sleep(0.3)
+        assert not engine.steps
+        say(stream, "resume")
+        until = time.monotonic() + 5
+        while not engine.steps and time.monotonic() < until:
+            time.sleep(0.01)
+        assert engine.steps
+
+
+def test_a_rewound_walk_is_what_it_was_then(place):
+    with follow(place) as (_, stream):
+        say(stream, "action", seq=1, keys=["pan_left"])
+        seen = [see(stream) for _ in range(140)]  # 3.5 s
+        say(stream, "rewind", seconds=1.5)
+        told = hear(stream, "rewound")
+        again = [see(stream) for _ in range(20)]
+    then = {tuple(header["pose"]): jpeg for header, jpeg in seen}
+    assert again[0][0]["sequence"] == told["sequence"]
+    assert 1.0 < told["seconds"] < 3.5
+    assert all(then[tuple(header["pose"])] == jpeg for header, jpeg in again)
+
+
+def test_there_is_no_way_back_before_the_first_moment(place):
+    with follow(place) as (_, stream):
+        say(stream, "rewind", seconds="long")
+        assert hear(stream, "error")["message"].startswith("seconds is 'long'; allowed is above 0 and at most 3600")
+
+
 def test_an_unknown_message_gets_a_sentence_and_the_walk_goes_on(place):
     with follow(place) as (_, stream):
         say(stream, "jump")
         said = hear(stream, "error")["message"]
-        assert said == "the message type 'jump' is unknown; allowed are hello, action, ping, bye"
+        assert said == "the message type 'jump' is unknown; allowed are hello, action, pause, resume, rewind, ping, bye"
         stream.send(b"\0\1")
         assert "binary" in hear(stream, "error")["message"]
         stream.send("{")
@@ -339,7 +377,9 @@ def test_a_host_that_others_reach_needs_keys():
 
 
 def test_a_picture_is_packed_as_its_header_says():
-    picture = wire.Picture(3, 9, np.arange(16.0).reshape(4, 4), b"jpeg", 5.0, 0.0)
+    encoded: Future[bytes] = Future()
+    encoded.set_result(b"jpeg")
+    picture = wire.Picture(3, 9, np.arange(16.0).reshape(4, 4), encoded, 5.0)
     data = wire.pack(picture, 7.0)
     assert wire.HEADER.unpack_from(data) == (1, 0, 76, 3, 9, 5.0, 7.0, *range(12))
     assert data[76:] == b"jpeg"

@@ -26,7 +26,7 @@ and going back to it is another one.
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -243,6 +243,30 @@ class Memory:
         if self.landmarks is not None:
             made.landmarks, made.cameras = self.landmarks.branch(), self.cameras.clone()
         return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is remembered, by names that another memory of the same dials and sizes knows; views, but for the
+        counts."""
+        stores = {f"page{number}": page for number, page in self.pages.items()} | {"window": self.window}
+        counts, bank = [self.num_latents, self.forgotten], self.landmarks
+        found: dict[str, Tensor] = {}
+        if bank is not None:
+            stores["landmarks"] = bank.store
+            counts.append(bank.filled)
+            found |= {"cameras": self.cameras, "poses": bank.poses, "latents": bank.latents, "free": bank.free}
+        found["counts"] = torch.tensor(counts)
+        return found | {f"{name}.{part}": x for name, store in stores.items() for part, x in store.tensors().items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remembers what the memory does whose `tensors` these are; this one must be new."""
+        self.num_latents, self.forgotten, *filled = tensors["counts"].tolist()
+        numbers = {int(name.removeprefix("page").partition(".")[0]) for name in tensors if name.startswith("page")}
+        for number in numbers - set(self.pages):
+            self.pages[number] = self.free.pop() if self.free else self._store(self.begins[-1])
+        if self.landmarks is not None:
+            self.landmarks.filled = filled[0]
+        for name, own in self.tensors().items():
+            own.copy_(tensors[name])
 
 
 def later(positions: Tensor, time: Tensor | int) -> Tensor:

@@ -67,4 +67,8 @@ class Store:
     @property
     def num_bytes(self) -> int:
         """Bytes, scales included."""
-        return sum(t.numel() * t.element_size() for t in (self.data, self.scales) if t is not None)
+        return sum(t.nbytes for t in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, as it lies there."""
+        return {"data": self.data} | ({} if self.scales is None else {"scales": self.scales})

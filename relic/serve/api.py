@@ -23,7 +23,7 @@ from relic.serve.access import Access, Refused, bearer
 from relic.serve.config import FORMATS, Serve
 from relic.serve.engine import Engine, World
 from relic.serve.scheduler import Scheduler
-from relic.serve.session import Session
+from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
 
 WEB = Path(__file__).parent / "web"
@@ -59,7 +59,7 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await work
-            scheduler.worker.shutdown(wait=False, cancel_futures=True)
+            scheduler.close()
 
     app = FastAPI(title="relic", lifespan=lifespan, docs_url=None, redoc_url=None)
     world = engine.world
@@ -103,21 +103,32 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
         asked = await read_body(request, cfg)
         image, caption = await start_of(asked, world, cfg)
         session = scheduler.admit(
-            principal=principal, image=image, caption=caption, seed=asked.seed, speed=speed_of(asked.speed, cfg)
+            principal=principal,
+            image=image,
+            asked=Asked(caption=caption, seed=asked.seed, speed=speed_of(asked.speed, cfg)),
         )
+        return opened(request, session)
+
+    def opened(request: Request, session: Session) -> dict:
+        """How a new session is walked."""
         path = f"/v1/sessions/{session.id}/stream"
         scheme = "wss" if request.url.scheme == "https" else "ws"
         return {
             "id": session.id, "token": access.issue(session.id), "token_seconds": cfg.token_s,
             "url": f"{scheme}://{request.url.netloc}{path}", "path": path, "lease_seconds": cfg.lease_s,
-            "longest_seconds": cfg.session_s, "prompt": caption, "seed": session.seed, "speed": session.speed,
-            "export": world.export,
+            "longest_seconds": cfg.session_s, "prompt": session.asked.caption, "seed": session.asked.seed,
+            "speed": session.asked.speed, "export": world.export,
         }  # fmt: skip
 
     @app.get("/v1/sessions/{identity}")
     async def show(request: Request, identity: str) -> dict:
         session = own_session(request, identity)
-        return {"id": session.id, "seed": session.seed, "prompt": session.caption, **session.report(time.monotonic())}
+        return {
+            "id": session.id,
+            "seed": session.asked.seed,
+            "prompt": session.asked.caption,
+            **session.report(time.monotonic()),
+        }
 
     @app.delete("/v1/sessions/{identity}", status_code=204)
     async def delete(request: Request, identity: str) -> None:

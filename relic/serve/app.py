@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from relic.serve import engine
-from relic.serve.access import Access, read_keys
+from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
 from relic.serve.scheduler import Scheduler
@@ -25,10 +25,10 @@ def main(cfg: Serve) -> None:
     signal.signal(signal.SIGTERM, stop)  # process 1 of a container does not hear it by itself
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
     with bind(cfg) as listener:
-        keys = read_keys(cfg)
+        access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
         loaded = engine.load(cfg)
         print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
-        make_server(loaded, cfg, Access(keys, cfg.token_s)).run(sockets=[listener])
+        make_server(loaded, cfg, access).run(sockets=[listener])
 
 
 def stop(number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,7 @@
 """Dials of the export and of the server, and what a server and its callers must agree on. Loads no torch."""
 
 import ipaddress
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -8,7 +9,9 @@ from relic.generate.config import Rollout, Sampler
 from relic.geometry.config import Actions
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
-HEADER = struct.Struct("<BBHIIdd12f")  # before the JPEG of a picture: see serve/wire.py
+PICTURES = ("jpeg", "webp")  # formats of the pictures of a walk
+LEAST_IMAGE_MEMORY = 1 << 28  # bytes: what the process that decodes needs for itself, and a small image
+HEADER = struct.Struct("<BBHIIdd12f")  # before the bytes of a picture: see serve/wire.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,11 @@ class Serve:
 
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes a free one
-    api_keys: str = ""  # a file of lines "name key"; needed where the host is not loopback
+    api_keys: str = ""  # a file of lines "name key" or "name sha256:HEX"; needed where the host is not loopback
     open_to_all: bool = False  # no API keys on a host that is not loopback, on purpose
+    token_secret: str = ""  # a file of at least 32 bytes that sign tokens, shared by replicas; empty: random
+    origins: tuple[str, ...] = ()  # of pages that may call beside the server's own: https://NAME
+    log_format: str = "text"  # or json, a line a record
 
     slots: int = 2  # sessions at a time
     sessions_each: int = 2  # of one principal: an API key's name, or an address where there are no keys
@@ -43,10 +49,17 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+    rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
+    rewind_every_s: float = 2.0  # of the world's time, between two of them
 
+    sockets: int = 0  # streams that may be open, half of them before their hello; 0: 4 x slots + 16
+    creates_per_minute: float = 30.0  # requests for a walk by one principal; as many at once
+    messages_per_s: float = 120.0  # of one stream; as many at once
     message_bytes: int = 8192  # of one message of a client
     image_bytes: int = 8 << 20  # of an uploaded image
     image_pixels: int = 32_000_000  # of an uploaded image
+    image_seconds: float = 10.0  # for decoding one
+    image_memory: int = 1 << 30  # bytes of address space of the process that decodes it
     prompt_characters: int = 400
     max_speed: float = 2.5  # of gamma, which multiplies the multi-hot key vector
     max_magnitude: float = 20.0  # of one number of an action
@@ -66,6 +79,26 @@ class Serve:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
         if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        if self.rewind_points < 0 or self.rewind_every_s <= 0:
+            raise ValueError(
+                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least 0 "
+                "and above 0"
+            )
+        if self.sockets < 0 or self.creates_per_minute <= 0 or self.messages_per_s < 1:
+            raise ValueError(
+                f"sockets is {self.sockets}, creates_per_minute {self.creates_per_minute} and messages_per_s "
+                f"{self.messages_per_s}; allowed are at least 0, above 0 and at least 1"
+            )
+        if self.image_seconds <= 0 or self.image_memory < LEAST_IMAGE_MEMORY:
+            raise ValueError(
+                f"image_seconds is {self.image_seconds} and image_memory {self.image_memory}; allowed are above 0 and "
+                f"at least {LEAST_IMAGE_MEMORY}"
+            )
+        for origin in self.origins:
+            if not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"origins has {origin!r}; allowed are http:// or https://, a name, perhaps a port")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"log_format is {self.log_format!r}; allowed are text and json")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality is {self.jpeg_quality}; allowed are 1 to 100")
         if not (self.loopback or self.api_keys or self.open_to_all):
@@ -80,6 +113,10 @@ class Serve:
             return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def most_sockets(self) -> int:
+        return self.sockets or 4 * self.slots + 16
 
     @property
     def body_bytes(self) -> int:

@@ -1,13 +1,16 @@
 """Who gets the engine next: a fixed number of session slots, stepped in turn by one worker thread.
 
-The event loop owns every session; only the engine's calls run in the worker thread, one at a time. The scheduler goes
-round the sessions that are due, one chunk each, so that a busy engine slows all of them alike and starves none.
+The event loop owns every session; only the engine's calls run in the worker thread, one at a time, and a few threads
+encode the pictures, which the worker does not wait for. The scheduler goes round the sessions that are due, one chunk
+each, so that a busy engine slows all of them alike and starves none. Whoever changes a walk holds `turn`.
 """
 
 import asyncio
+import functools
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,13 +18,15 @@ import numpy as np
 from relic.serve.access import Refused
 from relic.serve.config import Serve
 from relic.serve.engine import Engine, Walk
-from relic.serve.session import Session, static_row
+from relic.serve.pace import Made
+from relic.serve.session import Asked, Session, new_identity, static_row
 from relic.serve.wire import encode_jpeg
 
 logger = logging.getLogger("relic.serve")
 
 TICK_S = 0.25  # how often deadlines are looked at
 WARM_CHUNKS = 3
+ENCODERS = 2  # threads
 STUCK_S = 120.0  # a call of the engine that lasts longer means a dead device
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
@@ -35,7 +40,9 @@ class Scheduler:
         self.fault = ""  # why the device is thought dead
         self.busy_since: float | None = None
         self.wake = asyncio.Event()
+        self.turn = asyncio.Lock()
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
 
     # --- admission ------------------------------------------------------------------------------------------------
 
@@ -52,11 +59,11 @@ class Scheduler:
         if len(self.sessions) >= self.cfg.slots:
             raise Refused(429, f"all {self.cfg.slots} places are taken; come again in a moment", self.retry_after_s())
 
-    def admit(self, *, principal: str, image: np.ndarray, caption: str, seed: int, speed: float) -> Session:
+    def admit(self, *, principal: str, image: np.ndarray, asked: Asked) -> Session:
         """A new session in a free slot, or `Refused`."""
         self.check_room(principal)
         session = Session(
-            principal=principal, image=image, caption=caption, seed=seed, speed=speed, cfg=self.cfg,
+            new_identity(self.engine.world.export), principal=principal, image=image, asked=asked, cfg=self.cfg,
             fps=self.engine.world.fps, now=time.monotonic(),
         )  # fmt: skip
         self.sessions[session.id] = session
@@ -134,7 +141,7 @@ class Scheduler:
 
     def due_at(self, session: Session, now: float) -> float:
         """When this session's next chunk may start; never while it rests or nobody looks."""
-        return float("inf") if not session.attached or session.resting(now) else session.starts_at()
+        return float("inf") if not session.attached or session.resting(now) else session.pace.starts_at()
 
     def next_due(self, now: float) -> Session | None:
         return next((s for s in self.sessions.values() if self.due_at(s, now) <= now), None)
@@ -144,26 +151,46 @@ class Scheduler:
 
     async def step(self, session: Session) -> None:
         """One chunk of one session. Its failure ends that session only."""
-        try:
-            if session.walk is None:
-                walk = await self.in_worker(self.engine.open, session.image, session.caption, session.seed)
-                if session.over:
-                    return
-                session.walk = walk
-            walk = session.walk
-            actions, receipts = session.take(walk.num_actions)
-            pictures, chunk_s = await self.in_worker(self.advance, walk, actions)
-        except Exception:
-            logger.exception("session %s failed", session.id)
-            self.finish(session, "failed", "the engine failed in this walk; start another one")
-            await self.examine()
-            return
-        if not session.over:
+        async with self.turn:
+            if session.over:
+                return
+            try:
+                if session.walk is None:
+                    asked = session.asked
+                    walk = await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
+                    if session.over:
+                        return
+                    session.walk = walk
+                walk = session.walk
+                actions = session.begin(walk.num_actions)
+                deliver = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self.deliver, session)
+                chunk_s = await self.in_worker(self.advance, walk, actions, deliver)
+                if not session.over:
+                    session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
+                    if session.wants_moment():
+                        session.put_by(await self.in_worker(walk.branch))
+                    session.tell({"type": "state", **session.report(time.monotonic())})
+            except Exception:
+                logger.exception("session %s failed", session.id)
+                self.finish(session, "failed", "the engine failed in this walk; start another one")
+                await self.examine()
+
+    @staticmethod
+    def deliver(session: Session, made: list[Made], now: float, made_ms: float) -> None:
+        session.deliver(made, now=now, made_ms=made_ms)
+
+    async def rewind(self, session: Session, seconds: float) -> None:
+        """Goes back to the moment nearest to so long ago; ValueError where there is none."""
+        async with self.turn:
+            if session.over:
+                return
+            found, moment = session.way_back(seconds)
+            branch = await self.in_worker(moment.walk.branch)
             now = time.monotonic()
-            session.deliver(
-                pictures, receipts, now=now, made_ms=1e3 * time.time(), chunk_s=chunk_s, decode_s=walk.decode_s
-            )
-            session.tell({"type": "state", **session.report(now)})
+            if not session.over:
+                session.go_back(found, moment, branch, now)
+                session.tell({"type": "state", **session.report(now)})
+        self.wake.set()
 
     async def examine(self) -> None:
         """Asks whether the device still computes."""
@@ -180,13 +207,19 @@ class Scheduler:
         finally:
             self.busy_since = None
 
+    def close(self) -> None:
+        for threads in (self.worker, self.encoders):
+            threads.shutdown(wait=False, cancel_futures=True)
+
     # --- in the worker thread -------------------------------------------------------------------------------------
 
-    def advance(self, walk: Walk, actions: np.ndarray) -> tuple[list[tuple[bytes, np.ndarray]], float]:
+    def advance(self, walk: Walk, actions: np.ndarray, deliver: Callable[[list[Made], float, float], object]) -> float:
+        """Seconds of a chunk, whose pictures are delivered latent by latent, with the time of two clocks."""
         began = time.perf_counter()
-        frames, poses = walk.step(actions)
-        pictures = [(encode_jpeg(f, self.cfg.jpeg_quality), p) for f, p in zip(frames, poses, strict=True)]
-        return pictures, time.perf_counter() - began
+        for frames, poses in walk.step(actions):
+            encoded = [self.encoders.submit(encode_jpeg, frame, self.cfg.jpeg_quality) for frame in frames]
+            deliver(list(zip(encoded, poses, strict=True)), time.monotonic(), 1e3 * time.time())
+        return time.perf_counter() - began
 
     def warm_up(self) -> None:
         """Runs a few chunks that nobody sees, so that the first visitor does not wait for kernels."""
@@ -195,7 +228,7 @@ class Scheduler:
         try:
             walk = self.engine.open(image, "", 0)
             for _ in range(WARM_CHUNKS):
-                _, seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions))
+                seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), lambda *_: None)
             logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
         except Exception as error:
             self.fault = str(error)

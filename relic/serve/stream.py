@@ -61,6 +61,7 @@ class Stream:
             await self.socket.send_json({
                 "type": "ready", "session": session.id, "token": self.access.issue(session.id), "fps": session.fps,
                 "width": self.world.width, "height": self.world.height, "header_bytes": wire.HEADER.size,
+                "paused": session.paused,
             })  # fmt: skip
             tasks = [asyncio.create_task(self.listen(session)), asyncio.create_task(self.show(session, connection))]
             _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -78,15 +79,24 @@ class Stream:
             try:
                 message = wire.parse(await self.receive(), self.cfg)
                 if message["type"] == "action":
-                    seq, row = wire.parse_action(message, self.world.actions, self.cfg, session.speed)
+                    seq, row = wire.parse_action(message, self.world.actions, self.cfg, session.asked.speed)
                     session.act(seq, row, time.monotonic())
                     self.scheduler.wake.set()
+                elif message["type"] == "pause":
+                    session.pause()
+                    session.tell({"type": "state", **session.report(time.monotonic())})
+                elif message["type"] == "resume":
+                    session.resume(time.monotonic())
+                    session.tell({"type": "state", **session.report(time.monotonic())})
+                    self.scheduler.wake.set()
+                elif message["type"] == "rewind":
+                    await self.scheduler.rewind(session, wire.parse_rewind(message))
                 elif message["type"] == "ping":
                     session.tell({"type": "pong", "at": message.get("at"), "token": self.access.issue(session.id)})
                 elif message["type"] == "bye":
                     self.scheduler.finish(session, "bye", "the page said bye")
                 else:
-                    raise ValueError("hello was said already; allowed now are action, ping and bye")
+                    raise ValueError(f"hello was said already; allowed now are {', '.join(wire.MESSAGES[1:])}")
             except wire.TooLarge as error:
                 raise Refused(413, str(error)) from error
             except ValueError as error:
@@ -104,12 +114,13 @@ class Stream:
                 await self.socket.send_json({"type": "ended", "reason": session.over[0], "message": session.over[1]})
                 await self.socket.close(1000)
                 return
-            picture = session.next_picture(time.monotonic())
+            picture = session.pace.next(time.monotonic())
             if picture is not None:
+                await asyncio.wrap_future(picture.encoded)
                 await self.socket.send_bytes(wire.pack(picture, 1e3 * time.time()))
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(session.changed.wait(), session.wait_s(time.monotonic()))
+                await asyncio.wait_for(session.changed.wait(), session.pace.wait_s(time.monotonic()))
 
     async def receive(self) -> str:
         message = await self.socket.receive()

@@ -13,6 +13,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +26,9 @@ from relic.serve.config import FORMATS, HEADER, Serve
 
 VERSION = 1
 STILL = 1
-MESSAGES = ("hello", "action", "ping", "bye")
+MESSAGES = ("hello", "action", "pause", "resume", "rewind", "ping", "bye")
 LARGEST_SEQUENCE = 2**32 - 1
+LONGEST_REWIND_S = 3600.0
 KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
@@ -41,16 +43,17 @@ class Picture:
     sequence: int
     receipt: int
     pose: np.ndarray  # [4, 4]
-    jpeg: bytes
+    encoded: Future[bytes]  # its JPEG
     made_ms: float
-    due: float  # on the session's clock, in seconds
+    due: float = 0.0  # on the session's clock, in seconds
     still: bool = False
 
 
 def pack(picture: Picture, sent_ms: float) -> bytes:
+    """The message of a picture that has been encoded."""
     flags = STILL if picture.still else 0
     head = (VERSION, flags, HEADER.size, picture.sequence, picture.receipt, picture.made_ms, sent_ms)
-    return HEADER.pack(*head, *picture.pose[:3].ravel().tolist()) + picture.jpeg
+    return HEADER.pack(*head, *picture.pose[:3].ravel().tolist()) + picture.encoded.result(0)
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
@@ -111,6 +114,14 @@ def parse_speed(speed: object, cfg: Serve) -> float:
     if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 < speed <= cfg.max_speed:
         raise ValueError(f"speed is {shown(speed)}; allowed is above 0 and at most {cfg.max_speed:g}")
     return float(speed)
+
+
+def parse_rewind(message: dict) -> float:
+    """Seconds that a rewind message asks to go back."""
+    seconds = message.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_REWIND_S:
+        raise ValueError(f"seconds is {shown(seconds)}; allowed is above 0 and at most {LONGEST_REWIND_S:g}")
+    return float(seconds)
 
 
 def read_image(encoded: str, cfg: Serve, *, height: int, width: int) -> np.ndarray:
