@@ -1,14 +1,16 @@
 // The page: walks that begin, wait, branch and end, and what there is to say about them.
 
+import { listen, speed } from "/web/controls.js";
 import { Drag } from "/web/drag.js";
 import { Gallery } from "/web/gallery.js";
-import { explain } from "/web/help.js";
+import { explain, facts } from "/web/help.js";
 import { Keys, inWords } from "/web/keys.js";
 import { Track } from "/web/map.js";
 import { Meters } from "/web/meters.js";
 import { Picture } from "/web/picture.js";
 import { Receipts } from "/web/receipts.js";
-import { Recorder } from "/web/recorder.js";
+import { Recorder, offer } from "/web/recorder.js";
+import { refuse, stopWaiting } from "/web/refusal.js";
 import { capital, card, cardTakesKeys, hideCard, status, toast, voice } from "/web/say.js";
 import { Refused, ask, give } from "/web/stream.js";
 import { Tools } from "/web/tools.js";
@@ -25,18 +27,17 @@ const drag = new Drag($("stage"), {
   most: () => world.max_speed,
   changed: act,
 });
-const walks = new Walks($("walks"), { chosen: go, closed: (walk) => walk.stream.leave() && gone(walk) });
+const walks = new Walks($("walks"), { chosen: go, closed: close });
 const tools = new Tools(
   { pause: $("pause"), rewind: $("rewind"), branch: $("branch"), record: $("record"), points: $("points") },
   { pause, rewind, branch, record },
 );
-const recorder = new Recorder(picture, { changed: (seconds) => tools.recording(seconds, recorder.ending), done: offer });
+const recorder = new Recorder(picture, { changed: (seconds) => tools.recording(seconds, recorder.ending), done: offered });
 
 let world = null;
 let gallery = null;
 let key = sessionStorage.getItem("relic-api-key") ?? "";
 let attempt = null; // the newest try to begin a walk
-let retry = 0;
 
 // what a walk's connection says; only the walk that is seen is shown
 const on = {
@@ -71,7 +72,7 @@ const on = {
     track.dirty = true;
     receipts.lose();
     keys.show([]);
-    if (walk.trail.latest) picture.back(walk.trail.latest);
+    picture.restart(picture.skipped);
     voice(`${seconds.toFixed(1)} seconds back`);
   },
   error: (walk, sentence) => toast(sentence),
@@ -96,6 +97,12 @@ const on = {
   },
 };
 
+function close(walk) {
+  walk.stream.leave();
+  if (walk === walks.current) card("The walk has ended", "", "Walk again", begin);
+  gone(walk);
+}
+
 function gone(walk) {
   const seen = walk === walks.current;
   walks.remove(walk);
@@ -104,7 +111,6 @@ function gone(walk) {
   keys.show([]);
   tools.show(null);
   $("left").textContent = "";
-  if (walk.stream.over && $("card").hidden) card("The walk has ended", "You ended it.", "Walk again", begin);
 }
 
 function painted({ receipt }) {
@@ -117,7 +123,6 @@ function painted({ receipt }) {
 
 // --- walking -------------------------------------------------------------------------------------------------------
 
-const speed = () => Number($("speed").value);
 const turns = () => Object.entries(drag.turns).filter(([action]) => keys.trained.has(action));
 const held = () => [...new Set([...keys.actions(), ...turns().map(([action]) => action)])];
 
@@ -134,10 +139,9 @@ function row() {
 function act() {
   const walk = walks.current;
   const words = [...(keys.actions().length ? [inWords(keys.actions())] : []), ...(turns().length ? ["looking around"] : [])];
-  $("doing").textContent = words.join(" + ") || inWords([]);
   if (!walk?.live) return held().length && cardTakesKeys() && begin();
   if (walk.paused && !held().length) return; // letting go is no reason to go on
-  receipts.sent(walk.stream.act(row(), speed()), held(), $("doing").textContent);
+  receipts.sent(walk.stream.act(row(), speed()), held(), words.join(" + ") || inWords([]));
 }
 
 function pause() {
@@ -148,6 +152,8 @@ function pause() {
   walk.paused = !walk.paused;
   tools.show(walk);
   rest();
+  receipts.lose();
+  keys.show([]);
   if (!walk.paused) act(); // what is held now, not what was held then
 }
 
@@ -203,7 +209,7 @@ function enter(walk) {
 }
 
 async function begin() {
-  clearTimeout(retry);
+  stopWaiting();
   if (!gallery.start) return;
   const mine = (attempt = Symbol());
   const left = walks.current;
@@ -228,31 +234,15 @@ async function begin() {
     track.show(walk.trail, walks.list.map((other) => other.trail));
     if (!matchMedia("(pointer: coarse)").matches) $("stage").focus({ preventScroll: true });
   } catch (error) {
-    if (mine === attempt) refuse(error);
+    if (mine !== attempt) return;
+    if (error.status === 413 || error.status === 422) gallery.refuse();
+    refuse(error, { again: begin, unlock });
   }
 }
 
-// why there is no walk, and what to do about it
-function refuse(error) {
-  const { status: code, message, retryAfter } = error;
-  status("off", "not walking");
-  if (!(error instanceof Refused)) return card("The server cannot be reached", "Is it still running?", "Try again", begin);
-  if (code === 401 || code === 403) {
-    $("key-form").hidden = false;
-    return card("A key is needed", capital(message), "Open", () => {
-      key = $("api-key").value.trim();
-      begin();
-    });
-  }
-  if (code === 429 || code === 503) return waitFor(capital(message), Math.max(2, retryAfter || 5), code);
-  if (code === 413 || code === 422) gallery.refuse();
-  card(code === 409 ? "One walk too many" : "That did not work", capital(message), "Try again", begin);
-}
-
-function waitFor(sentence, seconds, code) {
-  const title = code === 429 ? "The world is full" : "One moment";
-  card(title, `${sentence}. Trying again in ${seconds} s.`, "Try now", begin);
-  retry = setTimeout(() => (seconds > 1 ? waitFor(sentence, seconds - 1, code) : begin()), 1000);
+function unlock(given) {
+  key = given;
+  begin();
 }
 
 // what the picture's foot says about a world that stands still
@@ -274,61 +264,23 @@ function record() {
   if (picture.bitmap) recorder.start(world);
 }
 
-function offer(blob, ending) {
-  const name = `relic-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.${ending}`;
-  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+function offered(blob, ending) {
+  const name = offer(blob, ending);
   toast(`recorded ${(blob.size / 1e6).toFixed(1)} MB of ${ending.toUpperCase()}: ${name}`, true);
 }
 
 // --- the page ------------------------------------------------------------------------------------------------------
 
-const COMMANDS = { Space: pause, Backspace: () => rewind(tools.usual()), KeyB: branch, KeyV: record };
-
-addEventListener("keydown", (event) => {
-  if (event.target.matches("input, textarea")) return event.key === "Escape" && $("stage").focus();
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "?") $("help").open ? $("help").close() : $("help").showModal();
-  if ($("help").open || event.repeat) return;
-  if (event.key === "+" || event.key === "-") pace(event.key === "+" ? 1 : -1);
-  const other = walks.at(Number(/^Digit([1-9])$/.exec(event.code)?.[1]) - 1);
-  if (other) go(other);
-  const command = COMMANDS[event.code];
-  if (!command || (event.code === "Space" && event.target.matches("button, a"))) return;
-  event.preventDefault();
-  command();
+listen({
+  commands: { Space: pause, Backspace: () => rewind(tools.usual()), KeyB: branch, KeyV: record },
+  choose: (place) => walks.list[place] && go(walks.list[place]),
+  walking: () => Boolean(walks.current?.live),
+  changed: () => held().length && act(),
 });
-
-function pace(steps) {
-  $("speed")[steps > 0 ? "stepUp" : "stepDown"](Math.abs(steps));
-  $("speed").oninput();
-}
-
-$("speed").oninput = () => {
-  $("speed-shown").textContent = `${speed().toFixed(1)}×`;
-  if (held().length) act();
-};
-$("speed").onpointerup = () => $("stage").focus({ preventScroll: true });
-let wheel = 0; // pixels that are no step yet
-$("stage").addEventListener("wheel", (event) => {
-  if (!walks.current?.live || event.ctrlKey) return;
-  event.preventDefault();
-  wheel += event.deltaMode ? 40 * event.deltaY : event.deltaY;
-  if (Math.abs(wheel) < 40) return;
-  pace(-Math.sign(wheel));
-  wheel = 0;
-}, { passive: false });
-// a click leaves the space bar to the walk, not to the button that was clicked
-for (const part of [$("tools"), $("walks")]) {
-  part.addEventListener("click", (event) => event.detail && $("stage").focus({ preventScroll: true }));
-}
 $("start").onsubmit = (event) => {
   event.preventDefault();
   begin();
 };
-$("dice").onclick = () => ($("seed").value = Math.floor(Math.random() * 1e6));
-$("help-open").onclick = () => $("help").showModal();
 addEventListener("pagehide", () => walks.list.forEach((walk) => walk.stream.leave(true)));
 addEventListener("pageshow", (event) => event.persisted && location.reload());
 setInterval(rest, 300);
@@ -346,14 +298,7 @@ async function open() {
   document.documentElement.style.setProperty("--aspect", world.width / world.height);
   $("speed").max = world.max_speed;
   $("prompt").maxLength = world.prompt_characters;
-  const { about } = world;
-  const facts = [
-    `recipe ${world.recipe}`, `${world.width}×${world.height} at ${world.fps} a second`,
-    about.parameters && `${(about.parameters / 1e6).toFixed(1)} M parameters`, about.steps && `${about.steps} steps`,
-    about.memory && `memory in ${about.memory.toUpperCase()}, ${about.capacity} latents`,
-    about.linears && `linears in ${about.linears}`, about.device,
-  ];
-  $("about").textContent = facts.filter(Boolean).join(" · ");
+  $("about").textContent = facts(world);
   gallery = new Gallery(world, begin);
   const first = gallery.first();
   if (first) picture.still(await gallery.blob());

@@ -1,4 +1,4 @@
-// The list of all keys.
+// The list of all keys, and what there is to know of the model.
 
 import { KEYS } from "/web/keys.js";
 
@@ -21,4 +21,15 @@ export function explain(list, trained) {
     line.append(Object.assign(document.createElement("dd"), { textContent: does }));
     list.append(line);
   }
+}
+
+// what the server says of its model, in one line
+export function facts({ recipe, width, height, fps, about }) {
+  const all = [
+    `recipe ${recipe}`, `${width}×${height} at ${fps} a second`,
+    about.parameters && `${(about.parameters / 1e6).toFixed(1)} M parameters`, about.steps && `${about.steps} steps`,
+    about.memory && `memory in ${about.memory.toUpperCase()}, ${about.capacity} latents`,
+    about.linears && `linears in ${about.linears}`, about.device,
+  ];
+  return all.filter(Boolean).join(" · ");
 }

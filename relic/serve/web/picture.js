@@ -23,11 +23,11 @@ export class Picture {
     this.paint();
   }
 
-  restart() {
+  restart(skipped = 0) {
     this.walk = Symbol(); // what an earlier walk still decodes is not painted
     this.newest = -1; // sequence of the newest picture that was painted
     this.next = null; // {bitmap, header, painted}, decoded and waiting for the screen's next refresh
-    this.skipped = 0; // pictures that a slow screen did not take
+    this.skipped = skipped; // pictures that a slow screen did not take
   }
 
   // Decodes a picture and paints it at the screen's next refresh, then calls painted(header). Where the screen is slower
@@ -62,12 +62,6 @@ export class Picture {
     const bitmap = await createImageBitmap(blob);
     if (walk === this.walk && this.newest < 0) this.replace(bitmap);
     else bitmap.close();
-  }
-
-  // the walk goes back to what it saw earlier, and its own pictures go on from there
-  back(blob) {
-    this.restart();
-    return this.still(blob);
   }
 
   replace(bitmap) {

@@ -1,6 +1,6 @@
 // Every action that was sent, until a picture's receipt names it: what still waits, and how long the last ones took.
 
-const MOST_LINES = 4;
+const MOST_LINES = 3;
 
 export class Receipts {
   constructor(list) {

@@ -62,3 +62,12 @@ export class Recorder {
     this.on.changed(null);
   }
 }
+
+// hands the file over as a download; returns its name
+export function offer(blob, ending) {
+  const name = `relic-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.${ending}`;
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  return name;
+}

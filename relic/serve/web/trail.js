@@ -1,16 +1,14 @@
-// Where one walk has been and what it saw there, so that both can be cut back when the walk is.
+// Where one walk has been, picture by picture, so that it can be cut back when the walk is.
 
 const MOST_PLACES = 4000;
 const SHORT = 0.05; // a step that is not worth a place of its own
-const VIEW_EVERY = 4; // pictures
-const MOST_VIEWS = 64;
 
 export class Trail {
   constructor(family = Symbol()) {
     this.family = family; // walks that began in the same place and can be drawn on one map
-    this.places = [{ x: 0, z: 0, length: 0, moment: 0 }];
-    this.here = { ...this.places[0], heading: 0 };
-    this.views = []; // {moment, blob}: a few of the last seconds
+    this.places = [{ x: 0, z: 0, length: 0, moment: 0, heading: 0 }];
+    this.here = this.places[0];
+    this.latest = null; // the newest picture
     this.shift = null; // a picture's sequence number less its moment in the walk's own time
     this.since = 0; // pictures before this number are of a time that was taken back
   }
@@ -18,7 +16,7 @@ export class Trail {
   // the same past, which another walk goes on from
   fork() {
     const twin = new Trail(this.family);
-    return Object.assign(twin, { places: [...this.places], here: this.here, views: [...this.views], latest: this.latest });
+    return Object.assign(twin, { places: [...this.places], here: this.here, latest: this.latest });
   }
 
   get length() {
@@ -36,19 +34,15 @@ export class Trail {
     if (Math.hypot(x - last.x, z - last.z) > SHORT) this.places.push(this.here);
     if (this.places.length > MOST_PLACES) this.places = this.places.filter((_, i) => i % 2 === 0);
     this.latest = blob;
-    if (moment % VIEW_EVERY === 0) this.views = [...this.views.slice(1 - MOST_VIEWS), { moment, blob }];
     return true;
   }
 
-  // from picture number `sequence` on it is so many pictures earlier; what was seen then is the latest again
+  // picture number `sequence` shows again what was seen so many pictures before the newest one
   rewind(sequence, pictures) {
-    this.shift = (this.shift ?? 0) + pictures;
+    const moment = Math.max(0, this.here.moment - pictures);
+    this.shift = sequence - moment;
     this.since = sequence;
-    const moment = sequence - this.shift;
-    const before = (all) => all.filter((one) => one.moment < moment);
-    this.places = before(this.places).length ? before(this.places) : this.places.slice(0, 1);
-    this.views = before(this.views).length ? before(this.views) : this.views.slice(0, 1);
-    this.here = { heading: 0, ...this.places.at(-1) };
-    this.latest = this.views.at(-1)?.blob ?? this.latest;
+    this.places = this.places.filter((place) => place.moment <= moment);
+    this.here = { ...this.places.at(-1), moment };
   }
 }

@@ -3,8 +3,6 @@
 import { Stream } from "/web/stream.js";
 import { Trail } from "/web/trail.js";
 
-const MOST_KEYS = 9; // walks that a digit chooses
-
 export class Walk {
   // `on` is a Stream's listener, each of its functions given the walk first
   constructor(session, on, trail = new Trail(), sequence = 0) {
@@ -65,10 +63,6 @@ export class Walks {
     walk.item.remove();
     if (walk === this.current) this.current = null;
     this.draw();
-  }
-
-  at(place) {
-    return place < MOST_KEYS ? this.list[place] : undefined;
   }
 
   draw() {
