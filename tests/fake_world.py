@@ -68,7 +68,7 @@ class FakeWorld:
     """An engine that answers at once, or after `chunk_s`."""
 
     def __init__(self, chunk_s: float = 0.0):
-        self.chunk_s = chunk_s
+        self.chunk_s, self.warm_chunks = chunk_s, 3
         self.steps: list[tuple[str, int]] = []  # thread and walk of every step
         examples = tuple(Example(f"e{i}", f"wall {i}", "test", wall(20.0 * i, 1)) for i in range(3))
         about: dict[str, object] = {"memory": "fp8", "capacity": 8}

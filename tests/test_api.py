@@ -144,6 +144,32 @@ def test_there_is_no_way_back_before_the_first_moment(place):
         assert hear(stream, "error")["message"].startswith("seconds is 'long'; allowed is above 0 and at most 3600")
 
 
+def test_a_branch_goes_on_as_the_walk_does(place):
+    with follow(place) as (session, one):
+        say(one, "action", seq=1, keys=["dolly_in"])
+        before = [see(one) for _ in range(30)]
+        branch = httpx.post(f"{place}/v1/sessions/{session['id']}/branch", headers=bearer(session))
+        assert branch.status_code == 201
+        with connect(branch.json()["url"]) as other:
+            say(other, "hello", token=branch.json()["token"])
+            say(other, "action", seq=1, keys=["dolly_in"])
+            branched = [see(other) for _ in range(30)]
+        after = [see(one) for _ in range(60)]
+    walked = {tuple(header["pose"]): jpeg for header, jpeg in before + after}
+    assert branch.json()["id"] != session["id"]
+    assert branched[-1][0]["pose"][11] > before[-1][0]["pose"][11] > 1
+    assert all(walked[tuple(header["pose"])] == jpeg for header, jpeg in branched)
+
+
+def test_a_branch_needs_a_slot_and_counts_for_its_owner():
+    with serving(FakeWorld(), slots=3, sessions_each=2) as place:
+        first = post(place).json()
+        url = f"{place}/v1/sessions/{first['id']}/branch"
+        assert httpx.post(url).status_code == 401
+        assert httpx.post(url, headers=bearer(first)).json()["prompt"] == "wall 0"
+        assert httpx.post(url, headers=bearer(first)).status_code == 409
+
+
 def test_an_unknown_message_gets_a_sentence_and_the_walk_goes_on(place):
     with follow(place) as (_, stream):
         say(stream, "jump")

@@ -1,5 +1,6 @@
 """The pace of a walk's pictures: when they are shown, when chunks begin, what is dropped."""
 
+import itertools
 from concurrent.futures import Future
 
 import numpy as np
@@ -19,7 +20,7 @@ def chunk(pace: Pace, *at: float, since: float = 0.0) -> list[Made]:
     for part, now in zip(parts, at, strict=True):
         pace.add(part, now=now, made_ms=0.0)
     pace.finish(at[-1])
-    return sum(parts, [])
+    return [*itertools.chain(*parts)]
 
 
 def test_pictures_are_shown_at_the_worlds_rate():
@@ -87,7 +88,7 @@ def test_when_nobody_takes_pictures_the_oldest_are_dropped_and_not_encoded():
     chunks = [chunk(pace, step / 4) for step in range(5)]
     assert [picture.sequence for picture in pace.queue] == list(range(12, 20))
     assert pace.num_dropped == 12
-    assert [encoded.cancelled() for encoded, _ in sum(chunks, [])] == [True] * 12 + [False] * 8
+    assert [encoded.cancelled() for encoded, _ in itertools.chain(*chunks)] == [True] * 12 + [False] * 8
 
 
 def test_a_chunk_must_bring_all_its_pictures():

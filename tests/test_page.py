@@ -163,7 +163,7 @@ def test_a_start_image_a_prompt_and_a_seed_reach_the_world(page, place):
     page.locator("#examples button").nth(1).wait_for()
     page.get_by_role("button", name="Start again").click()
     page.wait_for_selector("body[data-state=live]")
-    assert (session_of(place).caption, session_of(place).seed) == ("a hall of glass", 7)
+    assert (session_of(place).asked.caption, session_of(place).asked.seed) == ("a hall of glass", 7)
 
 
 def test_choosing_another_start_begins_a_new_walk(page, place):
@@ -172,7 +172,7 @@ def test_choosing_another_start_begins_a_new_walk(page, place):
     until(lambda: number(page, "distance") > 8)
     page.keyboard.up("w")
     page.locator("#examples button").nth(2).click()
-    until(lambda: [s.caption for s in place.server.scheduler.sessions.values()] == ["wall 2"])
+    until(lambda: [s.asked.caption for s in place.server.scheduler.sessions.values()] == ["wall 2"])
     assert number(page, "distance") == 0
     page.keyboard.down("d")
     page.wait_for_selector("button[aria-label='right, key D'].shown")

@@ -190,6 +190,7 @@ def walked(num_chunks: int) -> Session:
         chunk(session, step / 4)
         session.pace.clear(step / 4)
         if session.wants_moment():
+            assert session.walk is not None
             session.put_by(session.walk.branch())
     return session
 

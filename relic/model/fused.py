@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from relic.model import block, rope, transformer
+from relic.model import block, fp8, rope, transformer
 
-PLACES = ((block, "modulated_norm"), (transformer, "modulated_norm"), (block, "gated"), (rope, "turn"))
+PLACES = ((block, "modulated_norm"), (transformer, "modulated_norm"), (block, "gated"), (rope, "turn"), (fp8, "to_fp8"))
 
 
 def use() -> None:

@@ -134,6 +134,10 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
     async def delete(request: Request, identity: str) -> None:
         scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
 
+    @app.post("/v1/sessions/{identity}/branch", status_code=201)
+    async def branch(request: Request, identity: str) -> dict:
+        return opened(request, await scheduler.branch(own_session(request, identity)))
+
     @app.websocket("/v1/sessions/{identity}/stream")
     async def walk(socket: WebSocket, identity: str) -> None:
         await Stream(socket, identity, scheduler, access, world, cfg).run()

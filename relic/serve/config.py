@@ -30,6 +30,10 @@ class Serve:
     device: str = "auto"  # auto (the GPU where there is one), cpu, cuda or cuda:N
     threads: int = 0  # of torch on the CPU; 0 leaves torch's own choice
     memory_dtype: str = "fp8"  # of the attention memory: fp8, bf16 or fp32
+    chunk: int = 0  # latents (of 4 frames) made together; fewer answer sooner; 0: as the export was measured
+    context: str = ""  # what the memory keeps: clean (one pass more) or noisy; empty: as the export was measured
+    compile: bool = True  # on a GPU: norms, RoPE and modulation as one kernel each
+    graphs: bool = True  # on a GPU: passes as CUDA graphs
     text_encoder: str = ""  # umT5's folder, for a model that takes its embeddings
 
     host: str = "127.0.0.1"
@@ -73,6 +77,11 @@ class Serve:
             raise ValueError(f"threads is {self.threads}; it must be at least 0, where 0 leaves torch's own choice")
         if self.memory_dtype not in ("fp8", "bf16", "fp32"):
             raise ValueError(f"memory_dtype is {self.memory_dtype!r}; allowed are fp8, bf16 and fp32")
+        if self.chunk < 0 or self.context not in ("", "clean", "noisy"):
+            raise ValueError(
+                f"chunk is {self.chunk} and context {self.context!r}; allowed are 1 latent or more, and clean or noisy; 0 and "
+                "nothing leave what the export was measured with"
+            )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
         if self.slots < 1 or self.sessions_each < 1:
@@ -81,8 +90,8 @@ class Serve:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
         if self.rewind_points < 0 or self.rewind_every_s <= 0:
             raise ValueError(
-                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least 0 "
-                "and above 0"
+                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least "
+                "0 and above 0"
             )
         if self.sockets < 0 or self.creates_per_minute <= 0 or self.messages_per_s < 1:
             raise ValueError(

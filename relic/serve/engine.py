@@ -8,6 +8,7 @@ training is extrapolation: it runs at the same speed and in the same memory, but
 
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,14 +26,14 @@ from relic.generate.rollout import Rollout
 from relic.geometry.actions import ACTIONS
 from relic.geometry.config import Actions
 from relic.memory.config import Memory
-from relic.model import fp8
+from relic.model import fp8, fused
 from relic.model.codec import Stream, VideoCodec
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
 from relic.model.weights import dials
 from relic.pretrained import codecs, words
 from relic.pretrained.words import Words
-from relic.serve import export
+from relic.serve import export, graphs
 from relic.serve.config import Serve
 from relic.serve.decoding import Pictures, decoder_on
 
@@ -104,6 +105,7 @@ class Walk(Protocol):
 
 class Engine(Protocol):
     world: World
+    warm_chunks: int  # of a walk that warms it up
 
     def open(self, image: np.ndarray, caption: str, seed: int) -> Walk: ...
 
@@ -123,6 +125,7 @@ class Student:
                  world: World, device: torch.device):  # fmt: skip
         self.model, self.codec, self.cfg, self.words = model, codec, cfg, words
         self.unit, self.world, self.device, self.decoder = unit, world, device, decoder_on(device)
+        self.warm_chunks = 3
         self.context: Context | None = None  # shared by the walks, of which one steps at a time
 
     @torch.inference_mode()
@@ -220,17 +223,40 @@ def load(cfg: Serve) -> Student:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     folder = export.find(cfg.export or export_of(Path(cfg.run)))
-    return read(folder, device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder)
+    changes = {"chunk": cfg.chunk, "context": cfg.context}
+    student = read(
+        folder, device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder,
+        **{name: value for name, value in changes.items() if value},
+    )  # fmt: skip
+    if device.type == "cuda":
+        make_fast(student, compile=cfg.compile, replay=cfg.graphs)
+    return student
 
 
-def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder: str) -> Student:
-    """The student and codec in the folder of an export, with its start images."""
+def make_fast(student: Student, *, compile: bool, replay: bool) -> None:
+    """Fused functions and CUDA graphs for a student on a GPU."""
+    if compile:
+        fused.use()
+    if replay:
+        graphs.use(student.model)
+        student.warm_chunks = num_states(student.cfg) + 1
+
+
+def num_states(cfg: RolloutConfig) -> int:
+    """Chunks of a walk after which its passes see no number of tokens that they have not seen."""
+    memory = cfg.memory
+    cycle = math.lcm(len(memory.schedule), cfg.chunk)
+    return -(-(memory.capacity + memory.window + cycle) // cfg.chunk)
+
+
+def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder: str, **changes: Any) -> Student:
+    """The student and codec in the folder of an export, with its start images; `changes` to the rollout's dials."""
     model, codec = export.load_student(folder, device), codecs.load(folder / "codec", device)
     said = words.of(model.cfg, text_encoder, device)
     num_parameters = sum(p.numel() for p in model.parameters())
     linears = fp8.make_ready(model, device)
     settings = artifacts.read_json(folder / export.SETTINGS)
-    rollout = rollout_of(settings["rollout"], memory_dtype)
+    rollout = replace(rollout_of(settings["rollout"], memory_dtype), **changes)
     about: dict[str, object] = {
         "chunk_latents": rollout.chunk, "steps": len(rollout.timesteps), "device": device_name(device),
         "memory": rollout.memory.dtype, "window": rollout.memory.window, "capacity": rollout.memory.capacity,

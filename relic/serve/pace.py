@@ -2,10 +2,10 @@
 
 - Pictures come latent by latent, while the rest of their chunk is still being made, and each is due one interval after
   the one before, or at once if it is late. Where the engine is slower than the world, the interval is what it needs.
-- A chunk begins as late as the last ones' times allow for all of its pictures to come when they are due, and never while
-  more than one chunk waits to be shown: what is made early shows old keys.
-- At most two chunks of pictures wait. When more are made than a slow connection takes, the oldest are dropped, and their
-  encoding with them if it has not begun.
+- A chunk begins as late as the last ones' times allow for all of its pictures to come when they are due, and never
+  while more than one chunk waits to be shown: what is made early shows old keys.
+- At most two chunks of pictures wait. When more are made than a slow connection takes, the oldest are dropped, and
+  their encoding with them if it has not begun.
 
 It is plain bookkeeping on one thread and is told the time. Times are seconds of one clock.
 """

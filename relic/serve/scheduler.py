@@ -6,7 +6,6 @@ each, so that a busy engine slows all of them alike and starves none. Whoever ch
 """
 
 import asyncio
-import functools
 import logging
 import time
 from collections import OrderedDict
@@ -25,7 +24,6 @@ from relic.serve.wire import encode_jpeg
 logger = logging.getLogger("relic.serve")
 
 TICK_S = 0.25  # how often deadlines are looked at
-WARM_CHUNKS = 3
 ENCODERS = 2  # threads
 STUCK_S = 120.0  # a call of the engine that lasts longer means a dead device
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
@@ -68,6 +66,17 @@ class Scheduler:
         )  # fmt: skip
         self.sessions[session.id] = session
         return session
+
+    async def branch(self, session: Session) -> Session:
+        """A new session in a free slot that goes on from the present moment of this one, or `Refused`."""
+        self.check_room(session.principal)
+        async with self.turn:
+            walk = await self.in_worker(session.walk.branch) if session.walk else None
+        self.find(session.id)  # it may have ended meanwhile, or the slot may be taken
+        self.check_room(session.principal)
+        branch = session.branch(new_identity(self.engine.world.export), walk, time.monotonic())
+        self.sessions[branch.id] = branch
+        return branch
 
     def find(self, identity: str) -> Session:
         if identity in self.sessions:
@@ -155,16 +164,14 @@ class Scheduler:
             if session.over:
                 return
             try:
-                if session.walk is None:
-                    asked = session.asked
-                    walk = await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
-                    if session.over:
-                        return
-                    session.walk = walk
-                walk = session.walk
+                walk = session.walk = session.walk or await self.open(session)
+                if session.over:
+                    return
                 actions = session.begin(walk.num_actions)
-                deliver = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self.deliver, session)
-                chunk_s = await self.in_worker(self.advance, walk, actions, deliver)
+                loop = asyncio.get_running_loop()
+                chunk_s = await self.in_worker(
+                    self.advance, walk, actions, lambda *made: loop.call_soon_threadsafe(session.deliver, *made)
+                )
                 if not session.over:
                     session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
                     if session.wants_moment():
@@ -174,10 +181,6 @@ class Scheduler:
                 logger.exception("session %s failed", session.id)
                 self.finish(session, "failed", "the engine failed in this walk; start another one")
                 await self.examine()
-
-    @staticmethod
-    def deliver(session: Session, made: list[Made], now: float, made_ms: float) -> None:
-        session.deliver(made, now=now, made_ms=made_ms)
 
     async def rewind(self, session: Session, seconds: float) -> None:
         """Goes back to the moment nearest to so long ago; ValueError where there is none."""
@@ -191,6 +194,10 @@ class Scheduler:
                 session.go_back(found, moment, branch, now)
                 session.tell({"type": "state", **session.report(now)})
         self.wake.set()
+
+    async def open(self, session: Session) -> Walk:
+        asked = session.asked
+        return await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
 
     async def examine(self) -> None:
         """Asks whether the device still computes."""
@@ -227,7 +234,7 @@ class Scheduler:
         image = world.examples[0].image if world.examples else np.zeros((world.height, world.width, 3), np.uint8)
         try:
             walk = self.engine.open(image, "", 0)
-            for _ in range(WARM_CHUNKS):
+            for _ in range(self.engine.warm_chunks):
                 seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), lambda *_: None)
             logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
         except Exception as error:

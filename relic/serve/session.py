@@ -7,7 +7,7 @@ Two clocks meet here. Actions come when a finger moves; pictures are made a chun
   as many frames as it lasted, at least one. So no tap is lost, and a frame's receipt names the action it shows.
 - A world without keys rests: standing still would push what was seen out of the memory. A paused one rests whatever is
   held, and of the actions that come meanwhile only the newest counts.
-- Every few seconds of the world's time a branch of the walk is put by; going back is going on from a branch of that one.
+- Every few seconds of the world's time a branch of the walk is put by; going back is going on from a branch of it.
 
 It is plain bookkeeping on one thread and is told the time, so tests need no waiting. Times are seconds of one clock.
 """
@@ -164,7 +164,7 @@ class Session:
         self.num_frames += count
         return actions
 
-    def deliver(self, made: Sequence[Made], *, now: float, made_ms: float) -> None:
+    def deliver(self, made: Sequence[Made], now: float, made_ms: float) -> None:
         """Pictures of the chunk in work."""
         if self.over:
             for encoded, _ in made:
@@ -224,8 +224,25 @@ class Session:
         self.pace.clear(now)
         self.walk, self.num_frames, self.last, self.woken = branch, moment.num_frames, moment.last, now
         self.tell({"type": "rewound", "seconds": round(seconds, 2), "sequence": self.pace.num_made})
-        if not moment.last.encoded.cancelled():  # as it is if it was dropped
-            self.pace.put(moment.last, now)
+        self.show(moment.last, now)
+
+    def branch(self, identity: str, walk: Walk | None, now: float) -> "Session":
+        """A session that goes on with `walk`, a branch of this one's, and begins with the newest picture."""
+        found = Session(
+            identity, principal=self.principal, image=self.image, asked=self.asked, cfg=self.cfg, fps=self.fps, now=now,
+            walk=walk, num_frames=self.num_frames,
+        )  # fmt: skip
+        found.moments.extend(self.moments)
+        found.last = self.last
+        if self.last is not None:
+            found.show(self.last, now)
+        return found
+
+    def show(self, picture: Picture, now: float) -> None:
+        """Shows a picture that was made before, if it was encoded and not dropped."""
+        if picture.encoded.done() and not picture.encoded.cancelled():
+            self.pace.put(picture, now)
+            self.changed.set()
 
 
 def new_identity(export: str) -> str:
