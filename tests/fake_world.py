@@ -11,7 +11,7 @@ import torch
 from relic.geometry.actions import integrate, signed
 from relic.geometry.config import Actions
 from relic.serve import app
-from relic.serve.access import Access
+from relic.serve.access import Access, read_secret
 from relic.serve.config import Serve
 from relic.serve.engine import Example, State, World
 
@@ -98,7 +98,7 @@ def serving(engine: FakeWorld, keys: dict[str, str] | None = None, **dials) -> I
     cfg = Serve(**{"run": "fake", "port": 0, **dials})
     listener = app.bind(cfg)
     place = Place(app.address(listener))
-    place.server = app.make_server(engine, cfg, Access(keys or {}, cfg.token_s))
+    place.server = app.make_server(engine, cfg, Access(keys or {}, cfg.token_s, read_secret(cfg.token_secret)))
     thread = threading.Thread(target=place.server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from relic.serve.access import Access, Refused, read_keys, read_secret
+from relic.serve.access import Access, Refused, network, read_keys, read_secret
 from relic.serve.config import Serve
 
 KEY = "correct-horse-battery"
@@ -84,3 +84,9 @@ def test_a_callers_address_is_believed_only_with_its_signature():
     forged = [None, "", "10.0.0.7", "10.0.0.7 xyz", "10.0.0.7 é", access.introduce("10.0.0.7").replace("7 ", "8 ")]
     for header in [*forged, f"{payload} {signature}", Access({}, 60.0).introduce("10.0.0.7")]:
         assert access.caller(header, "peer") == "peer"
+
+
+def test_a_caller_without_a_key_is_its_network():
+    assert network("10.0.0.7") == "10.0.0.7" == network("::ffff:10.0.0.7")
+    assert network("2001:db8:1:2:3::4") == network("2001:db8:1:2:9::9") == "2001:db8:1:2::/64"
+    assert (network("::1"), network("unknown")) == ("::1", "unknown")

@@ -42,6 +42,17 @@ def bearer(header: str | None) -> str:
     return value.strip() if scheme.lower() == "bearer" else ""
 
 
+def network(address: str) -> str:
+    """What one caller surely has for itself: an address, or of IPv6 the 64 bits before its own choice."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:  # of a connection that has none, such as a Unix socket's
+        return address
+    if parsed.version == 4 or parsed.is_loopback:
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed.packed, 64), strict=False))
+
+
 class Access:
     """Keys are held as hashes. A token is `payload.signature`, signed by `secret`; without one, by one of its own."""
 
@@ -61,9 +72,9 @@ class Access:
         return names[0] if names else None
 
     def principal(self, header: str | None, address: str) -> str:
-        """The API key's name, or the caller's address where no keys are configured."""
+        """The API key's name, or the caller's network where no keys are configured."""
         if not self.keys_needed:
-            return address
+            return network(address)
         if not bearer(header):
             raise Refused(401, "there is no API key; send the header 'Authorization: Bearer KEY'")
         name = self.key_holder(bearer(header))

@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-import logging
+import functools
 import signal
 import socket
 from types import FrameType
@@ -10,20 +10,25 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from relic.serve import engine
+from relic import place
+from relic.serve import engine, logs
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
+from relic.serve.connections import Bounded
 from relic.serve.scheduler import Scheduler
+from relic.serve.snapshots import Snapshots
+from relic.serve.transfer import Transfer
 
 SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
+MOST_ASKING = 256  # connections beside those of streams
 CLOSE_S = 5  # for connections to end after the last session
 
 
 def main(cfg: Serve) -> None:
     """Serves the export that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
     signal.signal(signal.SIGTERM, stop)  # process 1 of a container does not hear it by itself
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    logs.configure(cfg.log_format)
     with bind(cfg) as listener:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
         loaded = engine.load(cfg)
@@ -37,20 +42,27 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 
 def make_server(loaded: engine.Engine, cfg: Serve, access: Access) -> "Server":
-    scheduler = Scheduler(loaded, cfg)
-    return Server(build(loaded, cfg, access, scheduler), scheduler, cfg)
+    transfer = Transfer(Scheduler(loaded, cfg), snapshots(loaded.world.export, cfg, access))
+    return Server(build(loaded, cfg, access, transfer), transfer, cfg)
+
+
+def snapshots(export: str, cfg: Serve, access: Access) -> Snapshots | None:
+    if not cfg.snapshots:
+        return None
+    return Snapshots(place.opened(cfg.snapshots), export=export, sign=access.sign, lasts_s=cfg.session_s + cfg.lease_s)
 
 
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first lets the sessions come to their end; SIGINT and a second signal do not wait."""
 
-    def __init__(self, app: FastAPI, scheduler: Scheduler, cfg: Serve):
+    def __init__(self, app: FastAPI, transfer: Transfer, cfg: Serve):
         super().__init__(uvicorn.Config(
-            app, ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
+            app, http=functools.partial(Bounded, cfg.most_sockets + MOST_ASKING),
+            ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
             proxy_headers=False, server_header=False, access_log=False, log_level="warning",
-            timeout_graceful_shutdown=CLOSE_S,
+            timeout_graceful_shutdown=CLOSE_S, log_config=None,
         ))  # fmt: skip
-        self.scheduler, self.drain_s = scheduler, cfg.drain_s
+        self.transfer, self.scheduler, self.drain_s = transfer, transfer.scheduler, cfg.drain_s
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing: asyncio.Task | None = None
 
@@ -61,17 +73,17 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.loop is None:
             raise KeyboardInterrupt
-        self.loop.call_soon_threadsafe(self.close, self.drain_s if sig == signal.SIGTERM else 0.0)
+        self.loop.call_soon_threadsafe(self.close, sig == signal.SIGTERM)
 
-    def close(self, grace_s: float) -> None:
+    def close(self, gently: bool) -> None:
         """Drains, then exits; called again, exits at once."""
         if self.closing is not None:
             self.closing.cancel()
-            grace_s = 0.0
-        self.closing = asyncio.get_running_loop().create_task(self.drain(grace_s))
+            gently = False
+        self.closing = asyncio.get_running_loop().create_task(self.drain(gently))
 
-    async def drain(self, grace_s: float) -> None:
-        await self.scheduler.drain(grace_s)
+    async def drain(self, gently: bool) -> None:
+        await self.transfer.drain(self.drain_s if gently else 0.0, save=gently)
         await asyncio.sleep(0.2)  # the last sentences reach their pages
         self.should_exit = True
 
@@ -79,14 +91,14 @@ class Server(uvicorn.Server):
 def bind(cfg: Serve) -> socket.socket:
     """The listening socket, or one sentence about why there is none."""
     try:
-        family, _, _, _, place = socket.getaddrinfo(cfg.host, cfg.port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, where = socket.getaddrinfo(cfg.host, cfg.port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise ValueError(f"host is {cfg.host!r}, which has no address; give one of this machine") from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:
-        listener.bind(place)
+        listener.bind(where)
         listener.listen()
     except OSError as error:
         listener.close()

@@ -53,6 +53,7 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+    snapshots: str = ""  # a folder or s3:// that replicas share, to move walks between them; needs token_secret
     rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
     rewind_every_s: float = 2.0  # of the world's time, between two of them
 
@@ -88,6 +89,8 @@ class Serve:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
         if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        if self.snapshots and not self.token_secret:
+            raise ValueError(f"snapshots is {self.snapshots!r} without token_secret; give the file that replicas share")
         if self.rewind_points < 0 or self.rewind_every_s <= 0:
             raise ValueError(
                 f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least "

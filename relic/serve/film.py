@@ -20,7 +20,7 @@ from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.model.weights import load_transformer
 from relic.pretrained import codecs, words
-from relic.serve import engine, export, wire
+from relic.serve import engine, export, images, wire
 from relic.serve.config import Film
 from relic.serve.decoding import pictures
 
@@ -100,8 +100,8 @@ def networks(cfg: Film, source: Source | None, device: torch.device) -> tuple[Tr
 
 def picture(path: Path, *, height: int, width: int) -> np.ndarray:
     if not path.is_file():
-        raise ValueError(f"image is {str(path)!r}, which is no file; give a {wire.KINDS}")
-    return wire.fit(path.read_bytes(), height=height, width=width, most_pixels=MOST_PIXELS)
+        raise ValueError(f"image is {str(path)!r}, which is no file; give a {images.KINDS}")
+    return images.fit(path.read_bytes(), height=height, width=width, most_pixels=MOST_PIXELS)
 
 
 def rows(held: list[script.Held], sizes: dict[str, float], *, speed: float, chunk: int) -> Tensor:

@@ -36,6 +36,7 @@ class Asked:
     caption: str
     seed: int
     speed: float
+    format: str = "jpeg"  # of its pictures
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Session:
         self.changed = asyncio.Event()  # something is there to be sent
         self.notices: deque[dict] = deque(maxlen=16)  # messages that wait to be sent
         self.over: tuple[str, str] | None = None  # reason and sentence
+        self.leaving = False  # it is being saved to go on at another server
         # 1. the connection
         self.connection = 0  # counts connections: the newest one has the session
         self.attached = False
@@ -64,6 +66,7 @@ class Session:
         # 2. actions
         self.held = (0, static_row())  # seq and action [13] of the last chunk's end
         self.pending: list[tuple[float, int, np.ndarray]] = []  # when, seq, action
+        self.unanswered: deque[tuple[int, float]] = deque(maxlen=MOST_PENDING)  # seq of actions not shown yet, when
         self.acted = now
         self.woken = now  # when the connection came or the last rest ended
         self.paused = False
@@ -112,6 +115,7 @@ class Session:
 
     def act(self, seq: int, row: np.ndarray, now: float) -> None:
         """From now on this is held. A key wakes a paused world; letting go of one does not."""
+        self.unanswered.append((seq, now))
         if self.paused:
             self.pending.clear()
             self.held = (seq, row)
@@ -132,6 +136,15 @@ class Session:
     def resume(self, now: float) -> None:
         if self.paused:
             self.paused, self.woken = False, now
+
+    def answer_s(self, receipt: int, now: float) -> float | None:
+        """Seconds since the action of a receipt came, when a picture shows it first; those before it never will be."""
+        if all(seq != receipt for seq, _ in self.unanswered):
+            return None
+        while True:
+            seq, since = self.unanswered.popleft()
+            if seq == receipt:
+                return now - since
 
     @property
     def still(self) -> bool:

@@ -16,28 +16,36 @@ from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Serve
 from relic.serve.engine import World
-from relic.serve.scheduler import Scheduler
+from relic.serve.limits import Bucket, Messages, Sockets
 from relic.serve.session import Session
+from relic.serve.transfer import Transfer
+
+MOVED = 1012  # close code of a walk that goes on at another server ("service restart" of RFC 6455's registry)
+REWINDS_PER_S = 1.0  # of one stream: each copies a memory, while the other walks wait
+MOST_REWINDS = 4.0  # at once
 
 
 class Stream:
     """One connection to the session `identity`."""
 
-    def __init__(
-        self, socket: WebSocket, identity: str, scheduler: Scheduler, access: Access, world: World, cfg: Serve
-    ):
-        self.socket, self.identity, self.scheduler, self.access = socket, identity, scheduler, access
-        self.world, self.cfg = world, cfg
+    def __init__(self, socket: WebSocket, identity: str, transfer: Transfer, access: Access, world: World, cfg: Serve,
+                 sockets: Sockets):  # fmt: skip
+        self.socket, self.identity, self.transfer, self.access = socket, identity, transfer, access
+        self.world, self.cfg, self.sockets = world, cfg, sockets
+        self.scheduler, self.metrics = transfer.scheduler, transfer.scheduler.metrics
 
     async def run(self) -> None:
-        await self.socket.accept()
-        try:
-            session = await self.hello()
-            await self.walk(session)
-        except Refused as error:
-            await self.close(error.status, error.sentence)
-        except WebSocketDisconnect:
-            pass  # the page has gone; its lease runs
+        with self.sockets.place():
+            try:
+                with self.sockets.silence():
+                    await self.socket.accept()
+                    session = await self.hello()
+                await self.walk(session)
+            except Refused as error:
+                self.metrics.refused(error)
+                await self.close(error.status, error.sentence)
+            except WebSocketDisconnect:
+                pass  # the page has gone; its lease runs
 
     async def hello(self) -> Session:
         """The session of the first message's token."""
@@ -52,7 +60,7 @@ class Stream:
         if message["type"] != "hello":
             raise Refused(401, f"the first message is {message['type']!r}; it must be hello with the session's token")
         self.access.check(message.get("token"), self.identity)
-        return self.scheduler.find(self.identity)
+        return await self.transfer.find(self.identity)
 
     async def walk(self, session: Session) -> None:
         connection = session.attach(time.monotonic())
@@ -74,10 +82,15 @@ class Stream:
             session.detach(connection, time.monotonic())
 
     async def listen(self, session: Session) -> None:
-        """Takes messages in; a wrong one is answered by a sentence and forgotten."""
+        """Takes messages in; a wrong one is answered by a sentence and forgotten, as is one over the rate."""
+        now = time.monotonic()
+        messages, rewinds = Messages(self.cfg.messages_per_s, now), Bucket(REWINDS_PER_S, MOST_REWINDS, now)
         while True:
             try:
-                message = wire.parse(await self.receive(), self.cfg)
+                text = await self.receive()
+                if not messages.take(time.monotonic()):
+                    continue
+                message = wire.parse(text, self.cfg)
                 if message["type"] == "action":
                     seq, row = wire.parse_action(message, self.world.actions, self.cfg, session.asked.speed)
                     session.act(seq, row, time.monotonic())
@@ -90,9 +103,12 @@ class Stream:
                     session.tell({"type": "state", **session.report(time.monotonic())})
                     self.scheduler.wake.set()
                 elif message["type"] == "rewind":
-                    await self.scheduler.rewind(session, wire.parse_rewind(message))
+                    seconds = wire.parse_rewind(message)
+                    if rewinds.take(time.monotonic()):
+                        raise ValueError(f"rewinds come too fast; allowed is {REWINDS_PER_S:g} a second")
+                    await self.scheduler.rewind(session, seconds)
                 elif message["type"] == "ping":
-                    session.tell({"type": "pong", "at": message.get("at"), "token": self.access.issue(session.id)})
+                    session.tell({"type": "pong", "at": wire.parse_at(message), "token": self.access.issue(session.id)})
                 elif message["type"] == "bye":
                     self.scheduler.finish(session, "bye", "the page said bye")
                 else:
@@ -110,6 +126,11 @@ class Stream:
                 raise Refused(409, "another connection has taken this walk over")
             while session.notices:
                 await self.socket.send_json(session.notices.popleft())
+            if session.over is not None and session.over[0] == "moved":
+                token = self.access.issue(session.id)
+                await self.socket.send_json({"type": "moved", "token": token, "message": session.over[1]})
+                await self.socket.close(MOVED)
+                return
             if session.over is not None:
                 await self.socket.send_json({"type": "ended", "reason": session.over[0], "message": session.over[1]})
                 await self.socket.close(1000)
@@ -118,6 +139,10 @@ class Stream:
             if picture is not None:
                 await asyncio.wrap_future(picture.encoded)
                 await self.socket.send_bytes(wire.pack(picture, 1e3 * time.time()))
+                self.metrics.frames_sent.inc()
+                answer_s = session.answer_s(picture.receipt, time.monotonic())
+                if answer_s is not None:
+                    self.metrics.answer.observe(answer_s)
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(session.changed.wait(), session.pace.wait_s(time.monotonic()))

@@ -1,39 +1,30 @@
-"""What travels between page and server: messages in, frames out, start images in.
+"""What travels on a stream: messages in, frames out.
 
-A frame is one binary message, little-endian: the 76 bytes of HEADER, then a JPEG.
+A frame is one binary message, little-endian: the 76 bytes of HEADER, then a JPEG or a WebP, as its first bytes say.
     version u8 · flags u8 (bit 0: the start image) · length of the header u16 · sequence u32 · receipt u32 (`seq` of the
     action it shows, 0 before the first) · made f64, sent f64 (milliseconds of the server's clock) · pose 12 x f32, the
     upper three rows of the camera-to-world matrix, positions in the world's mean steps
 """
 
-import base64
-import binascii
-import io
 import json
-import math
-import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from relic.geometry.actions import ACTIONS, magnitudes, signed
-from relic.serve.config import FORMATS, HEADER, Serve
+from relic.serve.config import HEADER, Serve
+from relic.serve.images import TooLarge, shown
 
 VERSION = 1
 STILL = 1
 MESSAGES = ("hello", "action", "pause", "resume", "rewind", "ping", "bye")
 LARGEST_SEQUENCE = 2**32 - 1
+LATEST_MS = 1e15  # of a client's clock
 LONGEST_REWIND_S = 3600.0
-KINDS = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-
-
-class TooLarge(ValueError):
-    """More bytes or pixels than the server takes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Picture:
     sequence: int
     receipt: int
     pose: np.ndarray  # [4, 4]
-    encoded: Future[bytes]  # its JPEG
+    encoded: Future[bytes]  # its JPEG or WebP
     made_ms: float
     due: float = 0.0  # on the session's clock, in seconds
     still: bool = False
@@ -54,13 +45,6 @@ def pack(picture: Picture, sent_ms: float) -> bytes:
     flags = STILL if picture.still else 0
     head = (VERSION, flags, HEADER.size, picture.sequence, picture.receipt, picture.made_ms, sent_ms)
     return HEADER.pack(*head, *picture.pose[:3].ravel().tolist()) + picture.encoded.result(0)
-
-
-def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """The JPEG of a frame uint8 [H, W, 3], with colour at full resolution: the pictures are small."""
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
 
 
 def parse(text: str, cfg: Serve) -> dict:
@@ -98,6 +82,14 @@ def parse_action(message: dict, world: Mapping[str, float], cfg: Serve, speed: f
     return seq, magnitudes(signed(row * gamma)).numpy()
 
 
+def parse_at(message: dict) -> float | None:
+    """The time that a ping carries, which its pong returns."""
+    at = message.get("at")
+    if at is not None and (isinstance(at, bool) or not isinstance(at, int | float) or not abs(at) <= LATEST_MS):
+        raise ValueError(f"at is {shown(at)}; allowed is a number of milliseconds")
+    return at
+
+
 def usual(names: Iterable[object], world: Mapping[str, float]) -> Tensor:
     """Magnitudes [13] of the named actions together, each of its usual size; float64."""
     row = torch.zeros(len(ACTIONS), dtype=torch.float64)
@@ -122,40 +114,3 @@ def parse_rewind(message: dict) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_REWIND_S:
         raise ValueError(f"seconds is {shown(seconds)}; allowed is above 0 and at most {LONGEST_REWIND_S:g}")
     return float(seconds)
-
-
-def read_image(encoded: str, cfg: Serve, *, height: int, width: int) -> np.ndarray:
-    """A base64 image, its middle cropped and resized to the world's size: uint8 [height, width, 3]."""
-    encoded = encoded.partition(",")[2] if encoded.startswith("data:") else encoded
-    if len(encoded) * 3 // 4 > cfg.image_bytes + 2:
-        raise TooLarge(f"the image has {len(encoded) * 3 // 4} bytes; allowed are {cfg.image_bytes}")
-    try:
-        data = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"the image is broken ({shown(str(error))}); allowed is a {KINDS} in base64") from error
-    return fit(data, height=height, width=width, most_pixels=cfg.image_pixels, allowed=f"{KINDS} in base64")
-
-
-def fit(data: bytes, *, height: int, width: int, most_pixels: int, allowed: str = KINDS) -> np.ndarray:
-    """The middle of an image file, cropped and resized: uint8 [height, width, 3]."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if math.prod(image.size) > most_pixels:
-                raise TooLarge(f"the image is {image.width}x{image.height}; allowed are {most_pixels} pixels")
-            image.draft("RGB", (2 * max(width, height),) * 2)
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except TooLarge:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"the image has too many pixels; allowed are {most_pixels}") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"the image is of no known format; allowed is a {allowed}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise ValueError(f"the image is broken ({shown(str(error))}); allowed is a {allowed}") from error
-    return np.asarray(ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS))
-
-
-def shown(value: object) -> str:
-    """A value as a sentence can carry it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,156 @@
+"""The door for uploaded images: a process of its own decodes them, one at a time, with limited memory and time.
+
+A decoder is C code that reads what a stranger wrote. Here it has no torch, no model, no secret in its environment, no
+open file but two pipes, `image_memory` bytes of address space, `image_seconds` of CPU and no child processes. Whatever
+happens to it, the caller hears one sentence, the server goes on, and the next image finds a new process.
+
+    request   HEAD (height, width, most pixels, length) and the file's bytes
+    answer    REPLY (0 pixels, 1 wrong, 2 too large; length) and pixels uint8 [H, W, 3], or the sentence in UTF-8
+"""
+
+import asyncio
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from relic.serve import images
+from relic.serve.images import KINDS, TooLarge
+
+HEAD = struct.Struct("<IIQI")
+REPLY = struct.Struct("<BI")
+MOST_SAID = 4096  # bytes of a sentence
+MOST_INSIDE = 8  # images, the one at work included; each is held in memory
+INHERITED = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # what Python needs to find its packages
+CRASHED = f"the image could not be decoded; allowed is a {KINDS} in base64"
+
+
+class Busy(Exception):
+    """More images wait than the door can take."""
+
+
+@dataclass(frozen=True)
+class Doorman:
+    """A process that decodes, and the socket to it."""
+
+    process: subprocess.Popen
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+class Door:
+    """The process and who waits for it. `close` it in the end; it starts with the first image if not by `start`."""
+
+    def __init__(self, *, seconds: float, memory: int):
+        self.seconds, self.memory = seconds, memory
+        self.turn = asyncio.Lock()
+        self.inside = 0
+        self.doorman: Doorman | None = None
+
+    async def decode(self, data: bytes, *, height: int, width: int, most_pixels: int) -> np.ndarray:
+        """The middle of an image file as uint8 [height, width, 3]; ValueError, TooLarge or Busy in one sentence."""
+        if self.inside >= MOST_INSIDE:
+            raise Busy(f"{self.inside} images wait to be decoded already; come again in a moment")
+        self.inside += 1
+        try:
+            try:
+                await asyncio.wait_for(self.turn.acquire(), self.seconds)
+            except TimeoutError as error:
+                raise Busy(f"other images took longer than {self.seconds:g} s; come again in a moment") from error
+            try:
+                async with asyncio.timeout(self.seconds):
+                    return await self._ask(data, height=height, width=width, most_pixels=most_pixels)
+            except TimeoutError as error:
+                raise TooLarge(f"the image took longer than {self.seconds:g} s to decode") from error
+            finally:
+                self.turn.release()
+        finally:
+            self.inside -= 1
+
+    async def start(self) -> None:
+        async with self.turn:
+            await self._start()
+
+    async def close(self) -> None:
+        doorman, self.doorman = self.doorman, None
+        if doorman is not None:
+            doorman.process.kill()
+            doorman.writer.transport.abort()  # what it was still to be sent is of no use to anybody
+            await asyncio.to_thread(doorman.process.wait)
+
+    async def _start(self) -> Doorman:
+        if self.doorman is None:
+            here, there = socket.socketpair()
+            env = {name: os.environ[name] for name in INHERITED if name in os.environ}
+            env["OPENBLAS_NUM_THREADS"] = "1"  # each thread would take its share of the address space
+            command = [sys.executable, "-m", "relic.serve.door", str(self.seconds), str(self.memory)]
+            with there:
+                process = subprocess.Popen(command, stdin=there, stdout=there, stderr=subprocess.DEVNULL, env=env)
+            self.doorman = Doorman(process, *await asyncio.open_connection(sock=here))
+        return self.doorman
+
+    async def _ask(self, data: bytes, *, height: int, width: int, most_pixels: int) -> np.ndarray:
+        answered = False
+        try:
+            doorman = await self._start()
+            doorman.writer.write(HEAD.pack(height, width, most_pixels, len(data)) + data)
+            await doorman.writer.drain()
+            kind, length = REPLY.unpack(await doorman.reader.readexactly(REPLY.size))
+            if length > max(height * width * 3, MOST_SAID):
+                raise ValueError(CRASHED)
+            answer = await doorman.reader.readexactly(length)
+            answered = True
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise ValueError(CRASHED) from error
+        finally:
+            if not answered:  # late, dead or in the middle of an answer: the next image finds another process
+                await self.close()
+        if kind == 0:
+            return np.frombuffer(answer, np.uint8).reshape(height, width, 3)
+        raise (TooLarge if kind == 2 else ValueError)(answer.decode(errors="replace"))
+
+
+# --- in the process -------------------------------------------------------------------------------------------------
+
+
+def attend(seconds: float, memory: int) -> None:
+    """Answers requests on the standard streams until they end."""
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    images.fit(_smallest(), height=2, width=2, most_pixels=1)  # loads the decoders
+    for limit, value in (
+        (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 0),
+    ):  # fmt: skip
+        resource.setrlimit(limit, (value, value))
+    while head := source.read(HEAD.size):
+        height, width, most_pixels, length = HEAD.unpack(head)
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
+        kind, answer = answer_to(source.read(length), height=height, width=width, most_pixels=most_pixels)
+        sink.write(REPLY.pack(kind, len(answer)) + answer)
+        sink.flush()
+
+
+def answer_to(data: bytes, *, height: int, width: int, most_pixels: int) -> tuple[int, bytes]:
+    try:
+        allowed = f"{KINDS} in base64"
+        return 0, images.fit(data, height=height, width=width, most_pixels=most_pixels, allowed=allowed).tobytes()
+    except TooLarge as error:
+        return 2, str(error).encode()
+    except ValueError as error:
+        return 1, str(error).encode("utf-8", "replace")
+    except MemoryError:
+        return 2, b"the image needs more memory than one may take"
+
+
+def _smallest() -> bytes:
+    return images.encode(np.zeros((1, 1, 3), np.uint8), "webp", 50)
+
+
+if __name__ == "__main__":
+    attend(float(sys.argv[1]), int(sys.argv[2]))

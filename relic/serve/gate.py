@@ -1,0 +1,56 @@
+"""The first to see a request: pages of other sites are turned away, and every answer gets the same headers."""
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from relic.serve.access import Refused
+
+READING = ("GET", "HEAD", "OPTIONS")  # change nothing, and another site's page cannot see the answer
+HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}  # fmt: skip
+
+
+class Gate:
+    """ASGI around `app`; `answer` makes the response to a refusal."""
+
+    def __init__(self, app: ASGIApp, *, origins: tuple[str, ...], answer: Callable[[Refused], Response]):
+        self.app, self.answer = app, answer
+        self.origins = {origin.lower() for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        changes = scope["type"] == "websocket" or scope["method"] not in READING
+        if changes and not self.welcome(Headers(scope=scope)):
+            refused = self.answer(Refused(403, "pages of another site may not call this server", reason="origin"))
+            if scope["type"] == "websocket":
+                await WebSocket(scope, receive, send).send_denial_response(refused)
+            else:
+                await refused(scope, receive, with_headers)
+            return
+        await self.app(scope, receive, with_headers)
+
+    def welcome(self, headers: Headers) -> bool:
+        """No page calls (only browsers send an Origin), or the server's own does, or an allowed one.
+
+        The scheme is not compared: a proxy that speaks TLS stands between."""
+        origin = headers.get("origin", "").lower()
+        return not origin or origin in self.origins or urlsplit(origin).netloc == headers.get("host", "").lower() != ""
