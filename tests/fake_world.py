@@ -90,6 +90,7 @@ class Place(str):
     """The address of a running server, with its parts at hand."""
 
     server: app.Server
+    secret: bytes
 
 
 @contextlib.contextmanager

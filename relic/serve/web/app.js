@@ -3,15 +3,16 @@
 import { listen, speed } from "/web/controls.js";
 import { Drag } from "/web/drag.js";
 import { Gallery } from "/web/gallery.js";
+import { Held } from "/web/held.js";
 import { explain, facts } from "/web/help.js";
-import { Keys, inWords } from "/web/keys.js";
+import { Keys } from "/web/keys.js";
 import { Track } from "/web/map.js";
 import { Meters } from "/web/meters.js";
 import { Picture } from "/web/picture.js";
 import { Receipts } from "/web/receipts.js";
 import { Recorder, offer } from "/web/recorder.js";
-import { refuse, stopWaiting } from "/web/refusal.js";
-import { capital, card, cardTakesKeys, hideCard, status, toast, voice } from "/web/say.js";
+import { farewell, refuse, stopWaiting } from "/web/refusal.js";
+import { card, cardTakesKeys, hideCard, status, toast, voice } from "/web/say.js";
 import { Refused, ask, give } from "/web/stream.js";
 import { Tools } from "/web/tools.js";
 import { Walk, Walks } from "/web/walks.js";
@@ -22,11 +23,9 @@ const track = new Track($("map"));
 const meters = new Meters({ fps: $("fps"), latency: $("latency"), chunk: $("chunk"), dropped: $("dropped") }, $("bars"));
 const receipts = new Receipts($("receipts"));
 const keys = new Keys({ move: $("move"), look: $("look") }, act);
-const drag = new Drag($("stage"), {
-  allowed: () => Boolean(walks.current?.live),
-  most: () => world.max_speed,
-  changed: act,
-});
+const walking = () => Boolean(walks.current?.live);
+const drag = new Drag($("stage"), { allowed: walking, most: () => world.max_speed, changed: act });
+const held = new Held(keys, drag);
 const walks = new Walks($("walks"), { chosen: go, closed: close });
 const tools = new Tools(
   { pause: $("pause"), rewind: $("rewind"), branch: $("branch"), record: $("record"), points: $("points") },
@@ -48,7 +47,7 @@ const on = {
     hideCard();
     tools.show(walk);
     if (again) voice("the walk goes on");
-    if (!paused && (again || held().length)) act();
+    if (!paused && (again || held.names().length)) act();
   },
   picture(walk, header, blob) {
     if (!walk.trail.add(header, blob)) return;
@@ -88,18 +87,14 @@ const on = {
   },
   ended(walk, reason, sentence) {
     if (walk !== walks.current) toast(`${walk.name} has ended: ${sentence}`);
-    else {
-      const title = { idle: "The world fell asleep", lifetime: "The walk is over", lost: "The connection is gone", failed: "Something broke" };
-      status("off", "ended");
-      card(title[reason] ?? "The walk has ended", capital(sentence), "Walk again", begin);
-    }
+    else farewell(reason, sentence, begin);
     gone(walk);
   },
 };
 
 function close(walk) {
   walk.stream.leave();
-  if (walk === walks.current) card("The walk has ended", "", "Walk again", begin);
+  if (walk === walks.current) farewell("deleted", "you ended it", begin);
   gone(walk);
 }
 
@@ -117,31 +112,22 @@ function painted({ receipt }) {
   const action = receipts.seen(receipt);
   meters.paint(action?.ms ?? null);
   if (action) keys.show(action.names);
+  distance();
+}
+
+function distance() {
   const length = walks.current?.trail.length ?? 0;
   $("distance").textContent = length >= 1 ? `${Math.round(length)} steps` : "";
 }
 
 // --- walking -------------------------------------------------------------------------------------------------------
 
-const turns = () => Object.entries(drag.turns).filter(([action]) => keys.trained.has(action));
-const held = () => [...new Set([...keys.actions(), ...turns().map(([action]) => action)])];
-
-// names of actions, or 13 numbers where a drag says how much; the drag's own speed is not multiplied by the slider's
-function row() {
-  if (!turns().length) return keys.actions();
-  const numbers = world.actions.map((action) => (keys.actions().includes(action) ? world.trained[action] : 0));
-  for (const [action, factor] of turns()) {
-    numbers[world.actions.indexOf(action)] = Math.min((factor * world.trained[action]) / speed(), world.max_magnitude);
-  }
-  return numbers;
-}
-
 function act() {
   const walk = walks.current;
-  const words = [...(keys.actions().length ? [inWords(keys.actions())] : []), ...(turns().length ? ["looking around"] : [])];
-  if (!walk?.live) return held().length && cardTakesKeys() && begin();
-  if (walk.paused && !held().length) return; // letting go is no reason to go on
-  receipts.sent(walk.stream.act(row(), speed()), held(), words.join(" + ") || inWords([]));
+  const names = held.names();
+  if (!walk?.live) return names.length && cardTakesKeys() && begin();
+  if (walk.paused && !names.length) return; // letting go is no reason to go on
+  receipts.sent(walk.stream.act(held.row(world, speed()), speed()), names, held.words());
 }
 
 function pause() {
@@ -165,16 +151,17 @@ function rewind(seconds) {
 
 async function branch() {
   const walk = walks.current;
-  if (!walk?.live || $("branch").disabled) return;
-  $("branch").disabled = true;
-  try {
-    const session = await ask(`/v1/sessions/${walk.session.id}/branch`, { method: "POST", key: walk.session.token });
+  if (!walk?.live || tools.branching) return;
+  tools.branching = true;
+  tools.show(walk);
+  const asked = ask(`/v1/sessions/${walk.session.id}/branch`, { method: "POST", key: walk.session.token });
+  const refused = (error) => toast(error instanceof Refused ? error.message : "the server cannot be reached");
+  const session = await asked.catch(refused);
+  tools.branching = false;
+  if (session) {
     const twin = new Walk(session, on, walk.trail.fork(), walk.stream.sequence);
     walks.add(twin);
     if (walk === walks.current) go(twin);
-    voice(`${twin.name}, from here`);
-  } catch (error) {
-    toast(error instanceof Refused ? error.message : "the server cannot be reached");
   }
   tools.show(walks.current);
 }
@@ -187,10 +174,10 @@ function go(walk) {
   if (left?.live) left.stream.say({ type: "pause" });
   enter(walk);
   if (walk.trail.latest) picture.still(walk.trail.latest);
-  if (!walk.live) return;
+  voice(walk.name);
+  if (!walk.live) return status("waiting", "opening");
   hideCard();
   status("live", "walking");
-  voice(walk.name);
   walk.stream.say({ type: "resume" });
   walk.paused = false;
   tools.show(walk);
@@ -205,12 +192,13 @@ function enter(walk) {
   keys.show([]);
   tools.show(walk);
   track.show(walk?.trail ?? null, walks.list.map((other) => other.trail));
-  $("distance").textContent = $("left").textContent = "";
+  distance();
+  $("left").textContent = "";
 }
 
 async function begin() {
   stopWaiting();
-  if (!gallery.start) return;
+  if (!gallery?.start) return;
   const mine = (attempt = Symbol());
   const left = walks.current;
   status("waiting", "opening");
@@ -231,7 +219,7 @@ async function begin() {
     const walk = new Walk(session, on);
     walks.add(walk);
     walks.choose(walk);
-    track.show(walk.trail, walks.list.map((other) => other.trail));
+    track.show(walk.trail, []);
     if (!matchMedia("(pointer: coarse)").matches) $("stage").focus({ preventScroll: true });
   } catch (error) {
     if (mine !== attempt) return;
@@ -256,8 +244,6 @@ function rest() {
   if (walk?.live) status("live", said || "walking");
 }
 
-// --- recording -----------------------------------------------------------------------------------------------------
-
 function record() {
   if (recorder.running) return recorder.stop();
   if (!recorder.kind) return toast("this browser records no video");
@@ -274,8 +260,8 @@ function offered(blob, ending) {
 listen({
   commands: { Space: pause, Backspace: () => rewind(tools.usual()), KeyB: branch, KeyV: record },
   choose: (place) => walks.list[place] && go(walks.list[place]),
-  walking: () => Boolean(walks.current?.live),
-  changed: () => held().length && act(),
+  walking,
+  changed: () => held.names().length && act(),
 });
 $("start").onsubmit = (event) => {
   event.preventDefault();
@@ -294,7 +280,7 @@ async function open() {
     return card("The server cannot be reached", "Is it still running?", "Try again", open);
   }
   keys.train(Object.keys(world.trained));
-  explain($("help-keys"), keys.trained);
+  explain($("help-keys"), $("help-more"), keys.trained);
   document.documentElement.style.setProperty("--aspect", world.width / world.height);
   $("speed").max = world.max_speed;
   $("prompt").maxLength = world.prompt_characters;
@@ -304,7 +290,8 @@ async function open() {
   if (first) picture.still(await gallery.blob());
   if (recorder.kind) tools.recording(null, recorder.ending);
   status("off", "not walking");
-  card("Step inside", first ? "Press any key that walks, or click." : "Choose an image of your own.", first && "Walk", begin, true);
+  const how = first ? "Press any key that walks, or click." : "Choose an image of your own.";
+  card("Step inside", how, first && "Walk", begin, true);
 }
 
 open();

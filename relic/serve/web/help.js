@@ -3,24 +3,26 @@
 import { KEYS } from "/web/keys.js";
 
 const MORE = [
-  ["space", "pause, go on"],
+  ["space", "pause, and go on"],
   ["⌫", "back a few seconds"],
   ["B", "branch: a second walk from here"],
-  ["1 … 9", "another of your walks"],
+  ["1–9", "another of your walks"],
   ["V", "record"],
   ["+ −", "speed, also by the wheel"],
   ["drag", "look around"],
 ];
 
-export function explain(list, trained) {
-  const keys = KEYS.map(([action, , cap, does]) => [cap, does, trained.has(action)]);
-  for (const [cap, does, known = true] of [...keys, ...MORE]) {
-    const line = document.createElement("div");
-    line.className = known ? "" : "untrained";
-    line.append(Object.assign(document.createElement("dt"), { textContent: cap }));
-    line.append(Object.assign(document.createElement("dd"), { textContent: does }));
-    list.append(line);
-  }
+export function explain(motions, commands, trained) {
+  for (const [action, , cap, does] of KEYS) motions.append(line(cap, does, trained.has(action)));
+  for (const [cap, does] of MORE) commands.append(line(cap, does, true));
+}
+
+function line(cap, does, known) {
+  const found = document.createElement("div");
+  found.className = known ? "" : "untrained";
+  found.append(Object.assign(document.createElement("dt"), { textContent: cap }));
+  found.append(Object.assign(document.createElement("dd"), { textContent: does }));
+  return found;
 }
 
 // what the server says of its model, in one line

@@ -3,6 +3,7 @@
 const KINDS = ["video/mp4;codecs=avc1.42E01E", "video/mp4;codecs=avc1", "video/mp4", "video/webm;codecs=vp9", "video/webm"];
 const LEAST_HEIGHT = 480; // a small world is enlarged, as the page shows it
 const BITS = 0.16; // of the file for a pixel
+const TICK_MS = 250;
 const LONGEST_S = 600; // what is recorded waits in the browser's memory
 
 export class Recorder {
@@ -38,24 +39,26 @@ export class Recorder {
       track.stop();
       this.on.done(new Blob(parts, { type: recorder.mimeType }), this.ending);
     };
+    let drawn = 0;
     this.picture.painted = (bitmap) => {
       context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
       track.requestFrame();
+      drawn = performance.now();
     };
     recorder.start(1000);
     this.picture.painted(this.picture.bitmap);
     const began = performance.now();
     this.on.changed(0);
     this.timer = setInterval(() => {
-      const seconds = Math.floor((performance.now() - began) / 1000);
-      if (seconds >= LONGEST_S) this.stop();
-      else this.on.changed(seconds);
-    }, 250);
+      const now = performance.now();
+      if (now - drawn > TICK_MS) this.picture.painted(this.picture.bitmap); // a rest lasts as long in the file
+      if (now - began > 1000 * LONGEST_S) this.stop();
+      else this.on.changed(Math.floor((now - began) / 1000));
+    }, TICK_MS);
   }
 
   stop() {
     clearInterval(this.timer);
-    this.picture.painted(this.picture.bitmap); // the last picture lasts until now
     this.picture.painted = null;
     this.recorder.stop();
     this.recorder = null;

@@ -1,10 +1,22 @@
-// Why there is no walk, and what to do about it.
+// Why there is no walk, or no longer one, and what to do about it.
 
 import { capital, card, status } from "/web/say.js";
 import { Refused } from "/web/stream.js";
 
 const $ = (id) => document.getElementById(id);
+const ENDINGS = {
+  idle: "The world fell asleep",
+  lifetime: "The walk is over",
+  lost: "The connection is gone",
+  failed: "Something broke",
+};
 let timer = 0;
+
+// the walk that was seen has ended
+export function farewell(reason, sentence, again) {
+  status("off", "ended");
+  card(ENDINGS[reason] ?? "The walk has ended", capital(sentence), "Walk again", again);
+}
 
 // `again()` tries once more, `unlock(key)` with an API key
 export function refuse(error, { again, unlock }) {

@@ -72,7 +72,8 @@ export class Stream {
     if (this.live) this.extend();
     this.live = false;
     this.unanswered = 0;
-    if (performance.now() > this.until) return this.finish("lost", this.complaint ?? "the connection was lost and did not come back");
+    const sentence = this.complaint ?? "the connection was lost and did not come back";
+    if (performance.now() > this.until) return this.finish("lost", sentence);
     this.on.lost(this.moving);
     this.again = setTimeout(() => this.connect(), code === MOVED ? 0 : AGAIN_MS);
   }

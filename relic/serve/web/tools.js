@@ -9,6 +9,7 @@ export class Tools {
     this.elements = elements;
     this.on = on;
     this.walk = null;
+    this.branching = false; // a branch is asked for
     elements.pause.onclick = on.pause;
     elements.rewind.onclick = () => on.rewind(this.usual());
     elements.branch.onclick = on.branch;
@@ -20,7 +21,8 @@ export class Tools {
     this.walk = walk;
     const { pause, rewind, branch, points } = this.elements;
     const live = Boolean(walk?.live);
-    pause.disabled = branch.disabled = !live;
+    pause.disabled = !live;
+    branch.disabled = !live || this.branching;
     pause.lastElementChild.textContent = live && walk.paused ? "Go on" : "Pause";
     pause.setAttribute("aria-label", live && walk.paused ? "go on" : "pause");
     pause.classList.toggle("paused", live && walk.paused);
