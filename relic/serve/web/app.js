@@ -290,8 +290,8 @@ async function open() {
   if (first) picture.still(await gallery.blob());
   if (recorder.kind) tools.recording(null, recorder.ending);
   status("off", "not walking");
-  const how = first ? "Press any key that walks, or click." : "Choose an image of your own.";
-  card("Step inside", how, first && "Walk", begin, true);
+  const how = matchMedia("(pointer: coarse)").matches ? "Your thumbs walk and turn." : "Press any key that walks, or click.";
+  card("Step inside", first ? how : "Choose an image of your own.", first && "Walk", begin, true);
 }
 
 open();
