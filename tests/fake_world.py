@@ -14,6 +14,7 @@ from relic.serve import app
 from relic.serve.access import Access, read_secret
 from relic.serve.config import Serve
 from relic.serve.engine import Example, State, World
+from relic.serve.listener import address, bind
 
 TRAINED = ("dolly_in", "dolly_out", "truck_left", "truck_right", "pan_left", "pan_right")
 
@@ -97,8 +98,8 @@ class Place(str):
 def serving(engine: FakeWorld, keys: dict[str, str] | None = None, **dials) -> Iterator[Place]:
     """A real server around an engine, on a free port, in a thread."""
     cfg = Serve(**{"run": "fake", "port": 0, **dials})
-    listener = app.bind(cfg)
-    place = Place(app.address(listener))
+    listener = bind(cfg.host, cfg.port)
+    place = Place(address(listener))
     place.server = app.make_server(engine, cfg, Access(keys or {}, cfg.token_s, read_secret(cfg.token_secret)))
     thread = threading.Thread(target=place.server.run, kwargs={"sockets": [listener]})
     thread.start()

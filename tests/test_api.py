@@ -1,8 +1,11 @@
 """The session API over a real server: every answer a caller can get, right and wrong."""
 
 import base64
+import contextlib
+import functools
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,12 +19,13 @@ import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from relic.launch.client import follow, hear, say, see
-from relic.serve import app, wire
+from relic.serve import app, door, limits, wire
 from relic.serve.config import Serve
+from relic.serve.listener import bind
+from relic.serve.talk import follow, hear, say, see
 
 KEY = "correct-horse-battery"
 
@@ -80,6 +84,14 @@ def test_a_session_brings_pictures_with_pose_and_receipt(place):
     assert header["version"] == 1
     assert header["pose"][11] > 0  # forward is z
     assert header["sent"] >= header["made"] > 1e12
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_pictures_are_of_the_format_that_was_asked_for(place, kind):
+    with follow(place, example="e0", format=kind) as (session, stream):
+        assert session["format"] == kind
+        picture = Image.open(io.BytesIO(see(stream)[1]))
+    assert (picture.format, picture.size) == (kind.upper(), (48, 32))
 
 
 def test_pictures_come_in_real_time(place):
@@ -282,6 +294,66 @@ def test_idle_and_forgotten_sessions_end():
         assert not place.server.scheduler.sessions
 
 
+def test_who_asks_too_often_hears_when_to_come_again(place):
+    with serving(FakeWorld(), slots=9, sessions_each=9, creates_per_minute=3) as quick:
+        session = post(quick).json()
+        branch = f"{quick}/v1/sessions/{session['id']}/branch"
+        assert httpx.post(branch, headers=bearer(session)).status_code == 201
+        assert post(quick, example="nowhere").status_code == 422  # counts too: an image costs work before it is wrong
+        for answer in (post(quick), httpx.post(branch, headers=bearer(session))):
+            assert answer.status_code == 429
+            assert answer.json()["error"] == "you asked for too many walks; allowed are 3 a minute"
+            assert 1 <= int(answer.headers["retry-after"]) <= 20
+
+
+def test_streams_are_bounded_and_half_of_them_may_be_silent():
+    with serving(FakeWorld(), sockets=2, hello_s=0.5) as place, follow(place) as (session, _):
+        with connect(session["url"]):
+            with pytest.raises(InvalidStatus) as error, connect(session["url"]):
+                pass
+            assert error.value.response.status_code == 503
+            assert error.value.response.headers["retry-after"] == "2"
+            assert b"2 streams are open already, 1 of them without a hello" in error.value.response.body
+        time.sleep(0.1)
+        with connect(session["url"]) as again:
+            say(again, "hello", token=session["token"])
+            hear(again, "ready")
+
+
+def test_messages_over_the_rate_are_dropped_with_a_sentence_and_the_walk_goes_on(place):
+    with serving(FakeWorld(), messages_per_s=20) as slow, follow(slow) as (_, stream):
+        for at in range(60):
+            say(stream, "ping", at=at)
+        said = hear(stream, "error")["message"]
+        assert said == "more than 20 messages a second came; what is over the rate is dropped"
+        time.sleep(0.2)
+        say(stream, "ping", at=100)
+        answered = [hear(stream, "pong")["at"]]
+        while answered[-1] != 100:
+            answered.append(hear(stream, "pong")["at"])
+        assert all(at < 30 for at in answered[:-1])
+
+
+def test_a_stream_that_floods_is_closed_and_another_does_not_notice(monkeypatch):
+    monkeypatch.setattr(limits, "FLOOD_S", 0.3)
+    with serving(FakeWorld(), messages_per_s=20) as place, follow(place) as (_, quiet), follow(place) as (_, stream):
+        until = time.monotonic() + 5
+        with contextlib.suppress(ConnectionClosed):
+            while time.monotonic() < until:
+                stream.send("{}")
+        assert closing(stream) == ("more than 20 messages a second came for 0.3 s", 4429)
+        say(quiet, "ping", at=1)
+        assert hear(quiet, "pong")["at"] == 1
+
+
+def test_rewinds_have_a_rate_of_their_own(place):
+    with follow(place) as (_, stream):
+        for _ in range(6):
+            say(stream, "rewind", seconds=1)
+        sentences = [hear(stream, "error")["message"] for _ in range(6)]
+    assert sentences[-1] == "rewinds come too fast; allowed is 1 a second"
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +364,7 @@ def test_idle_and_forgotten_sessions_end():
         ({"prompt": "x"}, 422, "give either an example or an image"),
         ({"example": "e0", "seed": "one"}, 422, "seed is 'one'"),
         ({"example": "e0", "colour": 1}, 422, "colour is 1"),
+        ({"example": "e0", "format": "gif"}, 422, "format is 'gif': Input should be 'jpeg' or 'webp'"),
         ({"example": "e0", "speed": 90}, 422, "speed is 90.0; allowed is above 0 and at most 2.5"),
         ({"example": "e0", "prompt": "x" * 401}, 422, "the prompt has 401 characters; allowed are 400"),
         ({"image": "AAAA"}, 422, "the image is of no known format; allowed is a PNG, JPEG or WEBP in base64"),
@@ -319,6 +392,23 @@ def test_only_json_is_taken(place):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_an_uploaded_image_is_cropped_to_the_worlds_size(place, kind):
     assert post(place, image=encoded(kind), prompt="red").status_code == 201
+
+
+def test_an_image_that_ends_its_decoder_is_a_sentence_and_the_next_one_is_taken(monkeypatch):
+    with serving(FakeWorld(), image_seconds=0.5) as place:
+        monkeypatch.setattr(door.Door, "_start", functools.partialmethod(hanging, door.Door._start))
+        answer = post(place, image=encoded())
+        assert (answer.status_code, answer.json()["error"]) == (413, "the image took longer than 0.5 s to decode")
+        monkeypatch.undo()
+        assert post(place, image=encoded()).status_code == 201
+        assert httpx.get(f"{place}/healthz").status_code == 200
+
+
+async def hanging(self: door.Door, start) -> door.Doorman:
+    """The process, stopped: it answers nothing."""
+    doorman = await start(self)
+    os.kill(doorman.process.pid, signal.SIGSTOP)
+    return doorman
 
 
 def test_a_message_that_is_too_long_ends_the_connection(place):
@@ -378,7 +468,7 @@ def test_sigterm_lets_walks_finish_and_admits_nobody():
 
 
 def test_a_port_in_use_is_one_sentence_before_anything_loads():
-    with app.bind(Serve(run="nowhere", port=0)) as listener:
+    with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} on 127.0.0.1 is in use; choose another"):
             app.main(Serve(run="nowhere", port=port))

@@ -100,6 +100,8 @@ def take(text: str) -> None:
         assert row.shape == (13,)
         assert np.isfinite(row).all()
         assert (row >= 0).all()
+    elif said["type"] == "rewind":
+        assert 0 < wire.parse_rewind(said) < 1e6
     elif said["type"] == "ping":
         json.dumps({"at": wire.parse_at(said)}, allow_nan=False).encode()
 

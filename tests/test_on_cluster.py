@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 
 from relic import cluster as clusters
 from relic import steps, tracking
-from relic.launch import client
+from relic.launch import visit
 from relic.pipeline import argo
 from relic.pipeline.component import Component, Placeholder
 from relic.pipeline.graph import FanOut, Graph, Input, Parameter
@@ -213,7 +213,7 @@ def test_mlflow_has_a_run_of_the_workflow_and_the_steps_under_it(space: Space, f
 
 def test_the_served_model_answers_a_session_through_its_service(space: Space, first: Disturbed) -> None:
     with on_cluster.forwarded("relic", "service/relic-serve", 8000) as url:
-        said = client.play(url, pictures=16, picture_s=60)
+        said = visit.play(url, pictures=16, picture_s=60)
     assert said["pictures"] >= 16
     assert served(space) == deployed(space)["export"]
 

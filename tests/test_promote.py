@@ -20,9 +20,10 @@ from fake_world import FakeWorld, Place, serving, wall
 from tiny_models import transformer
 
 from relic import artifacts, steps, tracking
-from relic.launch import client, promote
+from relic.launch import promote, visit
 from relic.launch.config import Deploy, Threshold
 from relic.mistakes import UserError
+from relic.serve import talk
 from relic.tracking import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*")  # MLflow's own use of SQLAlchemy
@@ -75,7 +76,7 @@ def sessions_go_well() -> Iterator[None]:
     """Deployments without a server."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(promote, "serving", lambda *_, **__: contextlib.nullcontext("http://nowhere"))
-        patch.setattr(client, "play", lambda *_, **__: SESSION)
+        patch.setattr(visit, "play", lambda *_, **__: SESSION)
         yield
 
 
@@ -245,7 +246,7 @@ def place() -> Iterator[Place]:
 
 
 def test_a_session_is_measured_and_leaves_its_slot(place: Place) -> None:
-    played = client.play(place, pictures=24, picture_s=5.0)
+    played = visit.play(place, pictures=24, picture_s=5.0)
     assert 24 <= played["pictures"] < 60
     assert 0 < played["latency_p50_ms"] < 1000
     assert 20 < played["pictures_per_s"] < 60  # the world has 40 a second
@@ -256,16 +257,16 @@ def test_a_session_waits_for_a_place_and_for_the_export_that_was_rolled_out(monk
     old, new = "0" * 20, "1" * 20
     engine = FakeWorld()
     engine.world = replace(engine.world, export=old)
-    monkeypatch.setattr(client, "RETRY_S", 0.05)
+    monkeypatch.setattr(talk, "RETRY_S", 0.05)
     with serving(engine, {"k" * 16: "deploy"}, slots=1) as place:
-        taken = client.ask("POST", f"{place}/v1/sessions", body={"example": "e0"}, token="k" * 16)
-        free = threading.Timer(0.3, client.ask, ("DELETE", f"{place}/v1/sessions/{taken['id']}"), {"token": "k" * 16})
+        taken = talk.ask("POST", f"{place}/v1/sessions", body={"example": "e0"}, token="k" * 16)
+        free = threading.Timer(0.3, talk.ask, ("DELETE", f"{place}/v1/sessions/{taken['id']}"), {"token": "k" * 16})
         free.start()
-        assert client.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=old, wait_s=5.0)["pictures"] >= 24
+        assert visit.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=old, wait_s=5.0)["pictures"] >= 24
         with pytest.raises(RuntimeError, match=f"serves the export {old}, not {new}"):
-            client.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=new, wait_s=0.2)
-        with pytest.raises(client.Answered, match="is answered by 401"):
-            client.play(place, pictures=24, picture_s=5.0, export=old, wait_s=60.0)
+            visit.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=new, wait_s=0.2)
+        with pytest.raises(talk.Answered, match="is answered by 401"):
+            visit.play(place, pictures=24, picture_s=5.0, export=old, wait_s=60.0)
         assert not place.server.scheduler.sessions
 
 
@@ -276,19 +277,19 @@ def test_a_session_waits_for_a_place_and_for_the_export_that_was_rolled_out(monk
 def test_a_world_that_stands_still_is_seen(frame: np.ndarray, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fake_world.wall", lambda x, scale: frame)
     with serving(FakeWorld()) as frozen, pytest.raises(RuntimeError, match=said):
-        client.play(frozen, pictures=24, picture_s=5.0)
+        visit.play(frozen, pictures=24, picture_s=5.0)
 
 
 def test_a_world_that_breaks_is_said_with_its_sentence(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     with serving(FakeWorld()) as broken:
         monkeypatch.setattr("fake_world.wall", lambda x, scale: 1 / 0)
         with pytest.raises(RuntimeError, match="the session has ended: the engine failed in this walk"):
-            client.play(broken, pictures=24, picture_s=5.0)
+            visit.play(broken, pictures=24, picture_s=5.0)
 
 
 def test_a_refusal_of_the_server_is_said(place: Place) -> None:
     with pytest.raises(RuntimeError, match=r"POST http.*/v1/sessions is answered by 422: .*there is no example 'x'"):
-        client.ask("POST", f"{place}/v1/sessions", body={"example": "x"})
+        talk.ask("POST", f"{place}/v1/sessions", body={"example": "x"})
 
 
 @pytest.mark.parametrize(

@@ -182,12 +182,12 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
 
     pictures = {f"{place}.jpg": images.encode(e.image, "jpeg", 95) for place, e in enumerate(world.examples)}
 
-    @app.get("/v1/examples/{name}", response_class=Jpeg, responses=errors(404))
+    @app.get("/v1/examples/{name}", response_class=Response, responses=schema.JPEG | errors(404))
     async def example(name: Annotated[str, schema.EXAMPLE]) -> Response:
         """The start picture of an example."""
         if name not in pictures:
             raise Refused(404, f"there is no example {images.shown(name)}; there are {len(pictures)}")
-        return Jpeg(pictures[name])
+        return Response(pictures[name], media_type="image/jpeg")
 
     @app.get("/v1/replica", response_model=schema.Replica, responses=errors(401, 403), dependencies=[Security(ROUTER)])
     async def replica(request: Request) -> dict:
@@ -236,11 +236,8 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
         return FileResponse(WEB / "index.html")
 
     app.mount("/web", StaticFiles(directory=WEB), name="web")
+    schema.tidy(app.openapi())  # which keeps it
     return app
-
-
-class Jpeg(Response):
-    media_type = "image/jpeg"
 
 
 class Exposition(Response):

@@ -1,8 +1,6 @@
 """`relic serve`: takes the port, loads an export, warms it and answers until a signal comes."""
 
 import asyncio
-import errno
-import functools
 import signal
 import socket
 from types import FrameType
@@ -15,12 +13,12 @@ from relic.serve import engine, logs
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
-from relic.serve.connections import Bounded
+from relic.serve.connections import bounded
+from relic.serve.listener import address, bind
 from relic.serve.scheduler import Scheduler
 from relic.serve.snapshots import Snapshots
 from relic.serve.transfer import Transfer
 
-SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
 MOST_ASKING = 256  # connections beside those of streams
 CLOSE_S = 5  # for connections to end after the last session
 
@@ -29,7 +27,7 @@ def main(cfg: Serve) -> None:
     """Serves the export that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
     signal.signal(signal.SIGTERM, stop)  # process 1 of a container does not hear it by itself
     logs.configure(cfg.log_format)
-    with bind(cfg) as listener:
+    with bind(cfg.host, cfg.port) as listener:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
         loaded = engine.load(cfg)
         print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
@@ -57,7 +55,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, transfer: Transfer, cfg: Serve):
         super().__init__(uvicorn.Config(
-            app, http=functools.partial(Bounded, cfg.most_sockets + MOST_ASKING),
+            app, http=bounded(cfg.most_sockets + MOST_ASKING),
             ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
             proxy_headers=False, server_header=False, access_log=False, log_level="warning",
             timeout_graceful_shutdown=CLOSE_S, log_config=None,
@@ -86,31 +84,3 @@ class Server(uvicorn.Server):
         await self.transfer.drain(self.drain_s if gently else 0.0, save=gently)
         await asyncio.sleep(0.2)  # the last sentences reach their pages
         self.should_exit = True
-
-
-def bind(cfg: Serve) -> socket.socket:
-    """The listening socket, or one sentence about why there is none."""
-    try:
-        family, _, _, _, where = socket.getaddrinfo(cfg.host, cfg.port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise ValueError(f"host is {cfg.host!r}, which has no address; give one of this machine") from error
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    try:
-        listener.bind(where)
-        listener.listen()
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            said = f"port {cfg.port} on {cfg.host} is in use; choose another by --port, or 0 for a free one"
-        else:
-            said = f"{cfg.host}:{cfg.port} cannot be taken ({error.strerror}); choose another --host or --port"
-        raise ValueError(said) from error
-    return listener
-
-
-def address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

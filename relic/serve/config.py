@@ -12,6 +12,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
 PICTURES = ("jpeg", "webp")  # formats of the pictures of a walk
 LEAST_IMAGE_MEMORY = 1 << 28  # bytes: what the process that decodes needs for itself, and a small image
 HEADER = struct.Struct("<BBHIIdd12f")  # before the bytes of a picture: see serve/wire.py
+STILL = 1  # of the header's flags: the start image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,8 @@ class Serve:
             raise ValueError(f"memory_dtype is {self.memory_dtype!r}; allowed are fp8, bf16 and fp32")
         if self.chunk < 0 or self.context not in ("", "clean", "noisy"):
             raise ValueError(
-                f"chunk is {self.chunk} and context {self.context!r}; allowed are 1 latent or more, and clean or noisy; 0 and "
-                "nothing leave what the export was measured with"
+                f"chunk is {self.chunk} and context {self.context!r}; allowed are 1 latent or more, and clean or noisy; 0 "
+                "and nothing leave what the export was measured with"
             )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
@@ -134,6 +135,79 @@ class Serve:
     def body_bytes(self) -> int:
         """The largest body of a request: an image in base64 and what is around it."""
         return self.image_bytes * 4 // 3 + 65536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """A router of sessions to several servers (`relic serve`), its replicas. Durations are in seconds."""
+
+    replicas: str  # NAME:PORT, several between commas; a name stands for all addresses that it has at the moment
+    token_secret: str  # the file whose content signs tokens, the same as the replicas'
+
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0 takes a free one
+    log_format: str = "text"  # or json, a line a record
+    deletion_cost: bool = False  # in a cluster: tells it, by an annotation, which pod has the fewest walks
+
+    ask_s: float = 1.0  # between two questions to a replica how it is
+    dead_s: float = 5.0  # a replica that is silent for longer has died; one that refuses a connection has at once
+    answer_s: float = 60.0  # for a replica's answer to a caller's request
+    header_s: float = 10.0  # for the head of a request, and between two parts of its body
+    hello_s: float = 10.0  # for the first message of a connection
+
+    sockets: int = 2048  # connections of callers that may be open
+    body_bytes: int = (8 << 20) * 4 // 3 + 65536  # of a request: an image in base64 and what is around it
+    message_bytes: int = 8192  # of one message of a caller
+    queue: int = 4  # pictures of a stream that wait in the router for a slow reader
+
+    def __post_init__(self) -> None:
+        assert self.places
+        if not self.token_secret:
+            raise ValueError("token_secret is empty; it must be the file with the secret that the replicas have too")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"log_format is {self.log_format!r}; allowed are text and json")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
+        if min(self.ask_s, self.dead_s, self.answer_s, self.header_s, self.hello_s) <= 0:
+            raise ValueError("ask_s, dead_s, answer_s, header_s and hello_s must all be above 0 seconds")
+        if min(self.sockets, self.body_bytes, self.message_bytes, self.queue) < 1:
+            raise ValueError("sockets, body_bytes, message_bytes and queue must all be at least 1")
+
+    @property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """The names and ports of `replicas`."""
+        found = [re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:]+):(\d{1,5})", one) for one in self.replicas.split(",")]
+        if not all(found):
+            raise ValueError(f"replicas is {self.replicas!r}; it must be NAME:PORT, or several between commas")
+        return tuple((one[1].strip("[]"), int(one[2])) for one in found if one)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """A walk through a server's world without a page."""
+
+    address: str  # of a server or router: http://HOST:PORT
+    script: str = ""  # what is held and how long, as `relic generate --actions` has it; empty: keys of the terminal
+    out: str = ""  # an .mp4, or a folder that takes a file a frame; empty: nothing is kept
+
+    example: str = ""  # the start image: an example's id; empty: the first one
+    image: str = ""  # or a picture, PNG, JPEG or WEBP
+    prompt: str = ""  # what the world looks like; an example brings its own
+    seed: int = 0
+    speed: float = 1.0  # multiplies the usual size of every action
+    format: str = "jpeg"  # of the frames: jpeg or webp
+    key_file: str = ""  # holds an API key; without it, RELIC_API_KEY does
+    wait_s: float = 0.0  # how long a server that is full or warming up is asked again
+
+    def __post_init__(self) -> None:
+        if not self.address.startswith(("http://", "https://")):
+            raise ValueError(f"address is {self.address!r}; it must be a server's, such as http://127.0.0.1:8000")
+        if self.example and self.image:
+            raise ValueError(f"both example {self.example!r} and image {self.image!r} are given; allowed is one")
+        if self.format not in PICTURES:
+            raise ValueError(f"format is {self.format!r}; allowed are {' and '.join(PICTURES)}")
+        if self.speed <= 0:
+            raise ValueError(f"speed is {self.speed}; it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """The server's HTTP connections: so many at most, and none that holds its place without asking for something."""
 
 import asyncio
-from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -12,9 +11,8 @@ HEAD_S = 10.0  # for the head of a request, from the connection's begin or the l
 class Bounded(H11Protocol):
     """uvicorn's protocol for HTTP/1.1; what becomes a WebSocket is looked after by `stream` from then on."""
 
-    def __init__(self, most: int, head_s: float = HEAD_S, **values: Any):
-        super().__init__(**values)
-        self.most, self.head_s = most, head_s
+    most: int
+    head_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -31,3 +29,8 @@ class Bounded(H11Protocol):
             self.transport.close()
         else:
             self.loop.call_later(self.head_s, self.look, self.cycle)
+
+
+def bounded(most: int, head_s: float = HEAD_S) -> type[Bounded]:
+    """The protocol with its limits, which uvicorn makes for every connection."""
+    return type("Bounded", (Bounded,), {"most": most, "head_s": head_s})

@@ -57,7 +57,7 @@ class Aside:
     at_once = True
 
     def __init__(self, device: torch.device):
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device, priority=-1)  # before the pass that the memory asks for
         self.seconds = 0.0
 
     def start(self, stream: Stream, latents: Tensor, poses: Tensor) -> Pictures:

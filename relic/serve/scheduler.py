@@ -192,7 +192,7 @@ class Scheduler:
                         session.put_by(await self.in_worker(walk.branch))
                     session.tell({"type": "state", **session.report(time.monotonic())})
             except Exception:
-                logger.exception("session %s failed", session.id)
+                logger.exception("session failed", extra={"facts": {"session": session.id}})
                 self.finish(session, "failed", "the engine failed in this walk; start another one")
                 await self.examine()
 

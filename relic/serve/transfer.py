@@ -16,6 +16,7 @@ from typing import Any
 from relic.mistakes import UserError
 from relic.serve.access import Refused
 from relic.serve.engine import Walk
+from relic.serve.logs import note
 from relic.serve.scheduler import Scheduler
 from relic.serve.session import Asked, Session, static_row
 from relic.serve.snapshots import Snapshot, Snapshots, Unusable
@@ -64,6 +65,8 @@ class Transfer:
         finally:
             scheduler.arriving.pop(identity, None)
         session = scheduler.sessions[identity] = restored(identity, snapshot.session, walk, scheduler)
+        scheduler.metrics.snapshots.labels("restored").inc()
+        note("session restored", session=identity)
         self.do(quietly(snapshots.remove, snapshot.folder))
         return session
 
@@ -77,6 +80,7 @@ class Transfer:
                 return await self.scheduler.in_worker(self.scheduler.engine.restore, state)
             except Exception as error:
                 logger.exception("the snapshot %s cannot be gone on from", snapshot.folder)
+                self.scheduler.metrics.snapshots.labels("restore_failed").inc()
                 raise Unusable("the saved walk cannot go on here; start another one") from error
 
     # --- leaving --------------------------------------------------------------------------------------------------
@@ -103,9 +107,11 @@ class Transfer:
             folder = await asyncio.to_thread(snapshots.save, session.id, state, said)
         except Exception:
             logger.exception("session %s cannot be saved", session.id)
+            scheduler.metrics.snapshots.labels("save_failed").inc()
             session.leaving = False
             scheduler.wake.set()
             return
+        scheduler.metrics.snapshots.labels("saved").inc()
         await asyncio.sleep(min(SHOW_S, max(0.0, session.pace.shown_until - time.monotonic())))
         if session.over:  # it has ended meanwhile and is not to come back
             await quietly(snapshots.remove, folder)

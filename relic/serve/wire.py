@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from relic.geometry.actions import ACTIONS, magnitudes, signed
-from relic.serve.config import HEADER, Serve
+from relic.serve.config import HEADER, STILL, Serve
 from relic.serve.images import TooLarge, shown
 
 VERSION = 1
-STILL = 1
 MESSAGES = ("hello", "action", "pause", "resume", "rewind", "ping", "bye")
 LARGEST_SEQUENCE = 2**32 - 1
 LATEST_MS = 1e15  # of a client's clock

@@ -1,25 +1,19 @@
-"""A caller of the session API (docs/serving.md), and a whole session as a person would play it."""
+"""The session API's calls (docs/serving.md): requests and their answers, messages and pictures. Loads no torch."""
 
-import io
-import itertools
 import json
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
-import numpy as np
-from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
 from relic.serve.config import HEADER
 
-LEAST_CONTRAST = 1.0  # standard deviation of a picture's grey values, of 255: below it is one flat colour
-LEAST_CHANGE = 1.0  # mean difference of two pictures' grey values, of 255: below it nothing moves
-KEY = "RELIC_API_KEY"  # the variable with the API key of the deployment's own session
+KEY = "RELIC_API_KEY"  # the variable with an API key, of `relic play` and of a deployment's own session
 PASSING = (429, 503)  # answers of a server that is full, warming up or closing
 RETRY_S = 1.0
 direct = build_opener(ProxyHandler({}))  # a server of this machine is not reached through a proxy
@@ -54,7 +48,7 @@ def follow(
 
     `key` is an API key; `export` is the key of the export that must be walked in, where that is not given at once."""
     session = admitted(place, asked, key=key, export=export, until=time.monotonic() + wait_s)
-    with connect(session["url"], max_queue=None, proxy=None) as stream:
+    with connect(stream_url(place, session), max_queue=None, proxy=None) as stream:
         say(stream, "hello", token=session["token"])
         hear(stream, "ready")
         yield session, stream
@@ -93,63 +87,23 @@ def hear(stream: ClientConnection, kind: str, timeout_s: float = 5.0) -> dict:
 
 
 def see(stream: ClientConnection, timeout_s: float = 5.0) -> tuple[dict, bytes]:
-    """The next picture: its header by name, and the JPEG."""
+    """The next picture: its header by name, and the JPEG or WebP."""
     while True:
         message = stream.recv(timeout_s)
         if isinstance(message, bytes):
-            version, flags, size, sequence, receipt, made, sent, *pose = HEADER.unpack_from(message)
-            header = {"version": version, "flags": flags, "sequence": sequence, "receipt": receipt, "made": made,
-                      "sent": sent, "pose": pose}  # fmt: skip
-            return header, message[size:]
+            return unpacked(message)
         if (said := json.loads(message))["type"] == "ended":
             raise RuntimeError(f"the session has ended: {said['message']}")
 
 
-def play(
-    place: str, *, pictures: int, picture_s: float, key: str = "", export: str = "", wait_s: float = 0.0
-) -> dict[str, float]:
-    """Walks from the first example, key after key, each held until a picture shows it; then deletes the session.
-
-    `key`, `export` and `wait_s` are those of `follow`. Returns the median latency from a key press to its first
-    picture, the pictures' rate, and how much they change. A session that is refused, ends, stands still or shows
-    nothing is a RuntimeError of one sentence."""
-    latencies_ms: list[float] = []  # of every key press
-    shown: list[np.ndarray] = []  # every picture
-    at: list[float] = []  # when it came
-    with follow(place, key=key, export=export, wait_s=wait_s) as (session, stream):
-        keys = itertools.cycle(ask("GET", f"{place}/v1/world")["trained"])
-        while len(shown) < pictures:
-            seq, receipt, pressed = len(latencies_ms) + 1, 0, time.monotonic()
-            say(stream, "action", seq=seq, keys=[next(keys)])
-            while receipt != seq:
-                if time.monotonic() > pressed + picture_s:
-                    raise RuntimeError(f"no picture has shown key press {seq} within {picture_s:g} s")
-                header, jpeg = next_picture(stream, picture_s)
-                receipt = header["receipt"]
-                shown.append(grey(jpeg))
-                at.append(time.monotonic())
-            latencies_ms.append(1e3 * (at[-1] - pressed))
-        ask("DELETE", f"{place}/v1/sessions/{session['id']}", token=session["token"])
-        hear(stream, "ended")
-    contrast = float(shown[-1].std())
-    change = float(np.abs(shown[-1] - shown[len(shown) // 2]).mean())
-    if contrast < LEAST_CONTRAST:
-        raise RuntimeError(f"the last picture is one flat colour: its contrast is {contrast:.2f} of 255")
-    if change < LEAST_CHANGE:
-        raise RuntimeError(f"the pictures do not move: half of the session changes them by {change:.2f} of 255")
-    return {
-        "latency_p50_ms": round(statistics.median(latencies_ms), 1), "pictures": len(shown),
-        "pictures_per_s": round((len(at) - 2) / (at[-1] - at[1]), 2), "change": round(change, 2),
-    }  # fmt: skip
+def unpacked(message: bytes) -> tuple[dict, bytes]:
+    version, flags, size, sequence, receipt, made, sent, *pose = HEADER.unpack_from(message)
+    header = {"version": version, "flags": flags, "sequence": sequence, "receipt": receipt, "made": made,
+              "sent": sent, "pose": pose}  # fmt: skip
+    return header, message[size:]
 
 
-def next_picture(stream: ClientConnection, timeout_s: float) -> tuple[dict, bytes]:
-    try:
-        return see(stream, timeout_s)
-    except TimeoutError as error:
-        raise RuntimeError(f"no picture has come within {timeout_s:g} s") from error
-
-
-def grey(jpeg: bytes) -> np.ndarray:
-    """Grey values float32 [H, W] in 0..255."""
-    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), np.float32)
+def stream_url(place: str, session: dict[str, Any]) -> str:
+    """Where the stream of a session is, for who reaches its server by `place`."""
+    scheme, host = urlsplit(place)[:2]
+    return f"{'wss' if scheme == 'https' else 'ws'}://{host}{session['path']}"

@@ -1,0 +1,266 @@
+"""A caller of the session API (docs/serving.md). Loads no torch.
+
+    with client.begin("http://127.0.0.1:8000", example="doom-0-known-00000") as walk:
+        walk.act("dolly_in", "pan_left")
+        for frame in walk.frames():
+            show(frame.image)
+
+A walk comes back by itself after a lost connection and goes on where it was, on another server if it was moved there.
+`serve/talk.py` has what it is made of, for who must see every message.
+"""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
+from websockets.sync.client import ClientConnection, connect
+
+from relic.serve.config import STILL
+from relic.serve.talk import PASSING, Answered, admitted, ask, say, stream_url, unpacked
+
+AGAIN_S = 0.2  # between two tries to come back to a walk
+QUEUE = 64  # messages that wait to be read; beyond them the server waits, and drops the oldest pictures
+READY_S = 10.0  # for a server to say ready
+
+
+class Ended(RuntimeError):
+    """A walk that cannot go on: the server refuses it, or nobody answered until its lease was over."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of a walk and what its header says."""
+
+    sequence: int
+    receipt: int  # what `act` returned for the action that it shows; 0 before the first
+    pose: np.ndarray  # camera to world, float32 [4, 4], positions in the world's mean steps
+    made_ms: float  # of the server's clock
+    sent_ms: float
+    still: bool  # the start image
+    data: bytes  # JPEG or WebP
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8 [H, W, 3]"""
+        return np.asarray(Image.open(io.BytesIO(self.data)).convert("RGB"))
+
+
+def begin(
+    place: str,
+    *,
+    example: str = "",
+    image: Path | bytes | None = None,
+    prompt: str | None = None,
+    seed: int = 0,
+    speed: float = 1.0,
+    format: str = "jpeg",
+    key: str = "",
+    wait_s: float = 0.0,
+) -> "Walk":
+    """A new walk from an example (the first one where nothing is said) or from an image file, or its bytes.
+
+    `key` is an API key; a server that is full or warming up is asked again for `wait_s`. What the server refuses is
+    `Answered`, with its status and sentence."""
+    asked: dict[str, Any] = {"seed": seed, "speed": speed}
+    if format != "jpeg":
+        asked["format"] = format
+    if prompt is not None:
+        asked["prompt"] = prompt
+    if image is not None:
+        asked["image"] = base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode()
+    else:
+        asked["example"] = example or ask("GET", f"{place}/v1/world")["examples"][0]["id"]
+    return Walk(place, admitted(place, asked, key=key, export="", until=time.monotonic() + wait_s))
+
+
+class Walk:
+    """A session that was begun, and its stream. Acting from another thread than the one that reads frames is fine.
+
+    Tokens are short-lived, and fresh ones come while frames are read. So who reads none for longer than
+    `session["token_seconds"]` cannot come back after a lost connection."""
+
+    def __init__(self, place: str, session: dict[str, Any]):
+        self.place, self.session = place, session  # what POST answered
+        self.token = session["token"]
+        self.ready: dict[str, Any] = {}  # the latest of each of these messages
+        self.state: dict[str, Any] = {}
+        self.over: dict[str, Any] = {}
+        self.errors: deque[str] = deque(maxlen=16)  # sentences about wrong messages, newest last
+        self.paused = False
+        self.num_lost = 0  # connections that were lost or moved, and came back
+        self.num_acts = 0
+        self.held: dict[str, Any] = {}  # the latest action
+        self.last = -1  # sequence number of the latest frame
+        self.ping_at = 0.0
+        self.coming_back = threading.RLock()
+        self.connection = ExitStack()
+        self.stream = self._come(time.monotonic() + session["lease_seconds"])
+
+    @property
+    def id(self) -> str:
+        return self.session["id"]
+
+    # --- doing ----------------------------------------------------------------------------------------------------
+
+    def act(self, *keys: str | float, speed: float | None = None) -> int:
+        """Holds these actions from now on; none stands still. Returns the receipt of the frames that will show it."""
+        self.num_acts += 1
+        self.held = {"seq": self.num_acts, "keys": list(keys)} | ({} if speed is None else {"speed": speed})
+        self.paused = False
+        self._say("action", **self.held)
+        return self.num_acts
+
+    def pause(self) -> None:
+        self.paused = True
+        self._say("pause")
+
+    def resume(self) -> None:
+        self.paused = False
+        self._say("resume")
+
+    def rewind(self, seconds: float) -> None:
+        """Back to the moment of `state["rewind_s"]` that is nearest; frames go on from there."""
+        self._say("rewind", seconds=seconds)
+
+    def branch(self) -> "Walk":
+        """Another walk, which goes on from the present moment of this one."""
+        return Walk(self.place, ask("POST", f"{self.place}/v1/sessions/{self.id}/branch", token=self.token))
+
+    def close(self) -> None:
+        """Ends the walk, if it has not ended, and gives its place back."""
+        if not self.over:
+            try:
+                ask("DELETE", f"{self.place}/v1/sessions/{self.id}", token=self.token)
+            except Answered as error:
+                if error.status not in (404, 410):  # it has ended already
+                    raise
+        self.connection.close()
+
+    def __enter__(self) -> "Walk":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:  # whatever closing would say hides nothing
+            self.connection.close()
+
+    # --- seeing ---------------------------------------------------------------------------------------------------
+
+    def frames(self) -> Iterator[Frame]:
+        """Frames as they come, each once, until the walk has ended (`over` says why); `Ended` where it is refused."""
+        while (frame := self.frame()) is not None or not self.over:
+            if frame is not None:
+                yield frame
+
+    def frame(self, timeout_s: float = 1.0) -> Frame | None:
+        """The next frame; None when none comes in time, or the walk has ended."""
+        until = time.monotonic() + timeout_s
+        while not self.over:
+            now, stream = time.monotonic(), self.stream
+            if now > self.ping_at:
+                self.ping_at = now + self.session["token_seconds"] / 3
+                self._say("ping", at=now)
+            try:
+                message = stream.recv(max(0.0, until - now))
+            except TimeoutError:
+                return None
+            except ConnectionClosed as closed:
+                self._come_back(stream, closed)
+                continue
+            if isinstance(message, str):
+                self._hear(json.loads(message))
+                continue
+            found = frame_of(message)
+            if found.sequence > self.last:  # what a connection repeats that came back was seen
+                self.last = found.sequence
+                return found
+        return None
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        self.token = message.get("token", self.token)
+        if message["type"] == "state":
+            self.state = message
+        elif message["type"] == "ended":
+            self.over = message
+        elif message["type"] == "error":
+            self.errors.append(message["message"])
+
+    # --- the connection -------------------------------------------------------------------------------------------
+
+    def _say(self, kind: str, **values: Any) -> None:
+        stream = self.stream
+        try:
+            say(stream, kind, **values)
+        except ConnectionClosed as closed:
+            self._come_back(stream, closed)
+            say(self.stream, kind, **values)
+
+    def _come_back(self, lost: ClientConnection, closed: ConnectionClosed) -> None:
+        """Connects again, unless another thread has; what was held before is held again."""
+        with self.coming_back:
+            if self.stream is not lost or self.over:
+                return
+            code = closed.rcvd.code if closed.rcvd else 1006
+            if code >= 4000 and code - 4000 not in PASSING:
+                raise Ended(self.errors[-1] if self.errors else f"the server has closed the walk with {code}")
+            self.stream = self._come(time.monotonic() + self.session["lease_seconds"])
+            self.num_lost += 1
+            if self.paused and not self.ready.get("paused"):
+                say(self.stream, "pause")
+            elif self.held and not self.paused:
+                say(self.stream, "action", **self.held)
+
+    def _come(self, until: float) -> ClientConnection:
+        """An open stream, after `ready`."""
+        while True:
+            try:
+                return self._connected()
+            except (OSError, InvalidHandshake, InvalidMessage, ConnectionClosed, EOFError) as error:
+                if time.monotonic() > until:
+                    raise Ended("the connection was lost and did not come back while the walk waited") from error
+            time.sleep(AGAIN_S)
+
+    def _connected(self) -> ClientConnection:
+        self.connection.close()
+        stream = self.connection.enter_context(
+            connect(
+                stream_url(self.place, self.session), max_queue=QUEUE, proxy=None, compression=None, close_timeout=1
+            )
+        )
+        say(stream, "hello", token=self.token)
+        while True:
+            message = stream.recv(READY_S)
+            if not isinstance(message, str):
+                continue
+            said = json.loads(message)
+            if said["type"] == "ready":
+                self.ready, self.token = said, said["token"]
+                return stream
+            if said["type"] == "error" and said["code"] not in PASSING:
+                self.connection.close()
+                raise Ended(said["message"])
+            self._hear(said)
+
+
+def frame_of(message: bytes) -> Frame:
+    header, data = unpacked(message)
+    pose = np.vstack([np.reshape(header["pose"], (3, 4)), [0, 0, 0, 1]]).astype(np.float32)
+    return Frame(
+        sequence=header["sequence"], receipt=header["receipt"], pose=pose, made_ms=header["made"],
+        sent_ms=header["sent"], still=bool(header["flags"] & STILL), data=data,
+    )  # fmt: skip

@@ -1,0 +1,197 @@
+"""The replicas behind a router: which there are, what each says of itself, and who has which session.
+
+A router knows nothing but what it was told a moment ago: every name is resolved and every replica asked once a second
+(GET /v1/replica). So a router that is started again, or a second one, knows as much as the first. What is kept beside
+is where a session was seen last, for the sentence about a server that has died.
+
+A replica leaves in one of three ways. It drains: it says so, and its sessions go elsewhere. It dies: a connection is
+refused, or it is silent for `dead_s`; its sessions are lost. Its name loses its address: that alone means nothing, for
+a cluster takes a pod's address away as soon as the pod is told to end, while people still walk on it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+
+import httpx
+
+from relic.serve.access import ROUTER, Access, Refused
+from relic.serve.config import Router
+
+logger = logging.getLogger("relic.serve.router")
+
+DIED = "the server of this walk has died; start another one"
+ANSWER_S = 2.0  # for a replica to say how it is
+MOST_HOMES = 1 << 16  # sessions whose last server is remembered
+PREFIX = 8  # characters of an export's key that begin the ids of its sessions, before a dot
+
+
+class Replica:
+    """A server at an address, as it last described itself."""
+
+    def __init__(self, address: str, now: float):
+        self.address, self.heard = address, now
+        self.name = self.export = ""
+        self.ready = self.draining = False
+        self.slots = 0
+        self.sessions: set[str] = set()
+        self.coming = 0  # sessions that were sent there and are not answered yet
+        self.gone = asyncio.Event()  # it answers no more
+        self.complaint = ""  # why its answer was no description, said once
+
+    @property
+    def load(self) -> float:
+        return (len(self.sessions) + self.coming) / max(1, self.slots)
+
+    @property
+    def room(self) -> int:
+        return self.slots - len(self.sessions) - self.coming
+
+
+class Fleet:
+    def __init__(self, cfg: Router, access: Access):
+        self.cfg, self.access = cfg, access
+        self.http = httpx.AsyncClient(timeout=ANSWER_S, trust_env=False, limits=httpx.Limits(keepalive_expiry=2.0))
+        self.replicas: dict[str, Replica] = {}  # by address
+        self.homes: OrderedDict[str, Replica] = OrderedDict()  # session -> who had it last, newest last
+        self.asking: asyncio.Task[None] | None = None
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Looks again and again, until cancelled. A resolver that hangs holds no question up."""
+        await asyncio.gather(self.keep_resolving(), self.keep_asking())
+
+    async def keep_resolving(self) -> None:
+        while True:
+            await asyncio.sleep(self.cfg.ask_s)
+            await self.resolve()
+
+    async def keep_asking(self) -> None:
+        while True:
+            await asyncio.sleep(self.cfg.ask_s)
+            await self.ask_all()
+
+    async def resolve(self) -> None:
+        """Takes new addresses in. Old ones stay until nobody answers there."""
+        for name, port in self.cfg.places:
+            with contextlib.suppress(socket.gaierror):  # a Service without a ready pod has no address
+                found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+                for family, _, _, _, place in found:
+                    host = f"[{place[0]}]" if family == socket.AF_INET6 else place[0]
+                    self.replicas.setdefault(f"{host}:{port}", Replica(f"{host}:{port}", time.monotonic()))
+
+    async def ask_all(self) -> None:
+        """Asks every replica; who calls meanwhile waits for the same answers."""
+        if self.asking is None or self.asking.done():
+            self.asking = asyncio.create_task(self.ask_each())
+        await asyncio.shield(self.asking)
+
+    async def ask_each(self) -> None:
+        await asyncio.gather(*(self.ask(replica) for replica in list(self.replicas.values())))
+
+    async def ask(self, replica: Replica) -> None:
+        if replica.gone.is_set():
+            return
+        try:
+            answer = await self.description(replica)
+            if answer.status_code == 200:
+                self.hear(replica, answer.json())
+                return
+            why = f"answers {answer.status_code}: {answer.text[:200]}"
+        except httpx.ConnectError as error:
+            self.bury(replica, str(error))
+            return
+        except (httpx.HTTPError, ValueError) as error:
+            why = f"does not answer: {type(error).__name__}"
+        replica.ready = False
+        if replica.complaint != why:
+            replica.complaint = why
+            logger.warning("%s at %s %s", replica.name or "a replica", replica.address, why)
+        if time.monotonic() - replica.heard > self.cfg.dead_s:
+            self.bury(replica, why)
+
+    async def description(self, replica: Replica) -> httpx.Response:
+        url, headers = f"http://{replica.address}/v1/replica", {"authorization": f"Bearer {self.access.issue(ROUTER)}"}
+        try:
+            return await self.http.get(url, headers=headers)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):  # a connection kept from the last time
+            return await self.http.get(url, headers=headers)
+
+    def hear(self, replica: Replica, said: dict) -> None:
+        """Takes a replica's own words in."""
+        if replica.name not in ("", said["name"]):  # another process has taken the address
+            self.bury(replica, f"{said['name']} has its address")
+            replica = self.replicas[replica.address] = Replica(replica.address, time.monotonic())
+        replica.heard, replica.complaint = time.monotonic(), ""
+        replica.name, replica.export, replica.slots = said["name"], said["export"], said["slots"]
+        replica.draining, replica.ready = said["draining"], said["ready"] and not said["draining"]
+        replica.sessions = set(said["sessions"])
+        for identity in replica.sessions:
+            self.settle(identity, replica)
+
+    def settle(self, identity: str, replica: Replica) -> None:
+        """The session is there."""
+        replica.sessions.add(identity)
+        self.homes[identity] = replica
+        self.homes.move_to_end(identity)
+        while len(self.homes) > MOST_HOMES:
+            self.homes.popitem(last=False)
+
+    def leave(self, identity: str, replica: Replica) -> None:
+        """The session has moved out, and nobody has it yet. Only who drains lets sessions go."""
+        replica.sessions.discard(identity)
+        replica.draining, replica.ready = True, False
+
+    def bury(self, replica: Replica, why: str) -> None:
+        if self.replicas.get(replica.address) is replica:
+            del self.replicas[replica.address]
+        replica.ready = False
+        if not replica.gone.is_set() and replica.name:
+            left = "has left" if replica.draining else f"has died with {len(replica.sessions)} walks"
+            logger.warning("%s at %s %s (%s)", replica.name, replica.address, left, why)
+        replica.gone.set()
+
+    # --- choosing -------------------------------------------------------------------------------------------------
+
+    def by_load(self, export: str | None = None, but: Collection[Replica] = ()) -> list[Replica]:
+        """Who is ready, the emptiest first; among equals by chance. `export` is how its key must begin."""
+        found = [one for one in self.replicas.values() if one.ready and one not in but]
+        found = [one for one in found if export is None or one.export[:PREFIX] == export[:PREFIX]]
+        return sorted(found, key=lambda one: (one.room <= 0, one.load, random.random()))
+
+    def listed(self, identity: str) -> Replica | None:
+        """Who has said that it has the session."""
+        home = self.homes.get(identity)
+        return home if home is not None and identity in home.sessions and not home.gone.is_set() else None
+
+    async def seek(self, identity: str) -> Replica:
+        """Who has the session, or may have it: `Refused` where its server has died, or where there is none."""
+        home = self.listed(identity)
+        if home is not None and not home.draining:
+            return home
+        await self.ask_all()  # created elsewhere a moment ago, moved, or moving out
+        if home := self.listed(identity):
+            return home
+        home = self.homes.get(identity)
+        if home is not None and not home.draining:
+            if home.gone.is_set():
+                raise Refused(410, DIED, reason="died")
+            return home  # it knows how the session has ended
+        # nobody has it: a server of the same export may take it over from the snapshot of the one that left
+        export = identity.partition(".")[0] if "." in identity else ""
+        if found := self.by_load(export, but=[home] if home else []):
+            return found[0]
+        if not self.by_load():
+            raise self.nobody()
+        if home:
+            raise Refused(410, "the server of this walk has closed, and no other has its world; start another one")
+        raise Refused(404, f"there is no session {identity[:32]!r}")
+
+    def nobody(self) -> Refused:
+        return Refused(503, "no server is ready; come again in a moment", 2, reason="no_replica")

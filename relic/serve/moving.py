@@ -1,0 +1,82 @@
+"""Emptying a replica that drains: its walks move, one by one, to where there is room for them.
+
+The replica saves a walk and tells its caller, who connects again and is led to a server of the same export; that one
+restores the walk. So room is counted before a walk is told to move, with those that are on their way.
+"""
+
+import asyncio
+import logging
+import time
+
+import httpx
+
+from relic.serve.access import ROUTER, Access
+from relic.serve.config import Router
+from relic.serve.fleet import Fleet, Replica
+
+logger = logging.getLogger("relic.serve.router")
+
+LOOK_S = 0.1  # between two looks whether a walk has left
+MOVE_S = 30.0  # for a walk to be saved
+ON_THE_WAY_S = 5.0  # how long a place is kept for a walk that has left
+
+
+class Mover:
+    def __init__(self, cfg: Router, access: Access, fleet: Fleet):
+        self.cfg, self.access, self.fleet = cfg, access, fleet
+        self.emptying: dict[Replica, asyncio.Task[None]] = {}
+        self.on_the_way: dict[str, float] = {}  # session -> until when a place is kept for it
+        self.num_moved = 0
+
+    async def run(self) -> None:
+        """Empties whoever drains, until cancelled."""
+        try:
+            while True:
+                for replica in self.fleet.replicas.values():
+                    if replica.draining and replica.sessions and replica not in self.emptying:
+                        self.emptying[replica] = asyncio.create_task(self.empty(replica))
+                for replica in [one for one in self.emptying if one.gone.is_set()]:
+                    self.emptying.pop(replica).cancel()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            for task in self.emptying.values():
+                task.cancel()
+
+    async def empty(self, replica: Replica) -> None:
+        while not replica.gone.is_set():
+            if not replica.sessions or self.room(replica) < 1:
+                await asyncio.sleep(self.cfg.ask_s)
+                continue
+            identity = min(replica.sessions)
+            try:
+                answer = await self.fleet.http.post(
+                    f"http://{replica.address}/v1/sessions/{identity}/move",
+                    headers={"authorization": f"Bearer {self.access.issue(ROUTER)}"},
+                )
+            except httpx.HTTPError as error:
+                logger.warning("%s does not answer to move: %s", replica.name, type(error).__name__)
+                await asyncio.sleep(self.cfg.ask_s)
+                continue
+            if answer.status_code == 409:  # it has nowhere to save a walk: its walks end there
+                logger.info("%s keeps its walks: %s", replica.name, answer.text[:200])
+                return
+            if answer.status_code == 202:
+                self.on_the_way[identity] = time.monotonic() + ON_THE_WAY_S
+                self.num_moved += 1
+            await self.until_left(identity, replica)
+
+    async def until_left(self, identity: str, replica: Replica) -> None:
+        until = time.monotonic() + MOVE_S
+        while identity in replica.sessions and not replica.gone.is_set() and time.monotonic() < until:
+            await asyncio.sleep(LOOK_S)
+            await self.fleet.ask(replica)
+
+    def room(self, replica: Replica) -> int:
+        """Places for walks of this replica's export elsewhere."""
+        now = time.monotonic()
+        self.on_the_way = {
+            identity: until for identity, until in self.on_the_way.items()
+            if until > now and self.fleet.listed(identity) in (None, replica)
+        }  # fmt: skip
+        others = self.fleet.by_load(replica.export, but=[replica])
+        return sum(max(0, one.room) for one in others) - len(self.on_the_way)

@@ -1,0 +1,208 @@
+"""What goes through a router: requests and their answers, part by part, and streams, message by message.
+
+Nothing is kept whole but a short body of a request that another replica may be asked next. What a slow reader does not
+take waits in the replica, as it would without a router: here at most `queue` messages and the sockets' small buffers.
+"""
+
+import asyncio
+import json
+import re
+import socket as sockets
+from collections.abc import AsyncIterator, Iterable
+
+import httpx
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+
+from relic.serve.access import CALLER, Access, Refused
+from relic.serve.config import Router
+from relic.serve.fleet import DIED, Fleet, Replica
+
+HOP = {
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade", "expect", CALLER,
+}  # fmt: skip  # headers of one connection only, and the one that is the router's own to say
+CONNECT_S = 2.0  # to a replica
+MOVED = 1012  # the close code of a walk that goes on elsewhere
+PICTURE_BYTES = 1 << 24  # the largest message of a replica
+RECEIVE_BUFFER = 1 << 16  # bytes: what waits there is not dropped any more
+
+
+class Relay:
+    def __init__(self, cfg: Router, access: Access, fleet: Fleet):
+        self.cfg, self.access, self.fleet = cfg, access, fleet
+        self.streams = 0  # open now
+        self.messages = 0  # passed on to callers
+        timeout = httpx.Timeout(cfg.answer_s, connect=CONNECT_S)
+        limits = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=2.0)
+        self.http = httpx.AsyncClient(timeout=timeout, trust_env=False, limits=limits)
+        self.http.headers.clear()  # a caller's are passed on as they are
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    async def forward(
+        self, request: Request, replica: Replica, content: bytes | AsyncIterator[bytes] | None
+    ) -> httpx.Response:
+        """A replica's answer, its body still to be read; `httpx.HTTPError` where there is none."""
+        host, _, port = replica.address.rpartition(":")
+        path = request.scope["raw_path"] + (b"?" + query if (query := request.scope["query_string"]) else b"")
+        url = httpx.URL(scheme="http", host=host.strip("[]"), port=int(port), raw_path=path)
+        headers = [*kept(request.headers.raw), (CALLER.encode(), self.introduced(request).encode())]
+        built = self.http.build_request(request.method, url, headers=headers, content=content)
+        return await self.http.send(built, stream=True)
+
+    def introduced(self, caller: HTTPConnection) -> str:
+        return self.access.introduce(caller.client.host if caller.client else "unknown")
+
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """A request's body as it comes, bounded in size and patience."""
+        size, parts = 0, aiter(request.stream())
+        while True:
+            try:
+                part = await asyncio.wait_for(anext(parts), self.cfg.header_s)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise Refused(408, f"nothing came of the body for {self.cfg.header_s:g} s") from error
+            size += len(part)
+            if size > self.cfg.body_bytes:
+                raise Refused(413, f"the body is larger than {self.cfg.body_bytes} bytes")
+            yield part
+
+    # --- streams --------------------------------------------------------------------------------------------------
+
+    async def stream(self, socket: WebSocket, identity: str) -> None:
+        """A stream between a caller and the session's replica, until one of them ends it."""
+        await socket.accept()
+        self.streams += 1
+        try:
+            hello = await self.hello(socket, identity)
+            replica, upstream = await self.opened(socket, identity)
+            async with upstream:
+                await upstream.send(hello)
+                code, reason = await self.through(socket, upstream, replica, identity)
+            await end(socket, code, reason)
+        except Refused as error:
+            await end(socket, 4000 + error.status, "", {"type": "error", "code": error.status, "message": str(error)})
+        except WebSocketDisconnect:
+            pass  # the caller has gone; its session waits for it at the replica
+        finally:
+            self.streams -= 1
+
+    async def hello(self, socket: WebSocket, identity: str) -> str:
+        """The first message. Nobody without a right token reaches a replica, or makes one look for a snapshot."""
+        try:
+            text = await asyncio.wait_for(socket.receive_text(), self.cfg.hello_s)
+            message = json.loads(text) if len(text) <= self.cfg.message_bytes else None
+        except TimeoutError as error:
+            raise Refused(408, f"no hello came within {self.cfg.hello_s:g} s") from error
+        except (KeyError, ValueError, RecursionError) as error:  # KeyError: it is binary
+            raise Refused(422, "the first message is not JSON; it must be hello with the session's token") from error
+        if not isinstance(message, dict) or message.get("type") != "hello":
+            raise Refused(401, "the first message must be hello with the session's token")
+        self.access.check(message.get("token"), identity)
+        return text
+
+    async def opened(self, socket: WebSocket, identity: str) -> tuple[Replica, ClientConnection]:
+        """Who has the session, and a connection to it; one that has just gone is looked for once more."""
+        host = socket.headers.get("host", "")
+        if not re.fullmatch(r"[\w.-]+(:\d+)?|\[[\w:.]+\](:\d+)?", host):
+            raise Refused(422, "the header Host is not a name and a port")
+        path = socket.scope["raw_path"].decode()
+        told = {name: socket.headers[name] for name in ("origin", "user-agent") if name in socket.headers}
+        for _ in range(2):
+            replica = await self.fleet.seek(identity)
+            at, _, port = replica.address.rpartition(":")
+            try:
+                upstream = await connect(
+                    f"ws://{host}{path}", host=at.strip("[]"), port=int(port), proxy=None, compression=None,
+                    additional_headers={**told, CALLER: self.introduced(socket)}, user_agent_header=None,
+                    open_timeout=CONNECT_S, ping_interval=None, close_timeout=1.0, max_size=PICTURE_BYTES,
+                    max_queue=(self.cfg.queue, self.cfg.queue // 2),
+                )  # fmt: skip
+            except InvalidStatus as error:
+                status = error.response.status_code
+                if status not in (401, 403):
+                    raise Refused(503, f"the server of this walk answers {status}", 1, reason="replica") from error
+                raise Refused(status, "the server of this walk refuses the connection") from error
+            except (OSError, InvalidHandshake, InvalidMessage, EOFError):
+                await self.fleet.ask(replica)
+                continue
+            upstream.transport.get_extra_info("socket").setsockopt(
+                sockets.SOL_SOCKET, sockets.SO_RCVBUF, RECEIVE_BUFFER
+            )
+            return replica, upstream
+        raise Refused(503, "the server of this walk does not answer; come again in a moment", 1, reason="replica")
+
+    async def through(
+        self, socket: WebSocket, upstream: ClientConnection, replica: Replica, identity: str
+    ) -> tuple[int, str]:
+        """Passes messages on both ways; returns how the stream ends for the caller, a close code and its reason."""
+        ways = [
+            asyncio.create_task(way) for way in (self.down(upstream, socket), up(socket, upstream), replica.gone.wait())
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+        for result in await asyncio.gather(*ways, return_exceptions=True):
+            if isinstance(result, Exception) and not isinstance(result, ConnectionClosed):
+                raise result
+        received = upstream.protocol.close_rcvd
+        if received is not None:
+            if received.code == MOVED:
+                self.fleet.leave(identity, replica)
+            return received.code, received.reason
+        await self.fleet.ask(replica)  # the connection broke: has the server died with it?
+        if replica.gone.is_set() and not replica.draining:
+            await socket.send_json({"type": "ended", "reason": "died", "message": DIED})
+            return 1000, ""
+        return MOVED, "the connection to the server was lost; connect again"
+
+    async def down(self, upstream: ClientConnection, socket: WebSocket) -> None:
+        """Pictures and messages of the replica; the next is read when the last one was taken."""
+        while True:
+            message = await upstream.recv()
+            await (socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message))
+            self.messages += 1
+
+
+async def up(socket: WebSocket, upstream: ClientConnection) -> None:
+    """The caller's messages."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1005))
+        text = message.get("text")
+        await upstream.send(message["bytes"] if text is None else text)
+
+
+async def end(socket: WebSocket, code: int, reason: str, last: dict | None = None) -> None:
+    """The last sentence, if there is one, and the close code."""
+    if socket.client_state == socket.application_state == WebSocketState.CONNECTED:
+        if last is not None:
+            await socket.send_json(last)
+        await socket.close(code if code not in (1005, 1006, 1015) else 1000, reason)
+
+
+def kept(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in headers if name.decode("latin-1").lower() not in HOP]
+
+
+def answered(answer: httpx.Response) -> Response:
+    """A replica's answer as the caller's, passed on as it comes."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            async for part in answer.aiter_raw():
+                yield part
+        finally:
+            await answer.aclose()
+
+    response = StreamingResponse(parts(), answer.status_code)
+    response.raw_headers = [pair for pair in kept(answer.headers.raw) if pair[0].lower() != b"date"]
+    return response

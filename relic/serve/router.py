@@ -1,0 +1,211 @@
+"""`relic router`: one address for several servers. Loads no torch.
+
+A new walk goes to the emptiest server; everything about a walk goes to the server that has it. A server that drains is
+emptied, walk by walk, into others that serve the same export. Docs: docs/serving.md, "Several servers".
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+from collections.abc import AsyncIterator
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from relic.serve import logs
+from relic.serve.access import Access, Refused, read_secret
+from relic.serve.config import Router
+from relic.serve.connections import bounded
+from relic.serve.counts import TYPE, Counts
+from relic.serve.fleet import Fleet, Replica
+from relic.serve.listener import address, bind
+from relic.serve.moving import Mover
+from relic.serve.pod_cost import PodCosts
+from relic.serve.relay import Relay, answered, kept
+
+logger = logging.getLogger("relic.serve.router")
+
+TOKEN_S = 60.0  # the life of a router's own token
+KEPT_BYTES = 1 << 16  # a body that is no longer can be sent again, to the next replica
+TRIES = 4  # replicas that are asked for a new walk
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)  # nobody has heard the request: another may be asked
+BUSY = (429, 503)  # answers after which the next replica is asked
+CLOSE_S = 5  # for requests to end after SIGTERM; streams are told to connect again
+FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def main(cfg: Router) -> None:
+    """Routes until a signal comes."""
+    logs.configure(cfg.log_format)
+    secret = read_secret(cfg.token_secret)
+    with bind(cfg.host, cfg.port) as listener:
+        print(f"the router to {cfg.replicas} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
+        make_server(cfg, secret).run(sockets=[listener])
+
+
+def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
+    return uvicorn.Server(uvicorn.Config(
+        build(cfg, Access({}, TOKEN_S, secret)), http=bounded(cfg.sockets, cfg.header_s), log_config=None,
+        ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
+        server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
+    ))  # fmt: skip
+
+
+def build(cfg: Router, access: Access) -> Starlette:
+    """The application. It asks all replicas once before it answers anybody."""
+    fleet = Fleet(cfg, access)
+    relay = Relay(cfg, access, fleet)
+    mover = Mover(cfg, access, fleet)
+    counts = Counts(fleet, relay, mover)
+    costs = PodCosts() if cfg.deletion_cost else None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await fleet.resolve()
+        await fleet.ask_all()
+        work = [asyncio.create_task(fleet.run()), asyncio.create_task(mover.run())]
+        if costs:
+            work.append(asyncio.create_task(costs.run(fleet)))
+        try:
+            yield
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            await fleet.http.aclose()
+            await relay.http.aclose()
+
+    async def create(request: Request) -> Response:
+        """A new walk, at the emptiest replica; where one refuses, at the next."""
+        content, whole = await beginning(relay.body(request))
+        refusal: httpx.Response | None = None
+        for replica in fleet.by_load()[:TRIES]:
+            if whole is None:
+                await fleet.ask(replica)  # it cannot be asked twice, so its news are waited for
+                if not replica.ready or replica.room < 1:
+                    continue
+            replica.coming += 1
+            try:
+                answer = await relay.forward(request, replica, content if whole is None else whole)
+                if answer.status_code not in BUSY:
+                    return await created(answer, replica)
+            except NOT_SENT:
+                await fleet.ask(replica)
+                continue
+            finally:
+                replica.coming -= 1
+            if refusal is None or answer.status_code < refusal.status_code:  # "full" says more than "closing"
+                refusal, answer = answer, refusal
+            if answer is not None:
+                await answer.aclose()
+            if whole is None:
+                break
+        if refusal is None:
+            raise fleet.nobody()
+        return answered(refusal)
+
+    async def created(answer: httpx.Response, replica: Replica) -> Response:
+        """The answer to who began or branched a walk, whose server is known from now on."""
+        if answer.status_code != 201:
+            return answered(answer)
+        try:
+            data = await answer.aread()
+        finally:
+            await answer.aclose()
+        fleet.settle(json.loads(data)["id"], replica)
+        response = Response(data, 201)
+        response.raw_headers = kept(answer.headers.raw)
+        return response
+
+    async def session(request: Request) -> Response:
+        """Whatever is asked about a walk, at the replica that has it."""
+        has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+        for _ in range(2):
+            replica = await fleet.seek(request.path_params["identity"])
+            try:
+                answer = await relay.forward(request, replica, relay.body(request) if has_body else None)
+                return await created(answer, replica)
+            except NOT_SENT:
+                await fleet.ask(replica)
+        raise Refused(503, "the server of this walk does not answer; come again in a moment", 1, reason="replica")
+
+    async def anything(request: Request) -> Response:
+        """The page and what it needs, from any replica."""
+        for replica in fleet.by_load()[:TRIES]:
+            try:
+                return answered(await relay.forward(request, replica, None))
+            except NOT_SENT:
+                await fleet.ask(replica)
+        raise fleet.nobody()
+
+    async def stream(socket: WebSocket) -> None:
+        await relay.stream(socket, socket.path_params["identity"])
+
+    async def health(request: Request) -> JSONResponse:
+        return JSONResponse({"alive": True})
+
+    async def readiness(request: Request) -> JSONResponse:
+        ready = sum(replica.ready for replica in fleet.replicas.values())
+        return JSONResponse({"ready": ready > 0, "replicas": len(fleet.replicas), "replicas_ready": ready},
+                            200 if ready else 503)  # fmt: skip
+
+    async def metrics(request: Request) -> Response:
+        return Response(counts.exposition(), media_type=TYPE)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        counts.refusals.labels(str(error.status), error.reason).inc()
+        headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
+        return JSONResponse({"error": error.sentence}, error.status, headers)
+
+    async def unanswered(request: Request, error: Exception) -> Response:
+        logger.warning("%s %s: %s", request.method, request.url.path, type(error).__name__)
+        return JSONResponse({"error": "the server did not answer as it should; come again in a moment"}, 502)
+
+    async def failed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
+
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # which nobody reads
+
+    one = "/v1/sessions/{identity}"
+    return Starlette(
+        lifespan=lifespan,
+        routes=[
+            Route("/healthz", health), Route("/readyz", readiness), Route("/metrics", metrics),
+            Route("/v1/sessions", create, methods=["POST"]),
+            Route(one, session, methods=FORWARDED), Route(one + "/{rest:path}", session, methods=FORWARDED),
+            WebSocketRoute(one + "/stream", stream),
+            Route("/{path:path}", anything, methods=["GET", "HEAD"]),
+        ],
+        exception_handlers={
+            Refused: refused, httpx.HTTPError: unanswered, HTTPException: failed, ClientDisconnect: left,
+        },
+    )  # fmt: skip
+
+
+async def beginning(parts: AsyncIterator[bytes]) -> tuple[AsyncIterator[bytes], bytes | None]:
+    """A body, and the whole of it where it is short."""
+    read = bytearray()
+    async for part in parts:
+        read += part
+        if len(read) > KEPT_BYTES:
+            break
+    else:
+        return parts, bytes(read)
+
+    async def again() -> AsyncIterator[bytes]:
+        yield bytes(read)
+        async for part in parts:
+            yield part
+
+    return again(), None
