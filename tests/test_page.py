@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -76,7 +77,7 @@ def browser() -> Iterator:
 def place(tmp_path_factory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     (folder / "secret").write_text("x" * 32)
-    dials = {"token_secret": str(folder / "secret"), "snapshots": str(folder / "snapshots")}
+    dials: dict[str, Any] = {"token_secret": str(folder / "secret"), "snapshots": str(folder / "snapshots")}
     dials |= {"slots": 2, "sessions_each": 3, "rest_s": 0.6, "rewind_every_s": 0.4, "creates_per_minute": 1000.0}
     with serving(FakeWorld(chunk_s=0.01), **dials) as found:
         found.secret = (folder / "secret").read_bytes()
