@@ -130,9 +130,12 @@ def cores() -> tuple[str, str]:
 @contextmanager
 def serving(uri: str, slots: int, core: str) -> Iterator[tuple[str, int]]:
     """The address and process of a warm server."""
-    line = [sys.executable, "-m", "relic", "serve", "--export", uri, "--port", "0", "--slots", str(slots),
-            "--threads", "1", "--sessions-each", str(slots + 1), "--session-s", "100000", "--idle-s", "100000", "--device", "cpu",
-            "--creates-per-minute", "1000"]  # fmt: skip
+    dials = {
+        "export": uri, "port": 0, "device": "cpu", "threads": 1, "slots": slots, "sessions-each": slots + 1,
+        "session-s": 100_000, "idle-s": 100_000, "creates-per-minute": 1000,
+    }  # fmt: skip
+    line = [sys.executable, "-m", "relic", "serve"]
+    line += [word for name, value in dials.items() for word in (f"--{name}", str(value))]
     if core:
         line = ["taskset", "-c", core, *line]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
