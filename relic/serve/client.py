@@ -119,7 +119,7 @@ class Walk:
         """Holds these actions from now on; none stands still. Returns the receipt of the frames that will show it."""
         self.num_acts += 1
         self.held = {"seq": self.num_acts, "keys": list(keys)} | ({} if speed is None else {"speed": speed})
-        self.paused = False
+        self.paused = self.paused and not keys  # letting go of a key does not end a pause
         self._say("action", **self.held)
         return self.num_acts
 
