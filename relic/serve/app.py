@@ -29,6 +29,8 @@ def main(cfg: Serve) -> None:
     logs.configure(cfg.log_format)
     with bind(cfg.host, cfg.port) as listener:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
+        if cfg.snapshots:
+            place.opened(cfg.snapshots).files()  # a place that cannot be used is said before anything loads
         loaded = engine.load(cfg)
         print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
         make_server(loaded, cfg, access).run(sockets=[listener])
