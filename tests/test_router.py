@@ -3,7 +3,9 @@
 import base64
 import contextlib
 import io
+import itertools
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -11,7 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -58,7 +62,7 @@ def routing(secret: str, *places: str, **dials) -> Iterator[str]:
 @pytest.fixture
 def two(secret: str) -> Iterator[tuple[Place, Place, str]]:
     """Two servers and a router."""
-    dials = {"token_secret": secret, "slots": 3, "sessions_each": 9}
+    dials: dict[str, Any] = {"token_secret": secret, "slots": 3, "sessions_each": 9}
     with (
         serving(FakeWorld(), **dials) as one,
         serving(FakeWorld(), **dials) as other,
@@ -97,7 +101,7 @@ def test_new_walks_go_to_the_emptiest_server(two):
 
 
 def test_where_one_server_refuses_the_next_is_asked(secret):
-    dials = {"token_secret": secret, "slots": 2, "sessions_each": 9}
+    dials: dict[str, Any] = {"token_secret": secret, "slots": 2, "sessions_each": 9}
     with (
         serving(FakeWorld(), **dials) as one,
         serving(FakeWorld(), **dials) as other,
@@ -120,6 +124,8 @@ def test_a_walk_is_walked_asked_and_ended_through_the_router(two):
         assert frame.image.shape == (32, 48, 3)
         url, headers = f"{through}/v1/sessions/{walk.id}", {"authorization": f"Bearer {walk.token}"}
         assert walk.session["url"].startswith(through.replace("http", "ws"))
+        with walk.branch() as branch:
+            assert next(branch.frames()).sequence == 0
         assert httpx.get(url, headers=headers).json()["made"] > 0
         assert httpx.delete(url, headers=headers).status_code == 204
         assert [frame.sequence for frame in walk.frames()] != []  # to the end
@@ -202,6 +208,17 @@ def test_a_caller_is_told_by_the_router_and_by_nobody_else(two, secret):
     assert {session.principal for session in sessions} == {"127.0.0.2"}
 
 
+def test_a_page_is_the_routers_own_and_none_of_another_site(two):
+    through = two[2]
+    for origin, status in [(through, 201), ("http://elsewhere", 403)]:
+        answer = httpx.post(f"{through}/v1/sessions", json={"example": "e0"}, headers={"origin": origin})
+        assert answer.status_code == status
+    walk = post(through).json()
+    with connect(f"{through.replace('http', 'ws')}{walk['path']}", origin="http://elsewhere") as stream:
+        say(stream, "hello", token=walk["token"])
+        assert closing(stream)[1] == 4403
+
+
 def test_a_slow_reader_slows_nobody_else_and_its_pictures_wait_in_the_server(two, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     monkeypatch.setattr("fake_world.wall", lambda x, scale: noise)  # 15 kB a picture
@@ -263,6 +280,48 @@ def test_a_killed_server_ends_its_own_walks_with_a_word_and_no_others(secret):
         answer = httpx.get(f"{through}/v1/sessions/{session['id']}", headers=headers)
         assert answer.status_code == 410
         assert answer.json()["error"] == "the server of this walk has died; start another one"
+
+
+# --- a server that closes -------------------------------------------------------------------------------------------
+
+
+def test_walks_of_a_server_that_closes_go_on_at_the_other(secret, tmp_path):
+    dials: dict[str, Any] = {"token_secret": secret, "slots": 3, "sessions_each": 9, "snapshots": str(tmp_path)}
+    with (
+        serving(FakeWorld(), **dials) as one,
+        serving(FakeWorld(), **dials) as other,
+        routing(secret, one, other) as through,
+        contextlib.ExitStack() as stack,
+    ):
+        walks = [stack.enter_context(client.begin(through)) for _ in range(4)]
+        before = [walked(walk, 10) for walk in walks]
+        assert counts(one, other) == [2, 2]
+        one.server.handle_exit(signal.SIGTERM, None)
+        with ThreadPoolExecutor() as readers:
+            after = list(readers.map(lambda walk: walked(walk, 60), walks))
+        # only three of the four have a place at the other: one stays as long as its server does
+        assert sorted(walk.num_lost for walk in walks) == [0, 0, 0, 1]
+        assert counts(one, other) == [1, 3]
+        for seen in map(operator.add, before, after):
+            assert seen == list(range(len(seen)))
+
+
+def walked(walk: client.Walk, num_frames: int) -> list[int]:
+    """The next frames' numbers, while the camera turns."""
+    walk.act("pan_left")
+    return [frame.sequence for frame in itertools.islice(walk.frames(), num_frames)]
+
+
+def test_without_snapshots_walks_end_with_their_server(secret):
+    with (
+        serving(FakeWorld(), token_secret=secret, drain_s=0.5) as one,
+        routing(secret, one) as through,
+        client.begin(through) as walk,
+    ):
+        walked(walk, 5)
+        one.server.handle_exit(signal.SIGTERM, None)
+        list(walk.frames())
+        assert (walk.over["reason"], walk.over["message"]) == ("closing", "the server has closed")
 
 
 # --- the router itself ----------------------------------------------------------------------------------------------

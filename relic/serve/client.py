@@ -96,6 +96,7 @@ class Walk:
         self.token = session["token"]
         self.ready: dict[str, Any] = {}  # the latest of each of these messages
         self.state: dict[str, Any] = {}
+        self.rewound: dict[str, Any] = {}
         self.over: dict[str, Any] = {}
         self.errors: deque[str] = deque(maxlen=16)  # sentences about wrong messages, newest last
         self.paused = False
@@ -131,7 +132,7 @@ class Walk:
         self._say("resume")
 
     def rewind(self, seconds: float) -> None:
-        """Back to the moment of `state["rewind_s"]` that is nearest; frames go on from there."""
+        """Back to the moment of `state["rewind_s"]` that is nearest; `rewound` says from which frame on."""
         self._say("rewind", seconds=seconds)
 
     def branch(self) -> "Walk":
@@ -195,6 +196,8 @@ class Walk:
         self.token = message.get("token", self.token)
         if message["type"] == "state":
             self.state = message
+        elif message["type"] == "rewound":
+            self.rewound = message
         elif message["type"] == "ended":
             self.over = message
         elif message["type"] == "error":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from relic.serve.fleet import Fleet
@@ -19,10 +19,6 @@ class Counts:
         self.fleet, self.relay, self.mover = fleet, relay, mover
         self.registry = CollectorRegistry()
         self.registry.register(self)
-        self.refusals = Counter(
-            "relic_router_refusals", "Requests refused by the router itself", ["status", "reason"],
-            registry=self.registry,
-        )  # fmt: skip
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
@@ -41,3 +37,9 @@ class Counts:
         yield GaugeMetricFamily("relic_router_streams_open", "Streams that go through", self.relay.streams)
         yield CounterMetricFamily("relic_router_messages", "Messages passed on to callers", self.relay.messages)
         yield CounterMetricFamily("relic_router_moved", "Walks told to move to another server", self.mover.num_moved)
+        refusals = CounterMetricFamily(
+            "relic_router_refusals", "Requests and streams refused by the router itself", labels=["status", "reason"]
+        )
+        for labels, count in self.relay.refusals.items():
+            refusals.add_metric(labels, count)
+        yield refusals

@@ -107,8 +107,10 @@ class Fleet:
         except httpx.ConnectError as error:
             self.bury(replica, str(error))
             return
-        except (httpx.HTTPError, ValueError) as error:
+        except httpx.HTTPError as error:
             why = f"does not answer: {type(error).__name__}"
+        except (KeyError, TypeError, ValueError):
+            why = "does not describe itself as a server of relic does"
         replica.ready = False
         if replica.complaint != why:
             replica.complaint = why

@@ -9,10 +9,10 @@ SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no lo
 def bind(host: str, port: int) -> socket.socket:
     """The listening socket, or one sentence about why there is none. Port 0 takes a free one."""
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
         raise ValueError(f"host is {host!r}, which has no address; give one of this machine") from error
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, kind, protocol)  # asyncio sends at once (TCP_NODELAY) only where TCP is named
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     try:

@@ -67,18 +67,20 @@ def build(cfg: Router, access: Access) -> Starlette:
     counts = Counts(fleet, relay, mover)
     costs = PodCosts() if cfg.deletion_cost else None
 
+    work: list[asyncio.Task[None]] = []  # without end
+
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await fleet.resolve()
         await fleet.ask_all()
-        work = [asyncio.create_task(fleet.run()), asyncio.create_task(mover.run())]
-        if costs:
-            work.append(asyncio.create_task(costs.run(fleet)))
+        for task in (fleet.run(), mover.run(), *([costs.run(fleet)] if costs else [])):
+            work.append(asyncio.create_task(task))
+            work[-1].add_done_callback(tell)
         try:
             yield
         finally:
-            for task in work:
-                task.cancel()
+            for one in work:
+                one.cancel()
             await asyncio.gather(*work, return_exceptions=True)
             await fleet.http.aclose()
             await relay.http.aclose()
@@ -150,7 +152,8 @@ def build(cfg: Router, access: Access) -> Starlette:
         await relay.stream(socket, socket.path_params["identity"])
 
     async def health(request: Request) -> JSONResponse:
-        return JSONResponse({"alive": True})
+        alive = not any(task.done() for task in work)
+        return JSONResponse({"alive": alive}, 200 if alive else 503)
 
     async def readiness(request: Request) -> JSONResponse:
         ready = sum(replica.ready for replica in fleet.replicas.values())
@@ -162,7 +165,7 @@ def build(cfg: Router, access: Access) -> Starlette:
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        counts.refusals.labels(str(error.status), error.reason).inc()
+        relay.refusals[str(error.status), error.reason] += 1
         headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
         return JSONResponse({"error": error.sentence}, error.status, headers)
 
@@ -191,6 +194,12 @@ def build(cfg: Router, access: Access) -> Starlette:
             Refused: refused, httpx.HTTPError: unanswered, HTTPException: failed, ClientDisconnect: left,
         },
     )  # fmt: skip
+
+
+def tell(task: asyncio.Task[None]) -> None:
+    """Logs why a task ended that was to have no end."""
+    if not task.cancelled():
+        logger.error("a part of the router has failed", exc_info=task.exception())
 
 
 async def beginning(parts: AsyncIterator[bytes]) -> tuple[AsyncIterator[bytes], bytes | None]:
