@@ -503,7 +503,7 @@ def test_a_server_that_still_loads_ends_at_sigterm() -> None:
     script = (
         "import os, signal, time; from relic.serve import app, engine; from relic.serve.config import Serve\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Linux does for process 1 of a container\n"
-        "engine.load = lambda cfg: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
+        "engine.load = lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
         "app.main(Serve(run='fake', port=0))"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)

@@ -47,15 +47,15 @@ class Scheduler:
 
     # --- admission ------------------------------------------------------------------------------------------------
 
-    def check_room(self, principal: str) -> None:
-        """`Refused`, with the reason, unless there is a slot for this principal."""
+    def check_room(self, principal: str | None) -> None:
+        """`Refused`, with the reason, unless there is a slot for this principal; None: for a walk that comes back."""
         self.expire(time.monotonic())
         if self.draining:
             raise Refused(503, "the server is closing and takes no new walks", 30)
         if not self.warm:
             raise Refused(503, "the server is still warming up", 2, reason="warming")
         taken = [*(session.principal for session in self.sessions.values()), *self.arriving.values()]
-        own = taken.count(principal)
+        own = 0 if principal is None else taken.count(principal)
         if own >= self.cfg.sessions_each:
             raise Refused(409, f"you have {own} walks already; allowed are {self.cfg.sessions_each}: end one first")
         if len(taken) >= self.cfg.slots:

@@ -53,9 +53,8 @@ class Transfer:
             snapshot = await asyncio.to_thread(snapshots.find, identity)
             if snapshot is None:
                 return scheduler.find(identity)
-            principal = snapshot.session["principal"]
-            scheduler.check_room(principal)
-            scheduler.arriving[identity] = principal
+            scheduler.check_room(None)
+            scheduler.arriving[identity] = snapshot.session["principal"]
             walk = await self.take_on(snapshot, snapshots)
         except Unusable as error:
             raise Refused(410, str(error)) from error
