@@ -42,7 +42,7 @@ def test_every_answer_is_as_the_document_says(label, place):
     (operation,) = (found for each in document.get_all_operations() if (found := each.ok()).label == label)
 
     @settings(
-        max_examples=40, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+        max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=operation.as_strategy() | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))

@@ -147,13 +147,12 @@ class Stream:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(session.changed.wait(), session.pace.wait_s(time.monotonic()))
 
-    async def receive(self) -> str:
+    async def receive(self) -> str | None:
+        """The text of the next message; None of a binary one."""
         message = await self.socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
-        if message.get("text") is None:
-            raise ValueError("the message is binary; allowed is JSON text")
-        return message["text"]
+        return message.get("text")
 
     async def close(self, status: int, sentence: str) -> None:
         """The sentence, then the close code that stands for it."""

@@ -46,8 +46,10 @@ def pack(picture: Picture, sent_ms: float) -> bytes:
     return HEADER.pack(*head, *picture.pose[:3].ravel().tolist()) + picture.encoded.result(0)
 
 
-def parse(text: str, cfg: Serve) -> dict:
-    """A client's message: a JSON object with a known type."""
+def parse(text: str | None, cfg: Serve) -> dict:
+    """A client's message: a JSON object with a known type. None stands for a binary one."""
+    if text is None:
+        raise ValueError("the message is binary; allowed is JSON text")
     if len(text) > cfg.message_bytes:
         raise TooLarge(f"the message has {len(text)} characters; allowed are {cfg.message_bytes}")
     try:
