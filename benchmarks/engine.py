@@ -65,7 +65,6 @@ class Row(Setting):
     memory_bytes: int  # of one walk
     context_bytes: int  # of all walks
     weights_bytes: int
-    peak_bytes: int  # what the allocator has handed out at most, weights included; 0 on a CPU
     warm_s: float  # until nothing is compiled or captured any more
 
 
@@ -129,7 +128,7 @@ class Walking:
 
     def row(self) -> Row:
         first, whole, decode, tokens = map(list, zip(*self.times, strict=True))
-        context, on_gpu = self.walk.rollout.context, self.student.device.type == "cuda"
+        context = self.walk.rollout.context
         return Row(
             **asdict(self.setting),
             chunk_ms=1e3 * statistics.median(whole),
@@ -141,7 +140,6 @@ class Walking:
             memory_bytes=self.walk.rollout.memory.num_bytes,
             context_bytes=context.keys.nbytes + context.values.nbytes,
             weights_bytes=sum(x.nbytes for x in self.student.model.state_dict().values()),
-            peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else 0,
             warm_s=self.warm_s,
         )
 
@@ -183,7 +181,6 @@ def measure(recipe: Any, device: torch.device, settings: list[Setting], cycles: 
     shape = (model_cfg.latent_channels, recipe.curate.height // 8, recipe.curate.width // 8)
     for fused in (False, True):
         for settings_at_once in grouped([setting for setting in settings if setting.fused == fused]):
-            torch.cuda.reset_peak_memory_stats() if device.type == "cuda" else None
             walkings = [Walking(setting, model, codec, rollout, shape) for setting in settings_at_once]
             for _ in range(cycles):
                 for walking in walkings:
@@ -252,6 +249,7 @@ def timed(ways: dict[str, Callable[[], Tensor]], device: torch.device, rounds: i
     return {name: round(statistics.median(times), 4) for name, times in taken.items()}
 
 
+@torch.inference_mode()
 def products(recipe: Any, device: torch.device) -> dict[str, Any]:
     model, rollout = recipe.teacher.model, recipe.distill.rollout
     rows, columns = recipe.curate.height // 16, recipe.curate.width // 16
@@ -305,7 +303,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=0, help="passes of denoising; 0: the recipe's")
     parser.add_argument("--cycles", type=int, default=2, help="of the memory's schedule, measured")
-    parser.add_argument("--only", type=int, nargs="*", help="the settings of these numbers, from 0")
+    parser.add_argument(
+        "--only",
+        type=int,
+        nargs="*",
+        help="the settings of these numbers, from 0; none: the products or the quality alone",
+    )
     parser.add_argument("--frames", type=int, default=129, help="of the walks whose quality is compared, on a CPU")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", nargs="?", type=Path, const=Path("/dev/stdout"), help="a file, or printed last")
@@ -314,7 +317,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe, device = recipes.named(given.recipe), torch.device(given.device)
     steps = given.steps or len(recipe.distill.rollout.timesteps)
     settings = settings_of(recipe.distill.rollout, steps, device)
-    if given.only:
+    if given.only is not None:
         settings = [settings[number] for number in given.only]
     columns = "linears, memory, fused, graphs, chunk, context, chunk ms, first picture ms, frames/s, memory MiB"
     print(f"| {columns.replace(', ', ' | ')} |\n{'|---' * 10}|")

@@ -91,6 +91,7 @@ class Place(str):
     """The address of a running server, with its parts at hand."""
 
     server: app.Server
+    secret: bytes
 
 
 @contextlib.contextmanager

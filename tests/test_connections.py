@@ -35,12 +35,27 @@ def is_closed(line: socket.socket) -> bool:
     return True
 
 
+def send_for(line: socket.socket, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        line.sendall(b"1000\r\n" + bytes(0x1000) + b"\r\n")
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nX: "])
 def test_a_connection_that_asks_for_nothing_is_closed(place, said):
     with dial(place, said) as line:
         began = time.monotonic()
         assert is_closed(line)
         assert HEAD_S / 2 < time.monotonic() - began < 10 * HEAD_S
+
+
+def test_a_body_that_still_comes_when_it_is_refused_is_not_read_for_ever(place):
+    head = "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with dial(place, head.encode()) as line:
+        assert line.recv(12) == b"HTTP/1.1 415"
+        with pytest.raises(OSError, match=r"reset|[Pp]ipe"):
+            send_for(line, 20 * HEAD_S)
 
 
 def test_one_that_asks_now_and_then_stays(place):

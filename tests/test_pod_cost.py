@@ -23,7 +23,12 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_cost_is_written_when_it_changed_and_not_too_often(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[httpx.Request] = []
-    transport = httpx.MockTransport(lambda request: asked.append(request) or httpx.Response(200))
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200)
+
+    transport = httpx.MockTransport(answer)
     costs, now = PodCosts(account, transport), [1000.0]
     monkeypatch.setattr("relic.serve.pod_cost.time.monotonic", lambda: now[0])
     for later, said in [

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -61,7 +62,7 @@ def routing(secret: str, *places: str, **dials) -> Iterator[str]:
 @pytest.fixture
 def two(secret: str) -> Iterator[tuple[Place, Place, str]]:
     """Two servers and a router."""
-    dials = {"token_secret": secret, "slots": 3, "sessions_each": 9}
+    dials: dict[str, Any] = {"token_secret": secret, "slots": 3, "sessions_each": 9}
     with (
         serving(FakeWorld(), **dials) as one,
         serving(FakeWorld(), **dials) as other,
@@ -100,7 +101,7 @@ def test_new_walks_go_to_the_emptiest_server(two):
 
 
 def test_where_one_server_refuses_the_next_is_asked(secret):
-    dials = {"token_secret": secret, "slots": 2, "sessions_each": 9}
+    dials: dict[str, Any] = {"token_secret": secret, "slots": 2, "sessions_each": 9}
     with (
         serving(FakeWorld(), **dials) as one,
         serving(FakeWorld(), **dials) as other,
@@ -288,7 +289,7 @@ def test_a_killed_server_ends_its_own_walks_with_a_word_and_no_others(secret):
 
 
 def test_walks_of_a_server_that_closes_go_on_at_the_other(secret, tmp_path):
-    dials = {"token_secret": secret, "slots": 3, "sessions_each": 9, "snapshots": str(tmp_path)}
+    dials: dict[str, Any] = {"token_secret": secret, "slots": 3, "sessions_each": 9, "snapshots": str(tmp_path)}
     with (
         serving(FakeWorld(), **dials) as one,
         serving(FakeWorld(), **dials) as other,

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,8 +15,9 @@ from fake_world import FakeWorld, Place, serving
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from relic.serve import transfer
 from relic.serve.access import Access
-from relic.serve.config import HEADER
+from relic.serve.config import HEADER, Serve
 from relic.serve.talk import Answered, ask, follow, hear, say, see
 
 SECRET = b"s" * 32
@@ -59,6 +61,12 @@ def until_moved(stream: ClientConnection) -> tuple[list[int], str]:
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
     return seen, token
+
+
+def until_draining(stream: ClientConnection) -> str:
+    while (said := hear(stream, "state"))["state"] != "draining":
+        pass
+    return said["message"]
 
 
 @contextmanager
@@ -105,6 +113,30 @@ def test_sigterm_moves_the_walks_that_are_left(two):
     with back(other, session, token) as stream:
         see(stream)
         assert ask("GET", f"{other}/v1/replica", token=router())["sessions"] == [session["id"]]
+
+
+def test_a_second_signal_does_not_wait(dials):
+    with serving(FakeWorld(), **{**dials, "drain_s": 100.0}) as place, follow(place) as (_, stream):
+        place.server.handle_exit(signal.SIGTERM, None)
+        assert "at most 100 s" in until_draining(stream)
+        place.server.handle_exit(signal.SIGTERM, None)
+        assert hear(stream, "ended")["reason"] == "closing"
+
+
+def test_a_store_that_hangs_does_not_hold_a_server_up(two, monkeypatch):
+    one, _ = two
+    monkeypatch.setattr(transfer, "SAVE_S", 0.2)
+    monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: time.sleep(2))
+    with follow(one) as (_, stream):
+        began = time.monotonic()
+        one.server.handle_exit(signal.SIGTERM, None)
+        assert hear(stream, "ended")["reason"] == "closing"
+        assert time.monotonic() - began < 1.5
+
+
+def test_snapshots_need_the_secret_that_replicas_share():
+    with pytest.raises(ValueError, match="snapshots is 'walks' without token_secret"):
+        Serve(run="fake", snapshots="walks")
 
 
 def test_a_lifetime_is_not_begun_anew(two):
@@ -158,6 +190,26 @@ def test_a_full_server_leaves_the_snapshot_for_another(two):
         see(stream)
 
 
+def test_a_walk_on_its_way_has_a_slot(two, monkeypatch):
+    one, other = two
+    engine, arrived = other.server.scheduler.engine, threading.Event()
+    restore = engine.restore
+    monkeypatch.setattr(engine, "restore", lambda state: arrived.wait(5) and restore(state))
+    with follow(one) as (session, stream):
+        move(one, session)
+        _, token = until_moved(stream)
+    ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
+    with connect(url(other, session)) as stream:
+        say(stream, "hello", token=token)
+        while ask("GET", f"{other}/v1/replica", token=router())["active"] != 2:
+            time.sleep(0.01)
+        assert session["id"] in ask("GET", f"{other}/v1/replica", token=router())["sessions"]
+        with pytest.raises(Answered, match=r"409|429"):
+            ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
+        arrived.set()
+        hear(stream, "ready")
+
+
 def test_another_export_does_not_go_on_with_it(dials):
     world = FakeWorld()
     world.world = replace(world.world, export="0f5d9fe3a7c1b2d4e6f8")
@@ -204,18 +256,23 @@ def test_a_walk_that_cannot_be_saved_goes_on(two, monkeypatch, caplog):
 def test_a_walk_that_ends_while_it_is_saved_does_not_come_back(two, monkeypatch):
     one, other = two
     snapshots = one.server.transfer.snapshots
-    save = snapshots.save
+    save, saving, ended = snapshots.save, threading.Event(), threading.Event()
 
     def slowly(*arguments):
-        time.sleep(0.3)
+        saving.set()
+        ended.wait(5)
         return save(*arguments)
 
     monkeypatch.setattr(snapshots, "save", slowly)
     with follow(one) as (session, stream):
         move(one, session)
+        saving.wait(5)
         say(stream, "bye")
         assert hear(stream, "ended")["reason"] == "bye"
-        time.sleep(0.6)
+        ended.set()
+        until = time.monotonic() + 5
+        while one.server.transfer.work and time.monotonic() < until:
+            time.sleep(0.01)
     assert not snapshots.place.files()
     assert refusal(other, session, session["token"])[0] == 404
 

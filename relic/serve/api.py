@@ -175,7 +175,8 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
             "recipe": world.recipe, "width": world.width, "height": world.height, "fps": world.fps,
             "actions": list(ACTIONS), "trained": world.actions, "examples": examples, "about": world.about,
             "slots": cfg.slots, "free": max(0, cfg.slots - len(scheduler.sessions)), "ready": scheduler.ready,
-            "key_needed": access.keys_needed, "max_speed": cfg.max_speed, "prompt_characters": cfg.prompt_characters,
+            "key_needed": access.keys_needed, "max_speed": cfg.max_speed,
+            "max_magnitude": cfg.max_magnitude, "prompt_characters": cfg.prompt_characters,
             "image": {"formats": FORMATS, "bytes": cfg.image_bytes, "pixels": cfg.image_pixels},
         }  # fmt: skip
 

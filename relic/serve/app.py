@@ -1,15 +1,17 @@
 """`relic serve`: takes the port, loads an export, warms it and answers until a signal comes."""
 
 import asyncio
+import os
 import signal
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from relic import place
-from relic.serve import engine, logs
+from relic.serve import engine, logs, ranks
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
@@ -29,9 +31,22 @@ def main(cfg: Serve) -> None:
     logs.configure(cfg.log_format)
     with bind(cfg.host, cfg.port) as listener:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
-        loaded = engine.load(cfg)
+        loaded: engine.Engine
+        if cfg.gpus == 1:
+            loaded, followers = engine.load(cfg, engine.choose_device(cfg.device)), None
+        else:
+            loaded, followers = ranks.lead(cfg)
         print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
-        make_server(loaded, cfg, access).run(sockets=[listener])
+        server = make_server(loaded, cfg, access)
+        if followers:
+            followers.watch(server.give_up)
+        server.run(sockets=[listener])
+        if server.lost:
+            print(f"relic: {server.lost}", file=sys.stderr, flush=True)
+            os._exit(1)  # the engine's thread may wait for the lost one for ever
+        if followers:
+            server.scheduler.worker.shutdown(wait=True)
+            followers.end()
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -63,6 +78,7 @@ class Server(uvicorn.Server):
         self.transfer, self.scheduler, self.drain_s = transfer, transfer.scheduler, cfg.drain_s
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing: asyncio.Task | None = None
+        self.lost = ""  # what the server cannot go on without
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -79,6 +95,20 @@ class Server(uvicorn.Server):
             self.closing.cancel()
             gently = False
         self.closing = asyncio.get_running_loop().create_task(self.drain(gently))
+
+    def give_up(self, sentence: str) -> None:
+        """Ends all walks and the server; from any thread."""
+        self.lost = sentence
+        if self.loop is None:
+            print(f"relic: {sentence}", file=sys.stderr, flush=True)
+            os._exit(1)
+        self.loop.call_soon_threadsafe(self.fail)
+
+    def fail(self) -> None:
+        self.scheduler.fault = self.lost
+        for session in list(self.scheduler.sessions.values()):
+            self.scheduler.finish(session, "failed", "the server has lost a part of its model; start another walk")
+        self.close(False)
 
     async def drain(self, gently: bool) -> None:
         await self.transfer.drain(self.drain_s if gently else 0.0, save=gently)

@@ -29,12 +29,13 @@ class Serve:
     run: str = ""  # run.json of a finished pipeline, whose export is served; or:
     export: str = ""  # an export itself: its URI, or a folder
     device: str = "auto"  # auto (the GPU where there is one), cpu, cuda or cuda:N
+    gpus: int = 1  # processes that share the model, each on a GPU of its own; they must divide the model's heads
     threads: int = 0  # of torch on the CPU; 0 leaves torch's own choice
     memory_dtype: str = "fp8"  # of the attention memory: fp8, bf16 or fp32
     chunk: int = 0  # latents (of 4 frames) made together; fewer answer sooner; 0: as the export was measured
     context: str = ""  # what the memory keeps: clean (one pass more) or noisy; empty: as the export was measured
     compile: bool = True  # on a GPU: norms, RoPE and modulation as one kernel each
-    graphs: bool = True  # on a GPU: passes as CUDA graphs
+    graphs: bool = True  # on one GPU: passes as CUDA graphs
     text_encoder: str = ""  # umT5's folder, for a model that takes its embeddings
 
     host: str = "127.0.0.1"
@@ -77,12 +78,14 @@ class Serve:
             raise ValueError(f"give --run (run.json of a finished pipeline) or --export (URI or folder); {given} given")
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}; it must be at least 0, where 0 leaves torch's own choice")
+        if self.gpus < 1:
+            raise ValueError(f"gpus is {self.gpus}; it must be at least 1")
         if self.memory_dtype not in ("fp8", "bf16", "fp32"):
             raise ValueError(f"memory_dtype is {self.memory_dtype!r}; allowed are fp8, bf16 and fp32")
         if self.chunk < 0 or self.context not in ("", "clean", "noisy"):
             raise ValueError(
-                f"chunk is {self.chunk} and context {self.context!r}; allowed are 1 latent or more, and clean or noisy; 0 "
-                "and nothing leave what the export was measured with"
+                f"chunk is {self.chunk} and context {self.context!r}; allowed are 1 latent or more, or 0, and clean or "
+                "noisy, or nothing: 0 and nothing leave what the export was measured with"
             )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 10.0  # for the head of a request, from the connection's begin or the last answer; also the time between looks
@@ -22,10 +21,12 @@ class Bounded(H11Protocol):
             self.loop.call_later(self.head_s, self.look, self.cycle)
 
     def look(self, before: object) -> None:
-        """Closes a connection on which no request has come since `before`, the one at the last look."""
+        """Closes a connection that has no request in work and had none since `before`, the one at the last look.
+
+        So a body that still comes when its request has long been refused is not read for ever."""
         if self not in self.connections:
             return  # it has ended, or is a WebSocket
-        if self.conn.their_state is h11.IDLE and self.cycle is before:
+        if self.cycle is before and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
         else:
             self.loop.call_later(self.head_s, self.look, self.cycle)

@@ -217,20 +217,23 @@ def encoded(codec: VideoCodec, image: np.ndarray, device: torch.device) -> Tenso
         return codec.encode(frames)[:, 0].float()
 
 
-def load(cfg: Serve) -> Student:
+def load(cfg: Serve, device: torch.device) -> Student:
     """The student and codec of an export, with its start images."""
-    device = choose_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    folder = export.find(cfg.export or export_of(Path(cfg.run)))
     changes = {"chunk": cfg.chunk, "context": cfg.context}
     student = read(
-        folder, device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder,
+        folder_of(cfg), device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder,
         **{name: value for name, value in changes.items() if value},
     )  # fmt: skip
     if device.type == "cuda":
-        make_fast(student, compile=cfg.compile, replay=cfg.graphs)
+        make_fast(student, compile=cfg.compile, replay=cfg.graphs and cfg.gpus == 1)
     return student
+
+
+def folder_of(cfg: Serve) -> Path:
+    """The folder of the export, every file verified."""
+    return export.find(cfg.export or export_of(Path(cfg.run)))
 
 
 def make_fast(student: Student, *, compile: bool, replay: bool) -> None:

@@ -110,6 +110,7 @@ class WorldShown(BaseModel):
     ready: bool
     key_needed: bool
     max_speed: float
+    max_magnitude: float
     prompt_characters: int
     image: ImageLimits
     picture_formats: list[str] = list(PICTURES)
