@@ -41,7 +41,7 @@ CASES = ((1, 10_000), (8, 10_000), (8, 100_000))  # streams, and bytes of a fram
 SECRET = b"a secret of the benchmark's own that is long enough"
 CLOCK = struct.Struct("<d")  # before the bytes of a frame: when it was sent
 FPS = 16.0
-UNPACED_FRAMES = 4000  # of all streams together
+UNPACED_FRAMES = 16_000
 PACED_S = 6.0
 
 

@@ -66,6 +66,12 @@ def test_a_walk_comes_back_by_itself_and_holds_what_was_held(place):
     assert seen[-1].receipt == receipt
 
 
+def test_what_was_seen_is_not_shown_again(place):
+    with client.begin(place) as walk:
+        walk.last = 12
+        assert [frame.sequence for frame in frames(walk, 3)] == [13, 14, 15]
+
+
 def test_an_action_brings_a_lost_walk_back_too(place):
     with client.begin(place) as walk:
         frames(walk, 5)

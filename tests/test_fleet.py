@@ -84,6 +84,15 @@ def test_a_walk_that_left_a_draining_server_goes_to_one_of_the_same_export(fleet
     assert sought(fleet, "0f5d9fe3.of-another-router") == "same"
 
 
+def test_a_walk_that_moved_is_not_looked_for_where_it_left(fleet: Fleet) -> None:
+    replica = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    add(fleet, "b")
+    fleet.leave("0f5d9fe3.one", replica)  # before it was heard that the server drains
+    assert sought(fleet, "0f5d9fe3.one") == "b"
+    fleet.bury(replica, "refused")
+    assert sought(fleet, "0f5d9fe3.one") == "b"
+
+
 @pytest.mark.parametrize(
     ("draining", "sentence"),
     [

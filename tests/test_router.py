@@ -184,6 +184,9 @@ def test_nobody_without_the_token_reaches_a_server(two):
     with connect(url.replace(walk["id"], "nobody")) as stream:
         say(stream, "hello", token=token)
         assert closing(stream) == ("there is no session 'nobody'", 4404)
+    said = httpx.get(f"{through}/metrics").text
+    for status, reason in [(401, "unauthorized"), (403, "forbidden"), (422, "wrong_value")]:
+        assert f'relic_router_refusals_total{{reason="{reason}",status="{status}"}} 1.0\n' in said
 
 
 def test_without_a_server_that_is_ready_people_are_asked_to_come_again(secret):
