@@ -1,13 +1,19 @@
 """One model on several processes: its walks are those of one, and none outlives another."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from exports import export, inputs
+
+from relic.serve import client
 
 SCRIPT = """
 import contextlib, os, sys, time
@@ -72,3 +78,38 @@ def test_a_rank_that_dies_is_said(uri: str, tmp_path: Path):
     _, done = walked(uri, 2, tmp_path / "two.npy", "kill")
     assert done.returncode == 1
     assert "rank 1 of the model has ended with exit code -9" in done.stdout
+
+
+@contextlib.contextmanager
+def served(uri: str) -> Iterator[tuple[subprocess.Popen, str, int]]:
+    """A server of two processes: itself, its address, and the other one."""
+    line = [sys.executable, "-m", "relic", "serve", "--export", uri, "--gpus", "2", "--device", "cpu", "--port", "0"]
+    with subprocess.Popen([*line, "--threads", "1", "--drain-s", "0"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            place = next(word for word in process.stdout.readline().split() if word.startswith("http"))
+            (child,) = (
+                int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            )
+            yield process, place, child
+        finally:
+            process.kill()
+
+
+def test_a_server_whose_rank_dies_tells_who_walks_and_ends(uri: str):
+    with served(uri) as (process, place, child), client.begin(place, wait_s=30) as walk:
+        assert walk.frame(10) is not None
+        os.kill(child, signal.SIGKILL)
+        for _ in walk.frames():
+            pass
+        assert walk.over["message"] == "the server has lost a part of its model; start another walk"
+        assert process.wait(20) == 1
+
+
+def test_a_server_of_several_processes_leaves_none_behind(uri: str):
+    with served(uri) as (process, place, child):
+        with client.begin(place, wait_s=30) as walk:
+            assert walk.frame(10) is not None
+        process.terminate()
+        assert process.wait(20) == 0
+        assert not Path(f"/proc/{child}").exists()
