@@ -22,6 +22,8 @@ OTHERS = {
     "launch": "run a step in several processes: relic launch --processes 8 -- relic teacher --recipe wan_1b",
     "doctor": "check devices, network, memory, store and MLflow before a run; under torchrun, of all its processes",
     "serve": "open the page where people walk through the world of a run, or of an export",
+    "router": "one address for several servers: relic router --replicas NAME:PORT,NAME:PORT --token-secret FILE",
+    "play": "walk through a server's world by a script or this terminal: relic play ADDRESS --script 'w 2s' --out FILE",
     "generate": "make a video from one picture and a script of actions, by the student or the teacher",
 }
 
@@ -42,6 +44,10 @@ def main(
             step(table[command], rest, named)
         elif command == "serve":
             serve(rest)
+        elif command == "router":
+            router(rest)
+        elif command == "play":
+            play(rest)
         elif command == "weights":
             pretrained_weights(rest)
         elif command == "generate":
@@ -110,6 +116,34 @@ def serve(args: list[str]) -> None:
     from relic.serve.app import main as run
 
     run(config)
+
+
+def router(args: list[str]) -> None:
+    from relic.serve.config import Router
+
+    steps.die_with_parent()
+    config = parse(Router, args, "relic router", OTHERS["router"])
+    from relic.serve.router import main as run
+
+    run(config)
+
+
+def play(args: list[str]) -> None:
+    """`relic play ADDRESS [--script SCRIPT] [--out FILE.mp4|DIR]`"""
+    from relic.serve.config import Play
+
+    if args and not args[0].startswith("-"):
+        args = ["--address", *args]
+    config = parse(Play, args, "relic play", OTHERS["play"])
+    from relic.serve import play as walk
+
+    said, frames, fps = walk.main(config)
+    if frames:
+        from relic.data import video
+
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        video.write(Path(config.out), walk.stacked(frames), fps=fps)
+    print(said, flush=True)
 
 
 def pretrained_weights(args: list[str]) -> None:

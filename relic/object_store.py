@@ -74,16 +74,7 @@ class S3Store:
 
     def write_if_absent(self, name: str, data: bytes) -> bool:
         """Put an object that is not there yet; False when it is."""
-        for attempt in range(3):
-            try:
-                self.client.put_object(Bucket=self.bucket, Key=name, Body=data, IfNoneMatch="*")
-                return True
-            except ClientError as error:
-                if code_of(error) == "PreconditionFailed":
-                    return False
-                if code_of(error) != "ConditionalRequestConflict" or attempt == 2:  # two writers in the same moment
-                    raise
-        return False
+        return write_if_absent(self.client, self.bucket, name, data)
 
     def publish(self, step: str, key: str) -> None:
         """Upload the mirror's artifact, manifest last. Who comes second takes the first's and drops its own."""
@@ -145,7 +136,7 @@ class S3Store:
 
 
 class S3Folder:
-    """A prefix in a bucket as a place for checkpoints (train/place.py); an object is whole or not there by itself."""
+    """A prefix in a bucket as a place for checkpoints (place.py); an object is whole or not there by itself."""
 
     def __init__(self, place: str) -> None:
         self.uri = f"s3://{place}"
@@ -157,10 +148,11 @@ class S3Folder:
     def name(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
 
-    def files(self) -> list[str]:
-        """All that is there."""
+    def files(self, under: str = "") -> list[str]:
+        """All that is there, or that is in a folder."""
+        prefix = self.name(f"{under}/" if under else "")
         with said(self.uri):
-            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.name(""))
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
             found = [item["Key"] for page in pages for item in page.get("Contents", ())]
         return sorted(key.removeprefix(self.name("")) for key in found)
 
@@ -169,6 +161,11 @@ class S3Folder:
         with said(self.uri):
             self.client.upload_fileobj(Memory(data), self.bucket, self.name(name), Config=PARTS)
         return hashlib.sha256(data).hexdigest()
+
+    def write_if_absent(self, name: str, data: bytes) -> bool:
+        """False when it is there."""
+        with said(self.uri):
+            return write_if_absent(self.client, self.bucket, self.name(name), data)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
         """Small parts of an object come out of larger pieces: a checkpoint has thousands, each a request otherwise."""
@@ -198,7 +195,7 @@ class S3Folder:
 
     def remove(self, folder: str) -> None:
         """The manifest first, so that a folder in which something is missing never has one."""
-        names = [name for name in self.files() if name.startswith(f"{folder}/")]
+        names = self.files(folder)
         with said(self.uri):
             for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
                 self.client.delete_object(Bucket=self.bucket, Key=self.name(name))
@@ -223,6 +220,20 @@ class Memory(io.RawIOBase):
         buffer[: len(piece)] = piece
         self.at += len(piece)
         return len(piece)
+
+
+def write_if_absent(client: Any, bucket: str, name: str, data: bytes) -> bool:
+    """Put an object that is not there yet; False when it is."""
+    for attempt in range(3):
+        try:
+            client.put_object(Bucket=bucket, Key=name, Body=data, IfNoneMatch="*")
+            return True
+        except ClientError as error:
+            if code_of(error) == "PreconditionFailed":
+                return False
+            if code_of(error) != "ConditionalRequestConflict" or attempt == 2:  # two writers in the same moment
+                raise
+    return False
 
 
 def client() -> Any:

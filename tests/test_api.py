@@ -1,24 +1,28 @@
 """The session API over a real server: every answer a caller can get, right and wrong."""
 
 import base64
+import contextlib
+import functools
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import httpx
 import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from relic.serve import app, wire
+from relic.serve import app, door, limits, wire
 from relic.serve.config import Serve
 from relic.serve.listener import bind
 from relic.serve.talk import follow, hear, say, see
@@ -82,6 +86,14 @@ def test_a_session_brings_pictures_with_pose_and_receipt(place):
     assert header["sent"] >= header["made"] > 1e12
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_pictures_are_of_the_format_that_was_asked_for(place, kind):
+    with follow(place, example="e0", format=kind) as (session, stream):
+        assert session["format"] == kind
+        picture = Image.open(io.BytesIO(see(stream)[1]))
+    assert (picture.format, picture.size) == (kind.upper(), (48, 32))
+
+
 def test_pictures_come_in_real_time(place):
     with follow(place) as (_, stream):
         say(stream, "action", seq=1, keys=["pan_left"])
@@ -106,11 +118,74 @@ def test_one_thread_steps_all_sessions_in_turn():
     assert max(counts) - min(counts) <= 2
 
 
+def test_pictures_come_without_a_gap_and_paused_none_come():
+    engine = FakeWorld()
+    with serving(engine) as place, follow(place) as (_, stream):
+        say(stream, "action", seq=1, keys=["dolly_in"])
+        assert [see(stream)[0]["sequence"] for _ in range(12)] == list(range(12))
+        say(stream, "pause")
+        assert hear(stream, "state")["paused"] or hear(stream, "state")["paused"]
+        time.sleep(0.3)
+        engine.steps.clear()
+        time.sleep(0.3)
+        assert not engine.steps
+        say(stream, "resume")
+        until = time.monotonic() + 5
+        while not engine.steps and time.monotonic() < until:
+            time.sleep(0.01)
+        assert engine.steps
+
+
+def test_a_rewound_walk_is_what_it_was_then(place):
+    with follow(place) as (_, stream):
+        say(stream, "action", seq=1, keys=["pan_left"])
+        seen = [see(stream) for _ in range(140)]  # 3.5 s
+        say(stream, "rewind", seconds=1.5)
+        told = hear(stream, "rewound")
+        again = [see(stream) for _ in range(20)]
+    then = {tuple(header["pose"]): jpeg for header, jpeg in seen}
+    assert again[0][0]["sequence"] == told["sequence"]
+    assert 1.0 < told["seconds"] < 3.5
+    assert all(then[tuple(header["pose"])] == jpeg for header, jpeg in again)
+
+
+def test_there_is_no_way_back_before_the_first_moment(place):
+    with follow(place) as (_, stream):
+        say(stream, "rewind", seconds="long")
+        assert hear(stream, "error")["message"].startswith("seconds is 'long'; allowed is above 0 and at most 3600")
+
+
+def test_a_branch_goes_on_as_the_walk_does(place):
+    with follow(place) as (session, one):
+        say(one, "action", seq=1, keys=["dolly_in"])
+        before = [see(one) for _ in range(30)]
+        branch = httpx.post(f"{place}/v1/sessions/{session['id']}/branch", headers=bearer(session))
+        assert branch.status_code == 201
+        with connect(branch.json()["url"]) as other:
+            say(other, "hello", token=branch.json()["token"])
+            say(other, "action", seq=1, keys=["dolly_in"])
+            branched = [see(other) for _ in range(30)]
+        after = [see(one) for _ in range(60)]
+    walked = {tuple(header["pose"]): jpeg for header, jpeg in before + after}
+    assert branch.json()["id"] != session["id"]
+    assert branched[-1][0]["pose"][11] > before[-1][0]["pose"][11] > 1
+    assert all(walked[tuple(header["pose"])] == jpeg for header, jpeg in branched)
+
+
+def test_a_branch_needs_a_slot_and_counts_for_its_owner():
+    with serving(FakeWorld(), slots=3, sessions_each=2) as place:
+        first = post(place).json()
+        url = f"{place}/v1/sessions/{first['id']}/branch"
+        assert httpx.post(url).status_code == 401
+        assert httpx.post(url, headers=bearer(first)).json()["prompt"] == "wall 0"
+        assert httpx.post(url, headers=bearer(first)).status_code == 409
+
+
 def test_an_unknown_message_gets_a_sentence_and_the_walk_goes_on(place):
     with follow(place) as (_, stream):
         say(stream, "jump")
         said = hear(stream, "error")["message"]
-        assert said == "the message type 'jump' is unknown; allowed are hello, action, ping, bye"
+        assert said == "the message type 'jump' is unknown; allowed are hello, action, pause, resume, rewind, ping, bye"
         stream.send(b"\0\1")
         assert "binary" in hear(stream, "error")["message"]
         stream.send("{")
@@ -219,6 +294,67 @@ def test_idle_and_forgotten_sessions_end():
         assert not place.server.scheduler.sessions
 
 
+def test_who_asks_too_often_hears_when_to_come_again(place):
+    with serving(FakeWorld(), slots=9, sessions_each=9, creates_per_minute=3) as quick:
+        session = post(quick).json()
+        branch = f"{quick}/v1/sessions/{session['id']}/branch"
+        assert httpx.post(branch, headers=bearer(session)).status_code == 201
+        assert post(quick, example="nowhere").status_code == 422  # counts too: an image costs work before it is wrong
+        for answer in (post(quick), httpx.post(branch, headers=bearer(session))):
+            assert answer.status_code == 429
+            assert answer.json()["error"] == "you asked for too many walks; allowed are 3 a minute"
+            assert 1 <= int(answer.headers["retry-after"]) <= 20
+
+
+def test_streams_are_bounded_and_half_of_them_may_be_silent():
+    with serving(FakeWorld(), sockets=2, hello_s=0.5) as place, follow(place) as (session, _):
+        with connect(session["url"]):
+            with pytest.raises(InvalidStatus) as error, connect(session["url"]):
+                pass
+            assert error.value.response.status_code == 503
+            assert error.value.response.headers["retry-after"] == "2"
+            assert b"2 streams are open already, 1 of them without a hello" in error.value.response.body
+        time.sleep(0.1)
+        with connect(session["url"]) as again:
+            say(again, "hello", token=session["token"])
+            hear(again, "ready")
+
+
+def test_messages_over_the_rate_are_dropped_with_a_sentence_and_the_walk_goes_on(place):
+    with serving(FakeWorld(), messages_per_s=20) as slow, follow(slow) as (_, stream):
+        for at in range(60):
+            say(stream, "ping", at=at)
+        said = hear(stream, "error")["message"]
+        assert said == "more than 20 messages a second came; what is over the rate is dropped"
+        time.sleep(0.2)
+        say(stream, "ping", at=100)
+        answered = [hear(stream, "pong")["at"]]
+        while answered[-1] != 100:
+            answered.append(hear(stream, "pong")["at"])
+        assert all(at < 30 for at in answered[:-1])
+
+
+@pytest.mark.parametrize("message", ["{}", b"\0", "["])
+def test_a_stream_that_floods_is_closed_and_another_does_not_notice(monkeypatch, message):
+    monkeypatch.setattr(limits, "FLOOD_S", 0.3)
+    with serving(FakeWorld(), messages_per_s=20) as place, follow(place) as (_, quiet), follow(place) as (_, stream):
+        until = time.monotonic() + 5
+        with contextlib.suppress(ConnectionClosed):
+            while time.monotonic() < until:
+                stream.send(message)
+        assert closing(stream) == ("more than 20 messages a second came for 0.3 s", 4429)
+        say(quiet, "ping", at=1)
+        assert hear(quiet, "pong")["at"] == 1
+
+
+def test_rewinds_have_a_rate_of_their_own(place):
+    with follow(place) as (_, stream):
+        for _ in range(6):
+            say(stream, "rewind", seconds=1)
+        sentences = [hear(stream, "error")["message"] for _ in range(6)]
+    assert sentences[-1] == "rewinds come too fast; allowed is 1 a second"
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +365,7 @@ def test_idle_and_forgotten_sessions_end():
         ({"prompt": "x"}, 422, "give either an example or an image"),
         ({"example": "e0", "seed": "one"}, 422, "seed is 'one'"),
         ({"example": "e0", "colour": 1}, 422, "colour is 1"),
+        ({"example": "e0", "format": "gif"}, 422, "format is 'gif': Input should be 'jpeg' or 'webp'"),
         ({"example": "e0", "speed": 90}, 422, "speed is 90.0; allowed is above 0 and at most 2.5"),
         ({"example": "e0", "prompt": "x" * 401}, 422, "the prompt has 401 characters; allowed are 400"),
         ({"image": "AAAA"}, 422, "the image is of no known format; allowed is a PNG, JPEG or WEBP in base64"),
@@ -256,6 +393,23 @@ def test_only_json_is_taken(place):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_an_uploaded_image_is_cropped_to_the_worlds_size(place, kind):
     assert post(place, image=encoded(kind), prompt="red").status_code == 201
+
+
+def test_an_image_that_ends_its_decoder_is_a_sentence_and_the_next_one_is_taken(monkeypatch):
+    with serving(FakeWorld(), image_seconds=3) as place:
+        monkeypatch.setattr(door.Door, "_start", functools.partialmethod(hanging, door.Door._start))
+        answer = post(place, image=encoded())
+        assert (answer.status_code, answer.json()["error"]) == (413, "the image took longer than 3 s to decode")
+        monkeypatch.undo()
+        assert post(place, image=encoded()).status_code == 201
+        assert httpx.get(f"{place}/healthz").status_code == 200
+
+
+async def hanging(self: door.Door, start) -> door.Doorman:
+    """The process, stopped: it answers nothing."""
+    doorman = await start(self)
+    os.kill(doorman.process.pid, signal.SIGSTOP)
+    return doorman
 
 
 def test_a_message_that_is_too_long_ends_the_connection(place):
@@ -286,11 +440,6 @@ def test_readiness_waits_for_the_warm_engine():
         place.server.scheduler.warm = False
         assert httpx.get(f"{place}/readyz").status_code == 503
         assert post(place).json()["error"] == "the server is still warming up"
-
-
-def test_metrics_count_sessions(place):
-    post(place)
-    assert "relic_sessions_active 1\n" in httpx.get(f"{place}/metrics").text
 
 
 def test_a_dead_device_fails_the_health_check(caplog):
@@ -333,7 +482,9 @@ def test_a_host_that_others_reach_needs_keys():
 
 
 def test_a_picture_is_packed_as_its_header_says():
-    picture = wire.Picture(3, 9, np.arange(16.0).reshape(4, 4), b"jpeg", 5.0, 0.0)
+    encoded: Future[bytes] = Future()
+    encoded.set_result(b"jpeg")
+    picture = wire.Picture(3, 9, np.arange(16.0).reshape(4, 4), encoded, 5.0)
     data = wire.pack(picture, 7.0)
     assert wire.HEADER.unpack_from(data) == (1, 0, 76, 3, 9, 5.0, 7.0, *range(12))
     assert data[76:] == b"jpeg"
@@ -353,7 +504,7 @@ def test_a_server_that_still_loads_ends_at_sigterm() -> None:
     script = (
         "import os, signal, time; from relic.serve import app, engine; from relic.serve.config import Serve\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Linux does for process 1 of a container\n"
-        "engine.load = lambda cfg: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
+        "engine.load = lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
         "app.main(Serve(run='fake', port=0))"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)

@@ -32,6 +32,7 @@ HELPERS = {
     "artifacts",
     "mistakes",
     "object_store",
+    "place",
     "tracking",
     "verdict",
 }  # of the root, for worlds and what comes after it
@@ -45,6 +46,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "mistakes": set(),
     "artifacts": {"mistakes", "object_store"},
     "object_store": {"artifacts", "mistakes", "verdict"},
+    "place": {"artifacts", "mistakes", "object_store"},
     "tracking": set(),
     "verdict": set(),
     "endings": {"verdict"},

@@ -5,10 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import engine
 import figures
 import pytest
 import replay_memory
 import rollout
+import serve_load
 import torch
 from measure import Graph, random_transformer
 from torch import nn
@@ -106,6 +108,23 @@ def test_flops_stand_beside_the_rows(walked: dict[str, Any]) -> None:
     assert set(rollout.Count.__annotations__) == set(counted)
     assert counted["formula"] == counted["linear"] + counted["attention"] + counted["cross_attention"]
     assert abs(counted["ratio"] - 1) < 0.05
+
+
+def test_the_engine_remembers_in_half_the_bytes_and_shows_the_same(tmp_path: Path) -> None:
+    engine.main(["--cycles", "1", "--only", "0", "1", "--frames", "17", "--json", str(tmp_path / "engine.json")])
+    found = json.loads((tmp_path / "engine.json").read_text())
+    wide, narrow = found["rows"]
+    assert (wide["memory"], narrow["memory"]) == ("bf16", "fp8")
+    assert narrow["memory_bytes"] <= 0.52 * wide["memory_bytes"]
+    assert min(row["psnr_1s_db"] for row in found["quality"]) > 40
+
+
+def test_people_walk_and_press_keys_and_nothing_is_lost(tmp_path: Path) -> None:
+    serve_load.main(["--minutes", "0.15", "--turns", "0", "--json", str(tmp_path / "load.json")])
+    (row,) = json.loads((tmp_path / "load.json").read_text())["rows"]
+    assert (row["sessions_held"], row["refused"], row["frames_lost"]) == (2, 1, 0)
+    assert row["frames_sent"] > 16
+    assert row["num_actions"] > 2
 
 
 def test_a_horizon_that_is_no_whole_chunks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

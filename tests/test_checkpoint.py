@@ -19,16 +19,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from relic import __main__ as command
-from relic import artifacts, object_store
+from relic import artifacts, object_store, place
 from relic.parallel import mesh as meshes
 from relic.parallel.config import Parallel
 from relic.parallel.mesh import Mesh
+from relic.place import Folder
 from relic.tracking import Run
-from relic.train import checkpoint, place, saved
+from relic.train import checkpoint, saved
 from relic.train.checkpoint import Checkpoints
 from relic.train.config import Checkpointing, Teacher
 from relic.train.fragments import Fragment, Part, Whole, gap, shared
-from relic.train.place import Folder
 from relic.train.watch import Watch
 
 OFTEN = Checkpointing(every_s=-1)
@@ -483,7 +483,7 @@ def test_s3_serves_several_processes(monkeypatch):
 
 
 def test_a_place_that_is_none_is_a_sentence(bucket):
-    with pytest.raises(ValueError, match="cannot go to 'gs://a'; give a local folder or s3://BUCKET/PREFIX"):
+    with pytest.raises(ValueError, match="nothing can be kept in 'gs://a'; give a local folder or s3://BUCKET/PREFIX"):
         place.opened("gs://a")
     with pytest.raises(ValueError, match="s3://nowhere/a cannot be used: NoSuchBucket"):
         checkpoints("s3://nowhere/a", {}).load()

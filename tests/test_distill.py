@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_models import CFG, KilledAt, conditions, draws, latents, transformer, whole_and_resumed, write_samples
 
+from relic import place
 from relic.data import loader
 from relic.generate.config import Rollout
 from relic.memory.config import Memory
@@ -17,7 +18,7 @@ from relic.model import flow, weights
 from relic.model.transformer import Transformer
 from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import distill, optimizer, place, replay, saved
+from relic.train import distill, optimizer, replay, saved
 from relic.train.config import Checkpointing, Distill, Optimizer, Stage
 
 FAST = Optimizer(learning_rate=1e-3, betas=(0.0, 0.999), warmup=0)

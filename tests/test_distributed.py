@@ -10,13 +10,14 @@ import ranks
 import torch
 from tiny_models import CFG, transformer, write_samples
 
+from relic import place
 from relic.generate.config import Rollout
 from relic.memory.config import Memory
 from relic.model import precision, weights
 from relic.parallel import mesh as meshes
 from relic.parallel.config import Parallel
 from relic.tracking import Run
-from relic.train import distill, place, saved, student_init, teacher, trajectories
+from relic.train import distill, saved, student_init, teacher, trajectories
 from relic.train.config import Checkpointing, Distill, Optimizer, Stage, StudentInit, Teacher, Trajectories
 
 MODEL = replace(CFG, heads=4)

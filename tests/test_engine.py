@@ -1,9 +1,12 @@
 """The engine: a student's walk through rollout and codec."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from exports import IMAGE, codec
+from safetensors.torch import load_file, save_file
 from tiny_models import CFG, transformer
 
 from relic.generate.config import Rollout
@@ -30,13 +33,19 @@ def forward(count: int) -> np.ndarray:
     return actions
 
 
+def step(walk: engine.Walk, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All frames and poses of a chunk."""
+    frames, poses = zip(*walk.step(actions), strict=True)
+    return np.concatenate(frames), np.concatenate(poses)
+
+
 def test_a_walk_gives_a_frame_an_action_and_the_start_before_them(student):
     walk = student.open(IMAGE, "a hall", 0)
     count = walk.num_actions
-    frames, poses = walk.step(forward(count))
+    frames, poses = step(walk, forward(count))
     assert frames.shape == (count + 1, 16, 32, 3)
     assert frames.dtype == np.uint8
-    frames, poses = walk.step(forward(walk.num_actions))
+    frames, poses = step(walk, forward(walk.num_actions))
     assert len(frames) == len(poses) == 8
 
 
@@ -44,7 +53,7 @@ def test_poses_are_the_integral_of_the_actions(student):
     walk = student.open(IMAGE, "a hall", 0)
     actions = np.zeros((walk.num_actions, 13))
     actions[:, ACTIONS.index("pan_left")] = 3
-    _, poses = walk.step(actions)
+    _, poses = step(walk, actions)
     expected = integrate(torch.from_numpy(actions), UNIT).numpy()
     assert poses[1:] == pytest.approx(expected, abs=1e-6)
 
@@ -52,8 +61,8 @@ def test_poses_are_the_integral_of_the_actions(student):
 def test_a_walk_repeats_with_its_seed_and_differs_with_another(student):
     def last(seed: int) -> np.ndarray:
         walk = student.open(IMAGE, "a hall", seed)
-        walk.step(forward(walk.num_actions))
-        return walk.step(forward(walk.num_actions))[0]
+        step(walk, forward(walk.num_actions))
+        return step(walk, forward(walk.num_actions))[0]
 
     assert (last(1) == last(1)).all()
     assert (last(1) != last(2)).any()
@@ -61,11 +70,11 @@ def test_a_walk_repeats_with_its_seed_and_differs_with_another(student):
 
 def test_walks_do_not_disturb_each_other(student):
     alone = student.open(IMAGE, "a hall", 0)
-    wanted = [alone.step(forward(alone.num_actions))[0] for _ in range(2)]
+    wanted = [step(alone, forward(alone.num_actions))[0] for _ in range(2)]
     one, other = student.open(IMAGE, "a hall", 0), student.open(255 - IMAGE, "a yard", 5)
     for frames in wanted:
-        assert (one.step(forward(one.num_actions))[0] == frames).all()
-        other.step(forward(other.num_actions))
+        assert (step(one, forward(one.num_actions))[0] == frames).all()
+        step(other, forward(other.num_actions))
 
 
 def test_walks_share_one_copy_of_what_a_chunk_sees(student):
@@ -77,7 +86,7 @@ def test_walks_share_one_copy_of_what_a_chunk_sees(student):
 def test_a_walk_goes_on_beyond_its_memory(student):
     walk = student.open(IMAGE, "a hall", 0)
     for _ in range(8):
-        frames, _ = walk.step(forward(walk.num_actions))
+        frames, _ = step(walk, forward(walk.num_actions))
     assert walk.rollout.num_latents == 16
     assert len(frames) == 8
 
@@ -87,3 +96,60 @@ def test_a_device_that_is_not_here_is_said():
         engine.choose_device("tpu")
     with pytest.raises(ValueError, match="device is 'cuda:99'; here are cpu and"):
         engine.choose_device("cuda:99")
+
+
+MEMORIES = {
+    "relic": {},
+    "landmarks": {"policy": "relic_landmarks", "landmarks": 2, "retrieved": 1},
+    "latents": {"pooled": "latents"},
+    "bf16": {"dtype": "bf16"},
+}
+
+
+def walked(chunk: int = 2, memory: dict | None = None, chunks: int = 7) -> engine.StudentWalk:
+    cfg = Rollout(
+        chunk=chunk,
+        timesteps=(1000.0, 625.0),
+        memory=Memory(**{"window": 2, "capacity": 6, "dtype": "fp8"} | (memory or {})),
+    )
+    said, device = words.of(CFG, "", "cpu"), torch.device("cpu")
+    student = engine.Student(transformer(), codec(), cfg, words=said, unit=UNIT, world=WORLD, device=device)
+    walk = student.open(IMAGE, "a hall", 3)
+    for _ in range(chunks):
+        step(walk, forward(walk.num_actions))
+    return walk
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_walk_goes_on_from_its_state_as_if_it_had_not_stopped(chunk, memory, tmp_path):
+    walk = walked(chunk, MEMORIES[memory])
+    state = walk.state()
+    save_file(state.tensors, tmp_path / "state.safetensors")
+    facts = json.loads(json.dumps(state.facts))
+    elsewhere = walked(chunk, MEMORIES[memory], chunks=2).student
+    again = elsewhere.restore(engine.State(load_file(tmp_path / "state.safetensors"), facts))
+    for _ in range(5):
+        (frames, poses), (other, places) = (step(w, forward(w.num_actions)) for w in (walk, again))
+        assert (frames == other).all()
+        assert (poses == places).all()
+
+
+def test_a_walk_that_has_just_begun_has_a_state(student):
+    walk = student.open(IMAGE, "a hall", 3)
+    again = student.restore(walk.state())
+    assert (step(walk, forward(walk.num_actions))[0] == step(again, forward(again.num_actions))[0]).all()
+
+
+def test_a_branch_leaves_the_walk_as_it_was():
+    walk, alone = walked(), walked()
+    branch = walk.branch()
+    for _ in range(4):
+        step(branch, -forward(branch.num_actions)[:, ::-1])
+    for _ in range(3):
+        assert (step(walk, forward(walk.num_actions))[0] == step(alone, forward(alone.num_actions))[0]).all()
+
+
+def test_a_state_of_another_engine_is_refused(student):
+    with pytest.raises(ValueError, match="'dtype': 'bf16'"):
+        student.restore(walked(memory={"dtype": "bf16"}).state())

@@ -43,8 +43,7 @@ def flood(per_s: float, seconds: float) -> tuple[int, int, float | None]:
             read += messages.take(step / per_s)
         except ValueError:
             told += 1
-        except Refused as error:
-            assert error.status == 429
+        except Refused:
             return read, told, step / per_s
     return read, told, None
 

@@ -35,11 +35,11 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--help"]) == 0
     said = capsys.readouterr().out
-    for name in (*steps.STEPS, "pipeline", "doctor", "plan", "serve", "generate", "weights"):
+    for name in (*steps.STEPS, "pipeline", "doctor", "plan", "serve", "router", "play", "generate", "weights"):
         assert f"\n  {name} " in said
 
 
-@pytest.mark.parametrize("name", [*steps.STEPS, "doctor", "plan", "serve", "generate"])
+@pytest.mark.parametrize("name", [*steps.STEPS, "doctor", "plan", "serve", "router", "play", "generate"])
 def test_help_of_a_command_lists_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([name, "--help"]) == 0
     assert f"usage: relic {name}" in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_how_often_a_training_is_saved_changes_no_key() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["teechr"], "relic: there is no command 'teechr'; did you mean 'teacher'? allowed are curate, join"),
+        (["teechr"], "relic: there is no command 'teechr'; did you mean 'teacher'? near are teacher, router"),
         (["teacher", "--recipe", "tinny"], "relic: there is no recipe 'tinny'; did you mean 'tiny'? allowed are"),
         (
             ["teacher", "--config.sift", "2"],

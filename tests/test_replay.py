@@ -46,7 +46,8 @@ def back_propagated(model: Transformer, num_latents: int, exit_step: int, cfg: C
     add_noise = flow.add_noise
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flow, "add_noise", lambda clean, *rest: add_noise(clean.detach(), *rest))
-        patch.setattr(Rollout, "step", Rollout.step.__wrapped__)  # type: ignore[attr-defined]
+        for name in ("step", "make", "keep"):
+            patch.setattr(Rollout, name, getattr(Rollout, name).__wrapped__)
         walk, actions = started(model, cfg), conditions(num_latents, batch=2).actions
         made, _ = play(walk, actions, num_latents=num_latents, exit_step=exit_step)
     made.square().sum().backward()

@@ -1,30 +1,26 @@
-"""One session's bookkeeping: which actions a chunk takes, when pictures are shown and when it ends."""
+"""One session's bookkeeping: which actions a chunk takes, pauses, moments to go back to, and when it ends."""
+
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
-from fake_world import TRAINED
+from fake_world import TRAINED, FakeWalk, FakeWorld
 
 from relic.geometry.actions import ACTIONS, STATIC
 from relic.serve.config import Serve
-from relic.serve.session import Session, static_row
+from relic.serve.pace import Made
+from relic.serve.session import Asked, Session, static_row
 from relic.serve.wire import parse_action
 
 CFG = Serve(run="fake", rest_s=1.0, idle_s=20.0, session_s=100.0, lease_s=10.0)
 WORLD = dict.fromkeys(TRAINED, 1.0) | {"pan_right": 4.0}
 
 
-class FourFrames:
-    num_actions, decode_s = 4, 0.0
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        raise AssertionError("bookkeeping steps no walk")
-
-
-def walk(now: float = 0.0) -> Session:
+def walk(now: float = 0.0, walked: FakeWalk | None = None) -> Session:
     session = Session(
-        principal="me", image=np.zeros((8, 8, 3), np.uint8), caption="", seed=0, speed=1.0, cfg=CFG, fps=16.0, now=now
-    )
-    session.walk = FourFrames()
+        "here.1", principal="me", image=None, asked=Asked(caption="", seed=0, speed=1.0), cfg=CFG, fps=16.0, now=now,
+        walk=walked or FakeWorld().open(np.zeros((32, 48, 3), np.uint8), "", 0),
+    )  # fmt: skip
     session.attach(now)
     return session
 
@@ -33,9 +29,17 @@ def row(*names: str) -> np.ndarray:
     return parse_action({"seq": 0, "keys": list(names)}, WORLD, CFG, 1.0)[1]
 
 
-def chunk(session: Session, now: float, count: int = 4) -> None:
-    _, receipts = session.take(count)
-    session.deliver([(b"jpeg", np.eye(4))] * count, receipts, now=now, made_ms=0.0)
+def made(count: int) -> list[Made]:
+    encoded: Future[bytes] = Future()
+    encoded.set_result(b"jpeg")
+    return [(encoded, np.eye(4))] * count
+
+
+def chunk(session: Session, now: float) -> None:
+    """A chunk of four pictures that are all made at that time."""
+    session.begin(4)
+    session.deliver(made(len(session.pace.coming)), now=now, made_ms=0.0)
+    session.finish(now, chunk_s=0.0, decode_s=0.0)
 
 
 def test_no_key_is_the_static_action():
@@ -95,52 +99,12 @@ def test_many_actions_leave_the_last_frame_to_the_newest():
     assert session.take(4)[1][-1] == 99
 
 
-def test_pictures_are_shown_at_the_worlds_rate():
-    session = walk()
-    chunk(session, 1.0)
-    assert session.next_picture(0.9) is None
-    assert [session.next_picture(1.0 + k / 16).sequence for k in range(4)] == [0, 1, 2, 3]
-    assert session.next_picture(9.0) is None
-
-
-def test_a_chunk_never_starts_while_more_than_one_waits():
-    session = walk()
-    session.turnaround_s = 0.2
-    chunk(session, 0.0)
-    waiting_s = session.shown_until - session.starts_at()
-    assert 0 < waiting_s <= 4 / 16
-
-
-def test_a_fast_engine_starts_late_so_that_keys_are_fresh():
-    session = walk()
-    session.turnaround_s = 0.01
-    chunk(session, 0.0)
-    assert session.starts_at() == pytest.approx(4 / 16 - 0.0125 - 1 / 16)
-
-
-def test_a_slow_engine_spreads_its_pictures_evenly():
-    session = walk()
-    for step in range(20):
-        chunk(session, float(step))
-    dues = [picture.due for picture in session.queue]
-    assert np.diff(dues) == pytest.approx(0.25, abs=0.01)
-
-
-def test_when_nobody_takes_pictures_the_oldest_are_dropped():
-    session = walk()
-    for step in range(5):
-        chunk(session, step / 4)
-    assert [picture.sequence for picture in session.queue] == list(range(12, 20))
-    assert session.num_dropped == 12
-
-
-def test_receipts_belong_to_the_last_pictures_of_a_chunk():
+def test_receipts_belong_to_the_last_pictures_of_the_first_chunk():
     session = walk()
     session.act(5, row("dolly_in"), 0.0)
-    _, receipts = session.take(4)
-    session.deliver([(b"", np.eye(4))] * 5, receipts, now=0.0, made_ms=0.0)
-    assert [picture.receipt for picture in session.queue] == [0, 5, 5, 5, 5]
-    assert [picture.still for picture in session.queue] == [True, False, False, False, False]
+    chunk(session, 0.0)
+    assert [picture.receipt for picture in session.pace.queue] == [0, 5, 5, 5, 5]
+    assert [picture.still for picture in session.pace.queue] == [True, False, False, False, False]
 
 
 def test_a_world_without_keys_rests_and_wakes_by_one():
@@ -178,3 +142,84 @@ def test_a_newer_connection_takes_over():
     session.attach(1.0)
     session.detach(1, 2.0)
     assert session.attached
+
+
+# --- pause ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_paused_world_rests_though_a_key_is_held():
+    session = walk()
+    session.act(1, row("dolly_in"), 0.0)
+    assert not session.resting(9.0)
+    session.pause()
+    assert session.resting(9.0)
+    assert session.expiry(21.0) == ("idle", "no key was pressed for 20 s; start another walk")
+
+
+def test_a_resumed_world_goes_on_with_what_is_held():
+    session = walk()
+    session.act(1, row("dolly_in"), 0.0)
+    session.pause()
+    session.resume(9.0)
+    assert not session.resting(9.0)
+    assert session.take(4)[1] == [1] * 4
+
+
+def test_a_key_resumes_and_letting_go_does_not():
+    session = walk()
+    session.act(1, row("dolly_in"), 0.0)
+    session.pause()
+    session.act(2, row(), 1.0)
+    assert session.paused
+    session.act(3, row("dolly_out"), 2.0)
+    assert not session.paused
+    assert session.take(4)[1] == [3] * 4
+
+
+# --- back in time ---------------------------------------------------------------------------------------------------
+
+
+def ways(session: Session) -> list[float]:
+    return [seconds for seconds, _ in session.ways_back()]
+
+
+def walked(num_chunks: int) -> Session:
+    """A session whose pictures are shown as soon as they are made."""
+    session = walk()
+    for step in range(num_chunks):
+        chunk(session, step / 4)
+        session.pace.clear(step / 4)
+        if session.wants_moment():
+            assert session.walk is not None
+            session.put_by(session.walk.branch())
+    return session
+
+
+def test_a_moment_is_kept_every_two_seconds_and_only_the_last_four():
+    assert ways(walked(9)) == [2.0]
+    assert ways(walked(10)) == [0.25, 2.25]
+    assert ways(walked(50)) == [0.25, 2.25, 4.25, 6.25]
+
+
+def test_the_way_back_is_counted_from_what_was_shown():
+    session = walked(10)
+    chunk(session, 9.0)
+    assert ways(session) == [0.25, 2.25]
+    session.begin(4)
+    assert ways(session) == [0.25, 2.25]
+
+
+def test_one_goes_back_to_the_nearest_moment_and_what_came_after_it_never_was():
+    session = walked(50)
+    sequence = session.pace.num_made
+    seconds, moment = session.way_back(4.0)
+    session.go_back(seconds, moment, moment.walk.branch(), 20.0)
+    assert session.notices[-1] == {"type": "rewound", "seconds": 4.25, "sequence": sequence}
+    assert session.pace.queue[0].sequence == sequence
+    assert session.walk is not moment.walk
+    assert ways(session) == [pytest.approx(2.0 - 1 / 16)]  # its own picture is yet to be shown
+
+
+def test_without_a_moment_there_is_a_sentence():
+    with pytest.raises(ValueError, match="no earlier moment yet; one is kept every 2 s"):
+        walk().way_back(5.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from relic import place
 from relic.data import embeddings, shards
 from relic.memory.cache import Memory
 from relic.model import config, rope
@@ -16,7 +17,7 @@ from relic.model.conditions import Conditions
 from relic.model.transformer import Transformer
 from relic.parallel.mesh import Mesh
 from relic.tracking import Run
-from relic.train import place, saved
+from relic.train import saved
 from relic.train.draws import Draws
 
 CFG = config.Transformer(

@@ -30,7 +30,7 @@ class Context:
         for part in memory.parts(poses):
             tokens = slice(self.used, self.used + part.positions.shape[-2])
             turns = rope.cos_sin(rope.angles(part.positions, table))
-            for layers in memory.groups():
+            for layers in memory.groups(part.positions.shape[-2]):
                 keys, values = part.read(layers)
                 self.keys[layers, :, tokens], self.values[layers, :, tokens] = rope.turn(keys, turns), values
             if self.bias is not None:

@@ -11,7 +11,7 @@ that is filled anew from the chunks' clean latents, for the walk's own has poole
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,8 @@ from relic.model.attention import KeyValue
 from relic.model.conditions import Conditions
 from relic.model.precision import autocast, computed_in
 from relic.model.transformer import Transformer
+
+RECENT = ("latent", "actions", "poses")
 
 
 class Pass(NamedTuple):
@@ -93,11 +95,22 @@ class Rollout:
         """New latents [B, F, C, H, W] of the next frames, whose actions are [B, num_actions, 13].
 
         The pass at the timestep of index `exit_step` is the last."""
+        made = self.make(actions, exit_step=exit_step)
+        self.keep()
+        return made
+
+    @torch.no_grad()
+    def make(self, actions: Tensor, *, exit_step: int = -1) -> Tensor:
+        """`step` up to where its latents are there; `keep` must follow, before anything else."""
         first = self.num_latents == 0
         self._begin(actions)
-        clean, own = self._denoise(range(len(self.cfg.timesteps))[exit_step] + 1)
-        self._remember(clean, own)
-        return clean[:, 1:] if first else clean
+        self._made = self._denoise(range(len(self.cfg.timesteps))[exit_step] + 1)
+        return self._made[0][:, 1:] if first else self._made[0]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remembers what was made."""
+        self._remember(*self._made)
 
     @torch.no_grad()
     def see(self, actions: Tensor, latents: Tensor) -> None:
@@ -128,6 +141,25 @@ class Rollout:
         made = copy.copy(self)
         made.memory, made.recent = self.memory.branch(), self.recent.copy()
         return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the walk goes on from, but for what it was begun with, by names that `load` knows; views."""
+        found = {"counts": torch.tensor([self.num_latents, self.num_frames]), "pose": self.poses[:, -1:]}
+        for index, (latent, of) in enumerate(self.recent):
+            found |= {
+                f"recent{index}.{name}": x for name, x in zip(RECENT, (latent, of.actions, of.poses), strict=True)
+            }
+        return found | {f"memory.{name}": x for name, x in self.memory.tensors().items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on where the walk was whose `tensors` these are; this one must be new, and begun with the same."""
+        self.num_latents, self.num_frames = tensors["counts"].tolist()
+        self.poses = tensors["pose"].to(self.poses)
+        self.memory.load({name.removeprefix("memory."): x for name, x in tensors.items() if name.startswith("memory.")})
+        self.recent.clear()
+        for index in range(sum(name.endswith(".latent") for name in tensors)):
+            latent, actions, poses = (tensors[f"recent{index}.{name}"].to(self.image.device) for name in RECENT)
+            self.recent.append((latent, Conditions(actions, poses, self.text)))
 
     @property
     def last(self) -> Pass:

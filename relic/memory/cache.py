@@ -26,7 +26,7 @@ and going back to it is another one.
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -125,10 +125,9 @@ class Memory:
         """Temporal position of a latent, remembered or to come: its index less those forgotten; the image's is 0."""
         return max(0, latent - self.forgotten)
 
-    def groups(self) -> Iterator[slice]:
-        """The blocks, as many at a time as may be worked on in float32."""
-        width = self.batch * self.heads * self.head_width
-        count = self.cfg.layers_at_once(self.rows, self.columns, width)
+    def groups(self, tokens: int) -> Iterator[slice]:
+        """The blocks, as many at a time as may be worked on in float32 for so many tokens."""
+        count = config.layers_at_once(self.batch * self.heads * self.head_width, tokens)
         return (slice(start, start + count) for start in range(0, self.layers, count))
 
     def reserve(self, count: int) -> None:
@@ -166,7 +165,7 @@ class Memory:
                 self.cameras[:, self.num_latents % self.cfg.window] = poses[:, index].to(self.cameras.dtype)
             # 2. the new one in its place
             part = slice(start, start + self.whole)
-            for layers in self.groups():
+            for layers in self.groups(self.whole):
                 new = torch.stack([torch.stack([x[:, part] for x in of[layers]]) for of in (keys, values)])
                 self.window.write((EVERY, layers, EVERY, place), new.float())
             self.num_latents += 1
@@ -184,7 +183,7 @@ class Memory:
         if number not in self.pages:
             self.pages[number] = self.free.pop() if self.free else self._store(self.begins[-1])
         self.pages[number] = self.pages[number].own()
-        for layers in self.groups():
+        for layers in self.groups(self.whole):
             if given is not None:
                 x = torch.stack([torch.stack(tuple(of[layers])) for of in given]).float()
             else:
@@ -198,7 +197,7 @@ class Memory:
         bank = self.landmarks
         assert bank is not None
         slots = bank.place(latent, self.cameras[:, latent % self.cfg.window])
-        for layers in self.groups():
+        for layers in self.groups(self.whole):
             whole = self.window.read((EVERY, layers, EVERY, self._place(latent)))
             bank.store.write((EVERY, layers, bank.samples, slots), whole)
 
@@ -243,6 +242,30 @@ class Memory:
         if self.landmarks is not None:
             made.landmarks, made.cameras = self.landmarks.branch(), self.cameras.clone()
         return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is remembered, by names that another memory of the same dials and sizes knows; views, but for the
+        counts."""
+        stores = {f"page{number}": page for number, page in self.pages.items()} | {"window": self.window}
+        counts, bank = [self.num_latents, self.forgotten], self.landmarks
+        found: dict[str, Tensor] = {}
+        if bank is not None:
+            stores["landmarks"] = bank.store
+            counts.append(bank.filled)
+            found |= {"cameras": self.cameras, "poses": bank.poses, "latents": bank.latents, "free": bank.free}
+        found["counts"] = torch.tensor(counts)
+        return found | {f"{name}.{part}": x for name, store in stores.items() for part, x in store.tensors().items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remembers what the memory does whose `tensors` these are; this one must be new."""
+        self.num_latents, self.forgotten, *filled = tensors["counts"].tolist()
+        numbers = {int(name.removeprefix("page").partition(".")[0]) for name in tensors if name.startswith("page")}
+        for number in numbers - set(self.pages):
+            self.pages[number] = self.free.pop() if self.free else self._store(self.begins[-1])
+        if self.landmarks is not None:
+            self.landmarks.filled = filled[0]
+        for name, own in self.tensors().items():
+            own.copy_(tensors[name])
 
 
 def later(positions: Tensor, time: Tensor | int) -> Tensor:

@@ -22,6 +22,11 @@ def pooled_tokens(rows: int, columns: int, stride: int) -> int:
     return -(-rows // stride) * -(-columns // stride)
 
 
+def layers_at_once(width: int, tokens: int) -> int:
+    """Blocks whose keys and values, `width` numbers a token (all samples'), are read or appended together."""
+    return max(1, AT_ONCE // (2 * 4 * width * max(1, tokens)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """What is remembered of the latents, of which the last `window` are whole and the first, the image, always stays.
@@ -110,11 +115,6 @@ class Memory:
         page = sum(pooled_tokens(rows, columns, stride) for stride in self.page_strides)
         whole = self.window + (self.landmarks + 1 if self.policy == "relic_landmarks" else 0)
         return pooled_tokens(rows, columns, self.stride(0)) + self.num_pages * page + whole * rows * columns
-
-    def layers_at_once(self, rows: int, columns: int, width: int) -> int:
-        """Blocks of keys and values of `width` numbers a token (all samples') that are read or appended together."""
-        page = sum(pooled_tokens(rows, columns, stride) for stride in self.page_strides)
-        return max(1, AT_ONCE // (2 * 4 * width * max(page, self.window * rows * columns)))
 
     @functools.cache  # noqa: B019, of a frozen value
     def room(self, rows: int, columns: int, coming: int = 0) -> int:

@@ -28,6 +28,17 @@ def power_of_two(scale: Tensor) -> Tensor:
     return torch.exp2((exponent - (mantissa == 0.5).int()).to(scale.dtype))
 
 
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """E4M3 numbers of x [..., N], and each row's scale [..., 1]."""
+    scale = power_of_two(fp8_scale(x))
+    return (x / scale).to(torch.float8_e4m3fn), scale.bfloat16()
+
+
+def multiplied(codes: Tensor, scale: Tensor) -> Tensor:
+    """The float32 numbers that `rounded` has made so."""
+    return codes.float() * scale.float()
+
+
 class Store:
     """Numbers [..., n, K, head_width] (tokens, heads), read as float32. While it has several `owners`, memories that
     read it, it must not change."""
@@ -40,15 +51,13 @@ class Store:
     def write(self, at: Any, x: Tensor) -> None:
         """Keeps x at an index of the data."""
         if self.scales is not None:
-            scale = power_of_two(fp8_scale(x))
-            self.scales[at] = scale.to(self.scales.dtype)
-            x = x / scale
-        self.data[at] = x.to(self.data.dtype)
+            self.data[at], self.scales[at] = rounded(x)
+        else:
+            self.data[at] = x.to(self.data.dtype)
 
     def read(self, at: Any) -> Tensor:
         """What is kept at an index of the data, float32."""
-        x = self.data[at].float()
-        return x * self.scales[at].float() if self.scales is not None else x
+        return self.data[at].float() if self.scales is None else multiplied(self.data[at], self.scales[at])
 
     def copy(self) -> "Store":
         """The same numbers in storage of their own."""
@@ -67,4 +76,8 @@ class Store:
     @property
     def num_bytes(self) -> int:
         """Bytes, scales included."""
-        return sum(t.numel() * t.element_size() for t in (self.data, self.scales) if t is not None)
+        return sum(t.nbytes for t in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, as it lies there."""
+        return {"data": self.data} | ({} if self.scales is None else {"scales": self.scales})

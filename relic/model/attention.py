@@ -136,6 +136,22 @@ def pooled(x: Tensor, rotary: Rotary, stride: int) -> Tensor:
     return rearrange(cells, "b f h w (k d) -> b (f h w) k d", k=x.shape[2])
 
 
+def normed(x: Tensor, weight: Tensor, pose: Tensor | None = None) -> Tensor:
+    """RMS norm in float32 of x [B, ..., D], to which a pose [B, F, D] is added first, in place: x [B, F, S, D] is a
+    linear layer's own result then."""
+    if pose is not None:
+        added = pose[:, :, None].to(x.dtype)
+        x = x + added if torch.compiler.is_compiling() else x.add_(added)
+    return functional.rms_norm(x.float(), x.shape[-1:], weight, eps=1e-6).to(x.dtype)
+
+
+class Norm(nn.RMSNorm):
+    """`normed` by this module's weight."""
+
+    def forward(self, x: Tensor, pose: Tensor | None = None) -> Tensor:
+        return normed(x, self.weight, pose)
+
+
 class SelfAttention(nn.Module):
     sequence: Sequence = ALONE
 
@@ -144,7 +160,7 @@ class SelfAttention(nn.Module):
         self.heads, self.backend = heads, backend
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.Linear(width, width)
-        self.norm_q, self.norm_k = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
+        self.norm_q, self.norm_k = (Norm(width) for _ in range(2))
 
     def forward(
         self,
@@ -160,8 +176,7 @@ class SelfAttention(nn.Module):
         Returns the output [B, F, S, D] and, to `remember`, this call's keys (not rotated)
         and values [B, F S, K, head_width]; of a shared sequence, of this process's heads of all tokens."""
         v = self.to_v(x)
-        q, k = (to(x).add_(pose[:, :, None]) for to in (self.to_q, self.to_k))  # in place: a linear layer's own result
-        q, k = (norm(y.float()).to(v.dtype) for norm, y in ((self.norm_q, q), (self.norm_k, k)))
+        q, k = self.norm_q(self.to_q(x), pose), self.norm_k(self.to_k(x), pose)
         q, k, v = (rearrange(y, "b f s (k d) -> b f s k d", k=self.heads) for y in (q, k, v))
         q, k, v = (self.sequence.by_heads(y, rotary.tokens).flatten(1, 2) for y in (q, k, v))
         own = KeyValue(k, v) if remember else None
@@ -182,12 +197,12 @@ class CrossAttention(nn.Module):
         self.heads, self.backend = heads, backend
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.Linear(width, width)
-        self.norm_q, self.norm_k = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
+        self.norm_q, self.norm_k = (Norm(width) for _ in range(2))
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         """x [B, F, S, D] reads text [B, L, D]."""
-        q, k, v = self.norm_q(self.to_q(x).float()), self.norm_k(self.to_k(text).float()), self.to_v(text)
-        q = rearrange(q, "b f s (k d) -> b (f s) k d", k=self.heads).to(v.dtype)
-        k, v = (rearrange(y, "b n (k d) -> b n k d", k=self.heads).to(v.dtype) for y in (k, v))
+        q, k, v = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(text)), self.to_v(text)
+        q = rearrange(q, "b f s (k d) -> b (f s) k d", k=self.heads)
+        k, v = (rearrange(y, "b n (k d) -> b n k d", k=self.heads) for y in (k, v))
         out = dot_product(q, k, v, backend=self.backend)
         return self.to_out(rearrange(out, "b (f s) k d -> b f s (k d)", f=x.shape[1]))

@@ -30,6 +30,18 @@ class Stream(Protocol):
         """The frames [B, n, 3, H_px, W_px] that the next latents [B, F, C, H, W] make ready."""
         ...
 
+    def branch(self) -> "Stream":
+        """A stream that goes on from here on its own."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is remembered of the latents before."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Remembers what the stream does whose `tensors` these are."""
+        ...
+
 
 class VideoCodec(Protocol):
     """What the steps ask of a codec: this file's, or Wan-2.1's (pretrained/vae.py)."""
@@ -186,3 +198,14 @@ class DecoderStream:
         first = not self.memories
         frames = apply_in_time(self.layers, latents, self.memories)
         return frames[:, 3:] if first else frames
+
+    def branch(self) -> "DecoderStream":
+        made = DecoderStream(self.layers)
+        made.memories = dict(self.memories)  # whose tensors are replaced, never changed
+        return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {str(layer): x for layer, x in self.memories.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.memories = {int(layer): x for layer, x in tensors.items()}

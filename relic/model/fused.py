@@ -1,12 +1,17 @@
-"""The functions of a block that do little but read and write: as one kernel each, by torch.compile (section 4.5)."""
+"""The functions of a block, and of the memory, that do little but read and write: as one kernel each, by torch.compile
+(section 4.5)."""
 
 from typing import Any
 
 import torch
 
-from relic.model import block, rope, transformer
+from relic.memory import store
+from relic.model import attention, block, fp8, rope, transformer
 
-PLACES = ((block, "modulated_norm"), (transformer, "modulated_norm"), (block, "gated"), (rope, "turn"))
+PLACES = (
+    (block, "modulated_norm"), (transformer, "modulated_norm"), (block, "gated"), (attention, "normed"), (rope, "turn"),
+    (fp8, "to_fp8"), (store, "rounded"), (store, "multiplied"),
+)  # fmt: skip
 
 
 def use() -> None:

@@ -104,6 +104,21 @@ class WanDecoderStream:
         pixels = self.codec.decoder(self.codec.post_quant(raw), feat_cache=self.features, feat_idx=[0])
         return rearrange(pixels.clamp(-1, 1) / 2 + 0.5, "b c t h w -> b t c h w")
 
+    def branch(self) -> "WanDecoderStream":
+        made = WanDecoderStream(self.codec)
+        made.features.update(self.features)
+        return made
+
+    def tensors(self) -> dict[str, Tensor]:
+        """An empty tensor stands for diffusers' word "Rep", of a layer that has seen one latent only."""
+        found = {
+            layer: torch.zeros(0) if isinstance(x, str) else x for layer, x in self.features.items() if x is not None
+        }
+        return {str(layer): x for layer, x in found.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.features.update({int(layer): x if x.numel() else "Rep" for layer, x in tensors.items()})
+
 
 def per_channel(values: Tensor) -> Tensor:
     return rearrange(values, "c -> c 1 1")

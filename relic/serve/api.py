@@ -9,85 +9,87 @@ import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from socket import gethostname
+from typing import Annotated
 
-from fastapi import FastAPI, Request, Response, WebSocket
-from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi import FastAPI, Request, Response, Security, WebSocket
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
+from relic import __version__
 from relic.geometry.actions import ACTIONS
-from relic.serve import images, wire
-from relic.serve.access import Access, Refused, bearer
+from relic.serve import images, metrics, schema
+from relic.serve.access import CALLER, Access, Refused, bearer
+from relic.serve.asking import Bodies, speed_of, start_of
 from relic.serve.config import FORMATS, Serve
-from relic.serve.door import Busy, Door
-from relic.serve.engine import Engine, World
-from relic.serve.scheduler import Scheduler
-from relic.serve.session import Session
+from relic.serve.door import Door
+from relic.serve.engine import Engine
+from relic.serve.gate import Gate
+from relic.serve.limits import Creates, Sockets
+from relic.serve.schema import errors
+from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
+from relic.serve.transfer import Transfer
 
 WEB = Path(__file__).parent / "web"
-HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}  # fmt: skip
+ABOUT = "Walks in a world. A walk itself is a WebSocket, which docs/serving.md describes."
+ROUTER = HTTPBearer(scheme_name="router", description="the router's token", auto_error=False)
+KEY = HTTPBearer(scheme_name="key", description="an API key, where the server has a file of them", auto_error=False)
+TOKEN = HTTPBearer(scheme_name="token", description="a session's token, or its creator's API key", auto_error=False)
 
 
-class NewSession(BaseModel):
-    """The body of POST /v1/sessions: an example's id or an image, and how to walk."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    example: str | None = None
-    image: str | None = Field(None, description=f"{', '.join(FORMATS)} in base64")
-    prompt: str | None = Field(None, description="what the world looks like; an example brings its own")
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    speed: float = Field(1.0, gt=0)
-
-
-def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> FastAPI:
+def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> FastAPI:
     """The application around an engine that is loaded."""
+    door = Door(seconds=cfg.image_seconds, memory=cfg.image_memory)
+    creates, sockets, bodies = Creates(cfg.creates_per_minute), Sockets(cfg.most_sockets), Bodies()
+    world, scheduler = engine.world, transfer.scheduler
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        work, opening = asyncio.create_task(scheduler.run()), asyncio.create_task(door.start())
+        work = [asyncio.create_task(scheduler.run()), asyncio.create_task(transfer.tidy())]
+        opening = asyncio.create_task(door.start())
         try:
             yield
         finally:
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
             await opening
             await door.close()
-            scheduler.worker.shutdown(wait=False, cancel_futures=True)
+            scheduler.close()
 
-    app = FastAPI(title="relic", lifespan=lifespan, docs_url=None, redoc_url=None)
-    world = engine.world
-    door = Door(seconds=cfg.image_seconds, memory=cfg.image_memory)
+    app = FastAPI(
+        title="relic", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
 
-    @app.middleware("http")
-    async def with_headers(request: Request, follow: Any) -> Response:
-        response = await follow(request)
-        response.headers.update(HEADERS)
-        return response
-
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
+    def answer(error: Refused) -> JSONResponse:
+        scheduler.metrics.refused(error)
         headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
         return JSONResponse({"error": error.sentence}, error.status, headers)
 
+    app.add_middleware(Gate, origins=cfg.origins, answer=answer)
+
+    @app.exception_handler(Refused)
+    async def refused(connection: HTTPConnection, error: Refused) -> JSONResponse:
+        return answer(error)
+
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
+        said = f"{request.method} {images.shown(request.url.path)}: {error.detail}"
+        return JSONResponse({"error": said}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "the server has failed in this request; its log says how"}, 500)
 
     def principal_of(request: Request) -> str:
-        address = request.client.host if request.client else "unknown"
-        return access.principal(request.headers.get("authorization"), address)
+        peer = request.client.host if request.client else "unknown"
+        return access.principal(request.headers.get("authorization"), access.caller(request.headers.get(CALLER), peer))
 
     def own_session(request: Request, identity: str) -> Session:
         """The session, for who holds its token or the API key that made it."""
@@ -100,39 +102,71 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
             raise Refused(403, "the session belongs to another API key")
         return session
 
-    @app.post("/v1/sessions", status_code=201, openapi_extra=body_of(NewSession))
+    @app.post(
+        "/v1/sessions",
+        status_code=201,
+        response_model=schema.Created,
+        responses=errors(401, 403, 408, 409, 413, 415, 422, 429, 503),
+        openapi_extra=schema.body_of(schema.NewSession),
+        dependencies=[Security(KEY)],
+    )
     async def create(request: Request) -> dict:
+        """Begins a walk in a free place."""
         principal = principal_of(request)
         scheduler.check_room(principal)  # before any work on its image
-        asked = await read_body(request, cfg)
+        creates.take(principal, time.monotonic())
+        asked = await bodies.read(request, cfg)
         image, caption = await start_of(asked, world, cfg, door)
-        session = scheduler.admit(
-            principal=principal, image=image, caption=caption, seed=asked.seed, speed=speed_of(asked.speed, cfg)
-        )
-        path = f"/v1/sessions/{session.id}/stream"
+        said = Asked(caption=caption, seed=asked.seed, speed=speed_of(asked.speed, cfg), format=asked.format)
+        return opened(request, scheduler.admit(principal=principal, image=image, asked=said))
+
+    def opened(request: Request, session: Session) -> dict:
+        """How a new session is walked."""
+        path, asked = f"/v1/sessions/{session.id}/stream", session.asked
         scheme = "wss" if request.url.scheme == "https" else "ws"
         return {
             "id": session.id, "token": access.issue(session.id), "token_seconds": cfg.token_s,
             "url": f"{scheme}://{request.url.netloc}{path}", "path": path, "lease_seconds": cfg.lease_s,
-            "longest_seconds": cfg.session_s, "prompt": caption, "seed": session.seed, "speed": session.speed,
-            "export": world.export,
+            "longest_seconds": cfg.session_s, "prompt": asked.caption, "seed": asked.seed, "speed": asked.speed,
+            "format": asked.format, "export": world.export,
         }  # fmt: skip
 
-    @app.get("/v1/sessions/{identity}")
-    async def show(request: Request, identity: str) -> dict:
-        session = own_session(request, identity)
-        return {"id": session.id, "seed": session.seed, "prompt": session.caption, **session.report(time.monotonic())}
+    own = errors(401, 403, 404, 410)
 
-    @app.delete("/v1/sessions/{identity}", status_code=204)
+    @app.get("/v1/sessions/{identity}", response_model=schema.Report, responses=own, dependencies=[Security(TOKEN)])
+    async def show(request: Request, identity: str) -> dict:
+        """How a walk is going."""
+        session = own_session(request, identity)
+        asked = session.asked
+        return {"id": session.id, "seed": asked.seed, "prompt": asked.caption, **session.report(time.monotonic())}
+
+    @app.delete("/v1/sessions/{identity}", status_code=204, responses=own, dependencies=[Security(TOKEN)])
     async def delete(request: Request, identity: str) -> None:
+        """Ends a walk."""
         scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
+
+    @app.post(
+        "/v1/sessions/{identity}/branch",
+        status_code=201,
+        response_model=schema.Created,
+        responses=own | errors(409, 429, 503),
+        dependencies=[Security(TOKEN)],
+    )
+    async def branch(request: Request, identity: str) -> dict:
+        """Begins a walk that goes on from the present moment of this one, which goes on by itself."""
+        session = own_session(request, identity)
+        scheduler.check_room(session.principal)
+        creates.take(session.principal, time.monotonic())
+        return opened(request, await scheduler.branch(session))
 
     @app.websocket("/v1/sessions/{identity}/stream")
     async def walk(socket: WebSocket, identity: str) -> None:
-        await Stream(socket, identity, scheduler, access, world, cfg).run()
+        sockets.check()
+        await Stream(socket, identity, transfer, access, world, cfg, sockets).run()
 
-    @app.get("/v1/world")
+    @app.get("/v1/world", response_model=schema.WorldShown)
     async def show_world() -> dict:
+        """The world, what the server allows, and whether it has room."""
         examples = [
             {"id": e.id, "caption": e.caption, "place": e.place, "image": f"/v1/examples/{place}.jpg"}
             for place, e in enumerate(world.examples)
@@ -141,97 +175,70 @@ def build(engine: Engine, cfg: Serve, access: Access, scheduler: Scheduler) -> F
             "recipe": world.recipe, "width": world.width, "height": world.height, "fps": world.fps,
             "actions": list(ACTIONS), "trained": world.actions, "examples": examples, "about": world.about,
             "slots": cfg.slots, "free": max(0, cfg.slots - len(scheduler.sessions)), "ready": scheduler.ready,
-            "key_needed": access.keys_needed, "max_speed": cfg.max_speed, "prompt_characters": cfg.prompt_characters,
+            "key_needed": access.keys_needed, "max_speed": cfg.max_speed,
+            "max_magnitude": cfg.max_magnitude, "prompt_characters": cfg.prompt_characters,
             "image": {"formats": FORMATS, "bytes": cfg.image_bytes, "pixels": cfg.image_pixels},
         }  # fmt: skip
 
-    pictures = {
-        f"{place}.jpg": images.encode(example.image, "jpeg", 95) for place, example in enumerate(world.examples)
-    }
+    pictures = {f"{place}.jpg": images.encode(e.image, "jpeg", 95) for place, e in enumerate(world.examples)}
 
-    @app.get("/v1/examples/{name}", response_class=Response)
-    async def example(name: str) -> Response:
+    @app.get("/v1/examples/{name}", response_class=Response, responses=schema.JPEG | errors(404))
+    async def example(name: Annotated[str, schema.EXAMPLE]) -> Response:
+        """The start picture of an example."""
         if name not in pictures:
             raise Refused(404, f"there is no example {images.shown(name)}; there are {len(pictures)}")
         return Response(pictures[name], media_type="image/jpeg")
 
-    @app.get("/healthz")
+    @app.get("/v1/replica", response_model=schema.Replica, responses=errors(401, 403), dependencies=[Security(ROUTER)])
+    async def replica(request: Request) -> dict:
+        """This server and its walks, for the router."""
+        access.check_router(request.headers.get("authorization"))
+        identities = [*scheduler.sessions, *scheduler.arriving]
+        return {
+            "name": gethostname(), "ready": scheduler.ready, "draining": scheduler.draining, "slots": cfg.slots,
+            "active": len(identities), "sessions": identities, "export": world.export,
+        }  # fmt: skip
+
+    @app.post(
+        "/v1/sessions/{identity}/move",
+        status_code=202,
+        responses=own | errors(409),
+        dependencies=[Security(ROUTER)],
+    )
+    async def move(request: Request, identity: str) -> None:
+        """Begins to move a walk to another server: it is saved, and its client told to come again."""
+        access.check_router(request.headers.get("authorization"))
+        transfer.move(scheduler.find(identity))
+
+    @app.get("/healthz", response_model=schema.Health, responses={503: {"model": schema.Health}})
     async def health() -> JSONResponse:
+        """Whether the device works."""
         return JSONResponse({"alive": scheduler.alive, "fault": scheduler.fault}, 200 if scheduler.alive else 503)
 
-    @app.get("/readyz")
+    @app.get("/readyz", response_model=schema.Readiness, responses={503: {"model": schema.Readiness}})
     async def readiness() -> JSONResponse:
+        """Whether walks are admitted."""
         said: dict[str, bool | int] = {"ready": scheduler.ready, "warm": scheduler.warm, "draining": scheduler.draining}
         said |= {"slots": cfg.slots, "active": len(scheduler.sessions)}
         return JSONResponse(said, 200 if scheduler.ready else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> str:
-        gauges = {"relic_sessions_active": len(scheduler.sessions), "relic_session_slots": cfg.slots}
-        return "".join(f"# TYPE {name} gauge\n{name} {value}\n" for name, value in gauges.items())
+    @app.get("/metrics", response_class=Exposition)
+    async def show_metrics() -> Response:
+        """All that is counted, for Prometheus."""
+        walks = [session.walk for session in scheduler.sessions.values() if session.walk is not None]
+        return Exposition(scheduler.metrics.show(
+            active=len(scheduler.sessions), slots=cfg.slots, ready=scheduler.ready, streams=sockets.open,
+            walk_bytes=sum(walk.num_bytes for walk in walks),
+        ))  # fmt: skip
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(WEB / "index.html")
 
     app.mount("/web", StaticFiles(directory=WEB), name="web")
+    schema.tidy(app.openapi())  # which keeps it
     return app
 
 
-# --- what a request asks for --------------------------------------------------------------------------------------
-
-
-def body_of(model: type[BaseModel]) -> dict:
-    """The OpenAPI entry of a JSON body that is read by hand, because its size must be bounded while it comes."""
-    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}}
-
-
-async def read_body(request: Request, cfg: Serve) -> NewSession:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip()
-    if kind != "application/json":  # a page of another site cannot send this type without asking first
-        raise Refused(415, f"the content type is {kind!r}; allowed is application/json")
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > cfg.body_bytes:
-            raise Refused(413, f"the body is larger than {cfg.body_bytes} bytes; an image may have {cfg.image_bytes}")
-    try:
-        return NewSession.model_validate_json(bytes(body))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the body"
-        said = "" if not first["loc"] else f" is {images.shown(first['input'])}"
-        allowed = ", ".join(NewSession.model_fields)
-        raise Refused(422, f"{place}{said}: {first['msg']}; allowed are {allowed}") from error
-
-
-async def start_of(asked: NewSession, world: World, cfg: Serve, door: Door) -> tuple[Any, str]:
-    """The start image uint8 [H, W, 3] and the caption."""
-    if asked.prompt is not None and len(asked.prompt) > cfg.prompt_characters:
-        raise Refused(422, f"the prompt has {len(asked.prompt)} characters; allowed are {cfg.prompt_characters}")
-    if (asked.example is None) == (asked.image is None):
-        raise Refused(422, "give either an example or an image")
-    if asked.example is not None:
-        example = world.example(asked.example)
-        if example is None:
-            known = ", ".join(e.id for e in world.examples[:8])
-            raise Refused(422, f"there is no example {images.shown(asked.example)}; there are {known}")
-        return example.image, example.caption if asked.prompt is None else asked.prompt
-    assert asked.image is not None
-    try:
-        data = images.from_base64(asked.image, cfg.image_bytes)
-        image = await door.decode(data, height=world.height, width=world.width, most_pixels=cfg.image_pixels)
-    except Busy as error:
-        raise Refused(503, str(error), 5, reason="image_door") from error
-    except images.TooLarge as error:
-        raise Refused(413, str(error)) from error
-    except ValueError as error:
-        raise Refused(422, str(error)) from error
-    return image, asked.prompt or ""
-
-
-def speed_of(speed: float, cfg: Serve) -> float:
-    try:
-        return wire.parse_speed(speed, cfg)
-    except ValueError as error:
-        raise Refused(422, str(error)) from error
+class Exposition(Response):
+    media_type = metrics.TYPE

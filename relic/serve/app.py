@@ -1,33 +1,54 @@
 """`relic serve`: takes the port, loads an export, warms it and answers until a signal comes."""
 
 import asyncio
-import logging
+import os
 import signal
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from relic.serve import engine
+from relic import place
+from relic.serve import engine, logs, ranks
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
+from relic.serve.connections import bounded
 from relic.serve.listener import address, bind
 from relic.serve.scheduler import Scheduler
+from relic.serve.snapshots import Snapshots
+from relic.serve.transfer import Transfer
 
+MOST_ASKING = 256  # connections beside those of streams
 CLOSE_S = 5  # for connections to end after the last session
 
 
 def main(cfg: Serve) -> None:
     """Serves the export that `cfg` names. The port is taken before the model loads: a port in use is said at once."""
     signal.signal(signal.SIGTERM, stop)  # process 1 of a container does not hear it by itself
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
+    logs.configure(cfg.log_format)
     with bind(cfg.host, cfg.port) as listener:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
-        loaded = engine.load(cfg)
+        if cfg.snapshots:
+            place.opened(cfg.snapshots).files()  # a place that cannot be used is said before anything loads
+        loaded: engine.Engine
+        if cfg.gpus == 1:
+            loaded, followers = engine.load(cfg, engine.choose_device(cfg.device)), None
+        else:
+            loaded, followers = ranks.lead(cfg)
         print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
-        make_server(loaded, cfg, access).run(sockets=[listener])
+        server = make_server(loaded, cfg, access)
+        if followers:
+            followers.watch(server.give_up)
+        server.run(sockets=[listener])
+        if server.lost:
+            print(f"relic: {server.lost}", file=sys.stderr, flush=True)
+            os._exit(1)  # the engine's thread may wait for the lost one for ever
+        if followers:
+            server.scheduler.worker.shutdown(wait=True)
+            followers.end()
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -36,22 +57,30 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 
 def make_server(loaded: engine.Engine, cfg: Serve, access: Access) -> "Server":
-    scheduler = Scheduler(loaded, cfg)
-    return Server(build(loaded, cfg, access, scheduler), scheduler, cfg)
+    transfer = Transfer(Scheduler(loaded, cfg), snapshots(loaded.world.export, cfg, access))
+    return Server(build(loaded, cfg, access, transfer), transfer, cfg)
+
+
+def snapshots(export: str, cfg: Serve, access: Access) -> Snapshots | None:
+    if not cfg.snapshots:
+        return None
+    return Snapshots(place.opened(cfg.snapshots), export=export, sign=access.sign, lasts_s=cfg.session_s + cfg.lease_s)
 
 
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first lets the sessions come to their end; SIGINT and a second signal do not wait."""
 
-    def __init__(self, app: FastAPI, scheduler: Scheduler, cfg: Serve):
+    def __init__(self, app: FastAPI, transfer: Transfer, cfg: Serve):
         super().__init__(uvicorn.Config(
-            app, ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
+            app, http=bounded(cfg.most_sockets + MOST_ASKING),
+            ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
             proxy_headers=False, server_header=False, access_log=False, log_level="warning",
-            timeout_graceful_shutdown=CLOSE_S,
+            timeout_graceful_shutdown=CLOSE_S, log_config=None,
         ))  # fmt: skip
-        self.scheduler, self.drain_s = scheduler, cfg.drain_s
+        self.transfer, self.scheduler, self.drain_s = transfer, transfer.scheduler, cfg.drain_s
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing: asyncio.Task | None = None
+        self.lost = ""  # what the server cannot go on without
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -60,16 +89,30 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.loop is None:
             raise KeyboardInterrupt
-        self.loop.call_soon_threadsafe(self.close, self.drain_s if sig == signal.SIGTERM else 0.0)
+        self.loop.call_soon_threadsafe(self.close, sig == signal.SIGTERM)
 
-    def close(self, grace_s: float) -> None:
+    def close(self, gently: bool) -> None:
         """Drains, then exits; called again, exits at once."""
         if self.closing is not None:
             self.closing.cancel()
-            grace_s = 0.0
-        self.closing = asyncio.get_running_loop().create_task(self.drain(grace_s))
+            gently = False
+        self.closing = asyncio.get_running_loop().create_task(self.drain(gently))
 
-    async def drain(self, grace_s: float) -> None:
-        await self.scheduler.drain(grace_s)
+    def give_up(self, sentence: str) -> None:
+        """Ends all walks and the server; from any thread."""
+        self.lost = sentence
+        if self.loop is None:
+            print(f"relic: {sentence}", file=sys.stderr, flush=True)
+            os._exit(1)
+        self.loop.call_soon_threadsafe(self.fail)
+
+    def fail(self) -> None:
+        self.scheduler.fault = self.lost
+        for session in list(self.scheduler.sessions.values()):
+            self.scheduler.finish(session, "failed", "the server has lost a part of its model; start another walk")
+        self.close(False)
+
+    async def drain(self, gently: bool) -> None:
+        await self.transfer.drain(self.drain_s if gently else 0.0, save=gently)
         await asyncio.sleep(0.2)  # the last sentences reach their pages
         self.should_exit = True

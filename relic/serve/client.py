@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -95,6 +96,7 @@ class Walk:
         self.token = session["token"]
         self.ready: dict[str, Any] = {}  # the latest of each of these messages
         self.state: dict[str, Any] = {}
+        self.rewound: dict[str, Any] = {}
         self.over: dict[str, Any] = {}
         self.errors: deque[str] = deque(maxlen=16)  # sentences about wrong messages, newest last
         self.paused = False
@@ -104,6 +106,7 @@ class Walk:
         self.last = -1  # sequence number of the latest frame
         self.ping_at = 0.0
         self.coming_back = threading.RLock()
+        self.connection = ExitStack()
         self.stream = self._come(time.monotonic() + session["lease_seconds"])
 
     @property
@@ -116,7 +119,7 @@ class Walk:
         """Holds these actions from now on; none stands still. Returns the receipt of the frames that will show it."""
         self.num_acts += 1
         self.held = {"seq": self.num_acts, "keys": list(keys)} | ({} if speed is None else {"speed": speed})
-        self.paused = False
+        self.paused = self.paused and not keys  # letting go of a key does not end a pause
         self._say("action", **self.held)
         return self.num_acts
 
@@ -129,7 +132,7 @@ class Walk:
         self._say("resume")
 
     def rewind(self, seconds: float) -> None:
-        """Back to the moment of `state["rewind_s"]` that is nearest; frames go on from there."""
+        """Back to the moment of `state["rewind_s"]` that is nearest; `rewound` says from which frame on."""
         self._say("rewind", seconds=seconds)
 
     def branch(self) -> "Walk":
@@ -144,7 +147,7 @@ class Walk:
             except Answered as error:
                 if error.status not in (404, 410):  # it has ended already
                     raise
-        self.stream.close()
+        self.connection.close()
 
     def __enter__(self) -> "Walk":
         return self
@@ -155,7 +158,7 @@ class Walk:
         if kind is None:
             self.close()
         else:  # whatever closing would say hides nothing
-            self.stream.close()
+            self.connection.close()
 
     # --- seeing ---------------------------------------------------------------------------------------------------
 
@@ -193,6 +196,8 @@ class Walk:
         self.token = message.get("token", self.token)
         if message["type"] == "state":
             self.state = message
+        elif message["type"] == "rewound":
+            self.rewound = message
         elif message["type"] == "ended":
             self.over = message
         elif message["type"] == "error":
@@ -234,7 +239,12 @@ class Walk:
             time.sleep(AGAIN_S)
 
     def _connected(self) -> ClientConnection:
-        stream = connect(stream_url(self.place, self.session), max_queue=QUEUE, proxy=None, compression=None)
+        self.connection.close()
+        stream = self.connection.enter_context(
+            connect(
+                stream_url(self.place, self.session), max_queue=QUEUE, proxy=None, compression=None, close_timeout=1
+            )
+        )
         say(stream, "hello", token=self.token)
         while True:
             message = stream.recv(READY_S)
@@ -245,7 +255,7 @@ class Walk:
                 self.ready, self.token = said, said["token"]
                 return stream
             if said["type"] == "error" and said["code"] not in PASSING:
-                stream.close()
+                self.connection.close()
                 raise Ended(said["message"])
             self._hear(said)
 

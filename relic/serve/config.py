@@ -29,8 +29,13 @@ class Serve:
     run: str = ""  # run.json of a finished pipeline, whose export is served; or:
     export: str = ""  # an export itself: its URI, or a folder
     device: str = "auto"  # auto (the GPU where there is one), cpu, cuda or cuda:N
+    gpus: int = 1  # processes that share the model, each on a GPU of its own; they must divide the model's heads
     threads: int = 0  # of torch on the CPU; 0 leaves torch's own choice
     memory_dtype: str = "fp8"  # of the attention memory: fp8, bf16 or fp32
+    chunk: int = 0  # latents (of 4 frames) made together; fewer answer sooner; 0: as the export was measured
+    context: str = ""  # what the memory keeps: clean (one pass more) or noisy; empty: as the export was measured
+    compile: bool = True  # on a GPU: norms, RoPE and modulation as one kernel each
+    graphs: bool = True  # on one GPU: passes as CUDA graphs
     text_encoder: str = ""  # umT5's folder, for a model that takes its embeddings
 
     host: str = "127.0.0.1"
@@ -50,6 +55,9 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+    snapshots: str = ""  # a folder or s3:// that replicas share, to move walks between them; needs token_secret
+    rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
+    rewind_every_s: float = 2.0  # of the world's time, between two of them
 
     sockets: int = 0  # streams that may be open, half of them before their hello; 0: 4 x slots + 16
     creates_per_minute: float = 30.0  # requests for a walk by one principal; as many at once
@@ -70,14 +78,28 @@ class Serve:
             raise ValueError(f"give --run (run.json of a finished pipeline) or --export (URI or folder); {given} given")
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}; it must be at least 0, where 0 leaves torch's own choice")
+        if self.gpus < 1:
+            raise ValueError(f"gpus is {self.gpus}; it must be at least 1")
         if self.memory_dtype not in ("fp8", "bf16", "fp32"):
             raise ValueError(f"memory_dtype is {self.memory_dtype!r}; allowed are fp8, bf16 and fp32")
+        if self.chunk < 0 or self.context not in ("", "clean", "noisy"):
+            raise ValueError(
+                f"chunk is {self.chunk} and context {self.context!r}; allowed are 1 latent or more, or 0, and clean or "
+                "noisy, or nothing: 0 and nothing leave what the export was measured with"
+            )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
         if self.slots < 1 or self.sessions_each < 1:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
         if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
             raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        if self.snapshots and not self.token_secret:
+            raise ValueError(f"snapshots is {self.snapshots!r} without token_secret; give the file that replicas share")
+        if self.rewind_points < 0 or self.rewind_every_s <= 0:
+            raise ValueError(
+                f"rewind_points is {self.rewind_points} and rewind_every_s {self.rewind_every_s}; allowed are at least "
+                "0 and above 0"
+            )
         if self.sockets < 0 or self.creates_per_minute <= 0 or self.messages_per_s < 1:
             raise ValueError(
                 f"sockets is {self.sockets}, creates_per_minute {self.creates_per_minute} and messages_per_s "
@@ -127,6 +149,7 @@ class Router:
 
     host: str = "127.0.0.1"
     port: int = 8080  # 0 takes a free one
+    log_format: str = "text"  # or json, a line a record
     deletion_cost: bool = False  # in a cluster: tells it, by an annotation, which pod has the fewest walks
 
     ask_s: float = 1.0  # between two questions to a replica how it is
@@ -144,6 +167,8 @@ class Router:
         assert self.places
         if not self.token_secret:
             raise ValueError("token_secret is empty; it must be the file with the secret that the replicas have too")
+        if self.log_format not in ("text", "json"):
+            raise ValueError(f"log_format is {self.log_format!r}; allowed are text and json")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
         if min(self.ask_s, self.dead_s, self.answer_s, self.header_s, self.hello_s) <= 0:

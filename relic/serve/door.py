@@ -91,7 +91,8 @@ class Door:
             env["OPENBLAS_NUM_THREADS"] = "1"  # each thread would take its share of the address space
             command = [sys.executable, "-m", "relic.serve.door", str(self.seconds), str(self.memory)]
             with there:
-                process = subprocess.Popen(command, stdin=there, stdout=there, stderr=subprocess.DEVNULL, env=env)
+                end = there.fileno()
+                process = subprocess.Popen(command, stdin=end, stdout=end, stderr=subprocess.DEVNULL, env=env)
             self.doorman = Doorman(process, *await asyncio.open_connection(sock=here))
         return self.doorman
 

@@ -8,10 +8,10 @@ training is extrapolation: it runs at the same speed and in the same memory, but
 
 import json
 import logging
-import time
-from dataclasses import dataclass, replace
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,15 +26,16 @@ from relic.generate.rollout import Rollout
 from relic.geometry.actions import ACTIONS
 from relic.geometry.config import Actions
 from relic.memory.config import Memory
-from relic.model import fp8
+from relic.model import fp8, fused
 from relic.model.codec import Stream, VideoCodec
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
 from relic.model.weights import dials
 from relic.pretrained import codecs, words
 from relic.pretrained.words import Words
-from relic.serve import export
+from relic.serve import export, graphs
 from relic.serve.config import Serve
+from relic.serve.decoding import Pictures, decoder_on
 
 logger = logging.getLogger("relic.serve")
 
@@ -66,21 +67,51 @@ class World:
         return next((example for example in self.examples if example.id == identity), None)
 
 
+@dataclass(frozen=True)
+class State:
+    """All that a walk goes on from."""
+
+    tensors: dict[str, Tensor]  # on the CPU
+    facts: dict[str, Any]  # as JSON has them
+
+
 class Walk(Protocol):
-    decode_s: float  # of the last step, the codec's share
+    @property
+    def decode_s(self) -> float:
+        """Of the last step, the codec's share."""
+        ...
 
     @property
-    def num_actions(self) -> int: ...
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Frames uint8 [n, H, W, 3] and poses [n, 4, 4] of actions [num_actions, 13]."""
+    def num_actions(self) -> int:
+        """Frames of the next chunk."""
         ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the device's memory, what is this walk's own."""
+        ...
+
+    def step(self, actions: np.ndarray) -> Pictures:
+        """Frames uint8 [n, H, W, 3] and poses [n, 4, 4] of actions [num_actions, 13], latent by latent as they are
+        decoded, the start image before the first. To be read to its end before any other call."""
+        ...
+
+    def branch(self) -> "Walk":
+        """A walk that goes on from here on its own."""
+        ...
+
+    def state(self) -> State: ...
 
 
 class Engine(Protocol):
     world: World
+    warm_chunks: int  # of a walk that warms it up
 
     def open(self, image: np.ndarray, caption: str, seed: int) -> Walk: ...
+
+    def restore(self, state: State) -> Walk:
+        """The walk whose state it is, as it was. ValueError of a state that this engine cannot go on from."""
+        ...
 
     def check(self) -> None:
         """Raises when the device does not compute any more."""
@@ -93,18 +124,36 @@ class Student:
     def __init__(self, model: Transformer, codec: VideoCodec, cfg: RolloutConfig, *, words: Words, unit: Actions,
                  world: World, device: torch.device):  # fmt: skip
         self.model, self.codec, self.cfg, self.words = model, codec, cfg, words
-        self.unit, self.world, self.device = unit, world, device
+        self.unit, self.world, self.device, self.decoder = unit, world, device, decoder_on(device)
+        self.warm_chunks = 3
         self.context: Context | None = None  # shared by the walks, of which one steps at a time
 
     @torch.inference_mode()
     def open(self, image: np.ndarray, caption: str, seed: int) -> "StudentWalk":
         latent = encoded(self.codec, image, self.device)
-        text = self.words([caption]).to(self.device)
+        return self.begin(latent, self.words([caption]).to(self.device), seed)
+
+    def begin(self, image_latent: Tensor, text: Tensor, seed: int) -> "StudentWalk":
         rollout = Rollout(
-            self.model, self.cfg, image_latent=latent, text=text, seed=seed, unit=self.unit, context=self.context
+            self.model, self.cfg, image_latent=image_latent, text=text, seed=seed, unit=self.unit, context=self.context
         )
         self.context = rollout.context
-        return StudentWalk(self, rollout, latent)
+        return StudentWalk(self, rollout, self.codec.decoder_stream())
+
+    @torch.inference_mode()
+    def restore(self, state: State) -> "StudentWalk":
+        if (made_by := state.facts["engine"]) != self.facts:
+            raise ValueError(f"the walk was made by {made_by}; this engine is {self.facts}")
+        tensors = {name: x.to(self.device) for name, x in state.tensors.items()}
+        walk = self.begin(tensors["image"], tensors["text"], state.facts["seed"])
+        walk.rollout.load(under("rollout", tensors))
+        walk.stream.load(under("stream", tensors))
+        return walk
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a walk's state depends on."""
+        return json.loads(json.dumps({"export": self.world.export, "rollout": asdict(self.cfg)}))
 
     @torch.inference_mode()
     def check(self) -> None:
@@ -113,30 +162,52 @@ class Student:
 
 
 class StudentWalk:
-    def __init__(self, student: Student, rollout: Rollout, image_latent: Tensor):
-        self.student, self.rollout = student, rollout
-        self.stream = student.codec.decoder_stream()
-        self.first: Tensor | None = image_latent  # [1, C, h, w], shown before the first chunk
-        self.decode_s = 0.0
+    def __init__(self, student: Student, rollout: Rollout, stream: Stream):
+        self.student, self.rollout, self.stream = student, rollout, stream
 
     @property
     def num_actions(self) -> int:
         return self.rollout.num_actions
 
-    @torch.inference_mode()
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        latents = self.rollout.step(torch.from_numpy(actions).float()[None].to(self.student.device))
-        if self.first is not None:
-            latents, self.first = torch.cat([self.first[:, None], latents], 1), None
-        self._wait()
-        began = time.perf_counter()
-        pictures = decoded(self.stream, latents)
-        self.decode_s = time.perf_counter() - began
-        return pictures, self.rollout.poses[0, -len(pictures) :].cpu().numpy()
+    @property
+    def num_bytes(self) -> int:
+        """Pages that branches share are counted for each."""
+        return self.rollout.memory.num_bytes + sum(x.nbytes for x in self.stream.tensors().values())
 
-    def _wait(self) -> None:
-        if self.student.device.type == "cuda":
-            torch.cuda.synchronize(self.student.device)
+    @property
+    def decode_s(self) -> float:
+        return self.student.decoder.seconds
+
+    @torch.inference_mode()
+    def step(self, actions: np.ndarray) -> Pictures:
+        first = self.rollout.num_frames == 1
+        latents = self.rollout.make(torch.from_numpy(actions).float()[None].to(self.student.device))
+        if first:
+            latents = torch.cat([self.rollout.image[:, None], latents], 1)
+        decoder = self.student.decoder
+        made = decoder.start(self.stream, latents, self.rollout.poses[0, -(4 * latents.shape[1] - 3 * first) :])
+        if decoder.at_once:
+            self.rollout.keep()
+        yield from made
+        if not decoder.at_once:
+            self.rollout.keep()
+
+    def branch(self) -> "StudentWalk":
+        return StudentWalk(self.student, self.rollout.branch(), self.stream.branch())
+
+    @torch.inference_mode()
+    def state(self) -> State:
+        rollout, stream = self.rollout.tensors(), self.stream.tensors()
+        tensors = {"image": self.rollout.image, "text": self.rollout.text}
+        tensors |= {f"rollout.{name}": x for name, x in rollout.items()}
+        tensors |= {f"stream.{name}": x for name, x in stream.items()}
+        facts = {"engine": self.student.facts, "seed": self.rollout.seed}
+        return State({name: x.cpu().contiguous() for name, x in tensors.items()}, facts)
+
+
+def under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `name` and a dot, without that."""
+    return {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
 
 
 def encoded(codec: VideoCodec, image: np.ndarray, device: torch.device) -> Tensor:
@@ -146,30 +217,49 @@ def encoded(codec: VideoCodec, image: np.ndarray, device: torch.device) -> Tenso
         return codec.encode(frames)[:, 0].float()
 
 
-def decoded(stream: Stream, latents: Tensor) -> np.ndarray:
-    """The pictures uint8 [n, H, W, 3] that the next latents [1, F, C, h, w] of a stream make ready."""
-    with autocast(latents.device):
-        frames = stream.decode(latents)[0].float().clamp(0, 1)
-    return rearrange((frames * 255).round().to(torch.uint8), "n c h w -> n h w c").cpu().numpy()
-
-
-def load(cfg: Serve) -> Student:
+def load(cfg: Serve, device: torch.device) -> Student:
     """The student and codec of an export, with its start images."""
-    device = choose_device(cfg.device)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    folder = export.find(cfg.export or export_of(Path(cfg.run)))
-    return read(folder, device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder)
+    changes = {"chunk": cfg.chunk, "context": cfg.context}
+    student = read(
+        folder_of(cfg), device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder,
+        **{name: value for name, value in changes.items() if value},
+    )  # fmt: skip
+    if device.type == "cuda":
+        make_fast(student, compile=cfg.compile, replay=cfg.graphs and cfg.gpus == 1)
+    return student
 
 
-def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder: str) -> Student:
-    """The student and codec in the folder of an export, with its start images."""
+def folder_of(cfg: Serve) -> Path:
+    """The folder of the export, every file verified."""
+    return export.find(cfg.export or export_of(Path(cfg.run)))
+
+
+def make_fast(student: Student, *, compile: bool, replay: bool) -> None:
+    """Fused functions and CUDA graphs for a student on a GPU."""
+    if compile:
+        fused.use()
+    if replay:
+        graphs.use(student.model)
+        student.warm_chunks = num_states(student.cfg) + 1
+
+
+def num_states(cfg: RolloutConfig) -> int:
+    """Chunks of a walk after which its passes see no number of tokens that they have not seen."""
+    memory = cfg.memory
+    cycle = math.lcm(len(memory.schedule), cfg.chunk)
+    return -(-(memory.capacity + memory.window + cycle) // cfg.chunk)
+
+
+def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder: str, **changes: Any) -> Student:
+    """The student and codec in the folder of an export, with its start images; `changes` to the rollout's dials."""
     model, codec = export.load_student(folder, device), codecs.load(folder / "codec", device)
     said = words.of(model.cfg, text_encoder, device)
     num_parameters = sum(p.numel() for p in model.parameters())
     linears = fp8.make_ready(model, device)
     settings = artifacts.read_json(folder / export.SETTINGS)
-    rollout = rollout_of(settings["rollout"], memory_dtype)
+    rollout = replace(rollout_of(settings["rollout"], memory_dtype), **changes)
     about: dict[str, object] = {
         "chunk_latents": rollout.chunk, "steps": len(rollout.timesteps), "device": device_name(device),
         "memory": rollout.memory.dtype, "window": rollout.memory.window, "capacity": rollout.memory.capacity,

@@ -22,6 +22,7 @@ from relic.model.weights import load_transformer
 from relic.pretrained import codecs, words
 from relic.serve import engine, export, images, wire
 from relic.serve.config import Film
+from relic.serve.decoding import pictures
 
 MOST_PIXELS = 80_000_000  # of the picture
 
@@ -121,8 +122,7 @@ def by_student(student: engine.Student, cfg: Film, *, image: np.ndarray, actions
     walk, frames, done = student.open(image, cfg.caption, cfg.seed), [], 1
     while done < len(actions):
         following = done + walk.num_actions
-        made, _ = walk.step(actions[done:following].numpy())
-        frames.append(made)
+        frames += [made for made, _ in walk.step(actions[done:following].numpy())]
         done = following
     return np.concatenate(frames)
 
@@ -147,4 +147,4 @@ def by_teacher(
         num_latents=(len(actions) + 3) // 4, seed=cfg.seed,
     )  # fmt: skip
     stream = codec.decoder_stream()  # latent by latent: a long video's activations at once would fill the memory
-    return np.concatenate([engine.decoded(stream, latent) for latent in latents.split(1, 1)])
+    return np.concatenate([pictures(stream, latent).cpu().numpy() for latent in latents.split(1, 1)])

@@ -98,9 +98,8 @@ class Fleet:
     async def ask(self, replica: Replica) -> None:
         if replica.gone.is_set():
             return
-        headers = {"authorization": f"Bearer {self.access.issue(ROUTER)}"}
         try:
-            answer = await self.http.get(f"http://{replica.address}/v1/replica", headers=headers)
+            answer = await self.description(replica)
             if answer.status_code == 200:
                 self.hear(replica, answer.json())
                 return
@@ -108,14 +107,23 @@ class Fleet:
         except httpx.ConnectError as error:
             self.bury(replica, str(error))
             return
-        except (httpx.HTTPError, ValueError) as error:
+        except httpx.HTTPError as error:
             why = f"does not answer: {type(error).__name__}"
+        except (KeyError, TypeError, ValueError):
+            why = "does not describe itself as a server of relic does"
         replica.ready = False
         if replica.complaint != why:
             replica.complaint = why
             logger.warning("%s at %s %s", replica.name or "a replica", replica.address, why)
         if time.monotonic() - replica.heard > self.cfg.dead_s:
             self.bury(replica, why)
+
+    async def description(self, replica: Replica) -> httpx.Response:
+        url, headers = f"http://{replica.address}/v1/replica", {"authorization": f"Bearer {self.access.issue(ROUTER)}"}
+        try:
+            return await self.http.get(url, headers=headers)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):  # a connection kept from the last time
+            return await self.http.get(url, headers=headers)
 
     def hear(self, replica: Replica, said: dict) -> None:
         """Takes a replica's own words in."""

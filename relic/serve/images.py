@@ -19,7 +19,7 @@ class TooLarge(ValueError):
 
 
 def encode(frame: np.ndarray, kind: str, quality: int) -> bytes:
-    """A frame uint8 [H, W, 3] as one of config.PICTURES, the JPEG with colour at full resolution: pictures are small."""
+    """A frame uint8 [H, W, 3] as one of config.PICTURES; colour at full resolution, as pictures are small."""
     buffer = io.BytesIO()
     if kind == "webp":
         Image.fromarray(frame).save(buffer, "WEBP", quality=quality, method=0)  # its quickest

@@ -55,7 +55,7 @@ class Messages:
         self.dropped_at = self.over_since = self.told_at = -float("inf")
 
     def take(self, now: float) -> bool:
-        """Whether the message may be read; ValueError where the sentence is due, `Refused` where the stream must end."""
+        """Whether the message may be read; ValueError where a sentence is due, `Refused` where the stream must end."""
         if not self.bucket.take(now):
             return True
         if now - self.dropped_at > REMIND_S:
@@ -79,7 +79,9 @@ class Sockets:
 
     def check(self) -> None:
         if self.open >= self.most or self.silent >= max(1, self.most // 2):
-            said = f"{self.open} streams are open already, {self.silent} of them without a hello; come again in a moment"
+            said = (
+                f"{self.open} streams are open already, {self.silent} of them without a hello; come again in a moment"
+            )
             raise Refused(503, said, 2, reason="sockets")
 
     @contextlib.contextmanager

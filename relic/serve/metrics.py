@@ -5,6 +5,9 @@ import resource
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from relic.serve.access import Refused
+from relic.serve.logs import note
+
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 ENDINGS = ("bye", "deleted", "idle", "lifetime", "lease", "failed", "closing", "moved")
 TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of the exposition format
@@ -35,6 +38,11 @@ class Metrics:
         self.queue_wait = self._histogram("relic_queue_wait_seconds", "How long a chunk that was due waited its turn")
         for reason in ENDINGS:
             self.ended.labels(reason)  # a rate needs its first zero
+
+    def refused(self, error: Refused) -> None:
+        """Counts and logs a refusal; its sentence, which may quote the caller, stays with the caller."""
+        self.refusals.labels(str(error.status), error.reason).inc()
+        note("refused", status=error.status, reason=error.reason)
 
     def show(self, *, active: int, slots: int, ready: bool, streams: int, walk_bytes: int) -> bytes:
         """All of it in the exposition format, with what is so at this moment."""

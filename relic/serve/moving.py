@@ -43,11 +43,14 @@ class Mover:
                 task.cancel()
 
     async def empty(self, replica: Replica) -> None:
+        tried: set[str] = set()  # what could not be saved comes again after the others
         while not replica.gone.is_set():
             if not replica.sessions or self.room(replica) < 1:
                 await asyncio.sleep(self.cfg.ask_s)
                 continue
-            identity = min(replica.sessions)
+            tried = tried if replica.sessions - tried else set()
+            identity = min(replica.sessions - tried)
+            tried.add(identity)
             try:
                 answer = await self.fleet.http.post(
                     f"http://{replica.address}/v1/sessions/{identity}/move",

@@ -57,7 +57,7 @@ class PodCosts:
             before, at = self.written.get(pod, (0, -EVERY_S))  # a pod without the annotation counts as 0
             if cost == before or now - at < EVERY_S:
                 continue
-            self.written[pod] = (cost, now)
+            self.written[pod] = (before, now)
             try:
                 answer = await self.http.patch(
                     f"/api/v1/namespaces/{self.namespace}/pods/{pod}",
@@ -67,7 +67,9 @@ class PodCosts:
                         "authorization": f"Bearer {(self.account / 'token').read_text().strip()}",  # it is renewed
                     },
                 )
-                if answer.is_error:
+                if answer.is_success:
+                    self.written[pod] = (cost, now)
+                else:
                     logger.warning("the cost of pod %s is answered by %d", pod, answer.status_code)
-            except httpx.HTTPError as error:  # it is written again when it changes; the router goes on without
+            except httpx.HTTPError as error:  # the router goes on without, and tries again later
                 logger.warning("the cost of pod %s cannot be written: %s", pod, type(error).__name__)

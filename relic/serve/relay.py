@@ -5,9 +5,11 @@ take waits in the replica, as it would without a router: here at most `queue` me
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import socket as sockets
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 
 import httpx
@@ -27,6 +29,7 @@ HOP = {
 }  # fmt: skip  # headers of one connection only, and the one that is the router's own to say
 CONNECT_S = 2.0  # to a replica
 MOVED = 1012  # the close code of a walk that goes on elsewhere
+UNSENT = (1005, 1006, 1015)  # close codes that stand for none
 PICTURE_BYTES = 1 << 24  # the largest message of a replica
 RECEIVE_BUFFER = 1 << 16  # bytes: what waits there is not dropped any more
 
@@ -35,6 +38,8 @@ class Relay:
     def __init__(self, cfg: Router, access: Access, fleet: Fleet):
         self.cfg, self.access, self.fleet = cfg, access, fleet
         self.streams = 0  # open now
+        self.messages = 0  # passed on to callers
+        self.refusals: Counter[tuple[str, str]] = Counter()  # of the router itself, by status and reason
         timeout = httpx.Timeout(cfg.answer_s, connect=CONNECT_S)
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=2.0)
         self.http = httpx.AsyncClient(timeout=timeout, trust_env=False, limits=limits)
@@ -81,10 +86,10 @@ class Relay:
             hello = await self.hello(socket, identity)
             replica, upstream = await self.opened(socket, identity)
             async with upstream:
-                await upstream.send(hello)
-                code, reason = await self.through(socket, upstream, replica, identity)
+                code, reason = await self.through(socket, upstream, hello, replica, identity)
             await end(socket, code, reason)
         except Refused as error:
+            self.refusals[str(error.status), error.reason] += 1
             await end(socket, 4000 + error.status, "", {"type": "error", "code": error.status, "message": str(error)})
         except WebSocketDisconnect:
             pass  # the caller has gone; its session waits for it at the replica
@@ -137,10 +142,13 @@ class Relay:
         raise Refused(503, "the server of this walk does not answer; come again in a moment", 1, reason="replica")
 
     async def through(
-        self, socket: WebSocket, upstream: ClientConnection, replica: Replica, identity: str
+        self, socket: WebSocket, upstream: ClientConnection, hello: str, replica: Replica, identity: str
     ) -> tuple[int, str]:
         """Passes messages on both ways; returns how the stream ends for the caller, a close code and its reason."""
-        ways = [asyncio.create_task(way) for way in (down(upstream, socket), up(socket, upstream), replica.gone.wait())]
+        ways = [
+            asyncio.create_task(way)
+            for way in (self.down(upstream, socket), up(socket, upstream, hello), replica.gone.wait())
+        ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -160,16 +168,17 @@ class Relay:
             return 1000, ""
         return MOVED, "the connection to the server was lost; connect again"
 
+    async def down(self, upstream: ClientConnection, socket: WebSocket) -> None:
+        """Pictures and messages of the replica; the next is read when the last one was taken."""
+        while True:
+            message = await upstream.recv()
+            await (socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message))
+            self.messages += 1
 
-async def down(upstream: ClientConnection, socket: WebSocket) -> None:
-    """Pictures and messages of the replica; the next is read when the last one was taken."""
-    while True:
-        message = await upstream.recv()
-        await (socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message))
 
-
-async def up(socket: WebSocket, upstream: ClientConnection) -> None:
-    """The caller's messages."""
+async def up(socket: WebSocket, upstream: ClientConnection, hello: str) -> None:
+    """The caller's messages, the first of which was read already."""
+    await upstream.send(hello)
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
@@ -179,11 +188,12 @@ async def up(socket: WebSocket, upstream: ClientConnection) -> None:
 
 
 async def end(socket: WebSocket, code: int, reason: str, last: dict | None = None) -> None:
-    """The last sentence, if there is one, and the close code."""
-    if socket.client_state == socket.application_state == WebSocketState.CONNECTED:
-        if last is not None:
-            await socket.send_json(last)
-        await socket.close(code if code not in (1005, 1006, 1015) else 1000, reason)
+    """The last sentence, if there is one, and the close code; a caller who is gone hears neither."""
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+        if socket.client_state == socket.application_state == WebSocketState.CONNECTED:
+            if last is not None:
+                await socket.send_json(last)
+            await socket.close(code if code not in UNSENT else 1000, reason)
 
 
 def kept(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

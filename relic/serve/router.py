@@ -20,10 +20,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from relic.serve import logs
 from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
+from relic.serve.connections import bounded
+from relic.serve.counts import TYPE, Counts
 from relic.serve.fleet import Fleet, Replica
-from relic.serve.listener import address, bind, impatient
+from relic.serve.listener import address, bind
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
 from relic.serve.relay import Relay, answered, kept
@@ -33,6 +36,7 @@ logger = logging.getLogger("relic.serve.router")
 TOKEN_S = 60.0  # the life of a router's own token
 KEPT_BYTES = 1 << 16  # a body that is no longer can be sent again, to the next replica
 TRIES = 4  # replicas that are asked for a new walk
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)  # nobody has heard the request: another may be asked
 BUSY = (429, 503)  # answers after which the next replica is asked
 CLOSE_S = 5  # for requests to end after SIGTERM; streams are told to connect again
 FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -40,8 +44,7 @@ FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 def main(cfg: Router) -> None:
     """Routes until a signal comes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would tell of every question to a replica
+    logs.configure(cfg.log_format)
     secret = read_secret(cfg.token_secret)
     with bind(cfg.host, cfg.port) as listener:
         print(f"the router to {cfg.replicas} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
@@ -50,7 +53,7 @@ def main(cfg: Router) -> None:
 
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(
-        build(cfg, Access({}, TOKEN_S, secret)), http=impatient(header_s=cfg.header_s, most=cfg.sockets),
+        build(cfg, Access({}, TOKEN_S, secret)), http=bounded(cfg.sockets, cfg.header_s), log_config=None,
         ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
         server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
     ))  # fmt: skip
@@ -61,20 +64,23 @@ def build(cfg: Router, access: Access) -> Starlette:
     fleet = Fleet(cfg, access)
     relay = Relay(cfg, access, fleet)
     mover = Mover(cfg, access, fleet)
+    counts = Counts(fleet, relay, mover)
     costs = PodCosts() if cfg.deletion_cost else None
+
+    work: list[asyncio.Task[None]] = []  # without end
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await fleet.resolve()
         await fleet.ask_all()
-        work = [asyncio.create_task(fleet.run()), asyncio.create_task(mover.run())]
-        if costs:
-            work.append(asyncio.create_task(costs.run(fleet)))
+        for task in (fleet.run(), mover.run(), *([costs.run(fleet)] if costs else [])):
+            work.append(asyncio.create_task(task))
+            work[-1].add_done_callback(tell)
         try:
             yield
         finally:
-            for task in work:
-                task.cancel()
+            for one in work:
+                one.cancel()
             await asyncio.gather(*work, return_exceptions=True)
             await fleet.http.aclose()
             await relay.http.aclose()
@@ -93,7 +99,7 @@ def build(cfg: Router, access: Access) -> Starlette:
                 answer = await relay.forward(request, replica, content if whole is None else whole)
                 if answer.status_code not in BUSY:
                     return await created(answer, replica)
-            except httpx.ConnectError:
+            except NOT_SENT:
                 await fleet.ask(replica)
                 continue
             finally:
@@ -129,7 +135,7 @@ def build(cfg: Router, access: Access) -> Starlette:
             try:
                 answer = await relay.forward(request, replica, relay.body(request) if has_body else None)
                 return await created(answer, replica)
-            except (httpx.ConnectError, httpx.ConnectTimeout):  # nothing was sent yet
+            except NOT_SENT:
                 await fleet.ask(replica)
         raise Refused(503, "the server of this walk does not answer; come again in a moment", 1, reason="replica")
 
@@ -138,7 +144,7 @@ def build(cfg: Router, access: Access) -> Starlette:
         for replica in fleet.by_load()[:TRIES]:
             try:
                 return answered(await relay.forward(request, replica, None))
-            except (httpx.ConnectError, httpx.ConnectTimeout):
+            except NOT_SENT:
                 await fleet.ask(replica)
         raise fleet.nobody()
 
@@ -146,15 +152,20 @@ def build(cfg: Router, access: Access) -> Starlette:
         await relay.stream(socket, socket.path_params["identity"])
 
     async def health(request: Request) -> JSONResponse:
-        return JSONResponse({"alive": True})
+        alive = not any(task.done() for task in work)
+        return JSONResponse({"alive": alive}, 200 if alive else 503)
 
     async def readiness(request: Request) -> JSONResponse:
         ready = sum(replica.ready for replica in fleet.replicas.values())
         return JSONResponse({"ready": ready > 0, "replicas": len(fleet.replicas), "replicas_ready": ready},
                             200 if ready else 503)  # fmt: skip
 
+    async def metrics(request: Request) -> Response:
+        return Response(counts.exposition(), media_type=TYPE)
+
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
+        relay.refusals[str(error.status), error.reason] += 1
         headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
         return JSONResponse({"error": error.sentence}, error.status, headers)
 
@@ -173,7 +184,7 @@ def build(cfg: Router, access: Access) -> Starlette:
     return Starlette(
         lifespan=lifespan,
         routes=[
-            Route("/healthz", health), Route("/readyz", readiness),
+            Route("/healthz", health), Route("/readyz", readiness), Route("/metrics", metrics),
             Route("/v1/sessions", create, methods=["POST"]),
             Route(one, session, methods=FORWARDED), Route(one + "/{rest:path}", session, methods=FORWARDED),
             WebSocketRoute(one + "/stream", stream),
@@ -183,6 +194,12 @@ def build(cfg: Router, access: Access) -> Starlette:
             Refused: refused, httpx.HTTPError: unanswered, HTTPException: failed, ClientDisconnect: left,
         },
     )  # fmt: skip
+
+
+def tell(task: asyncio.Task[None]) -> None:
+    """Logs why a task ended that was to have no end."""
+    if not task.cancelled():
+        logger.error("a part of the router has failed", exc_info=task.exception())
 
 
 async def beginning(parts: AsyncIterator[bytes]) -> tuple[AsyncIterator[bytes], bytes | None]:

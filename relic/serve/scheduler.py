@@ -1,13 +1,15 @@
 """Who gets the engine next: a fixed number of session slots, stepped in turn by one worker thread.
 
-The event loop owns every session; only the engine's calls run in the worker thread, one at a time. The scheduler goes
-round the sessions that are due, one chunk each, so that a busy engine slows all of them alike and starves none.
+The event loop owns every session; only the engine's calls run in the worker thread, one at a time, and a few threads
+encode the pictures, which the worker does not wait for. The scheduler goes round the sessions that are due, one chunk
+each, so that a busy engine slows all of them alike and starves none. Whoever changes a walk holds `turn`.
 """
 
 import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,50 +18,72 @@ from relic.serve.access import Refused
 from relic.serve.config import Serve
 from relic.serve.engine import Engine, Walk
 from relic.serve.images import encode
-from relic.serve.session import Session, static_row
+from relic.serve.logs import note
+from relic.serve.metrics import Metrics
+from relic.serve.pace import Made
+from relic.serve.session import Asked, Session, new_identity, static_row
 
 logger = logging.getLogger("relic.serve")
 
 TICK_S = 0.25  # how often deadlines are looked at
-WARM_CHUNKS = 3
+ENCODERS = 2  # threads
 STUCK_S = 120.0  # a call of the engine that lasts longer means a dead device
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
 
 class Scheduler:
     def __init__(self, engine: Engine, cfg: Serve):
-        self.engine, self.cfg = engine, cfg
+        self.engine, self.cfg, self.metrics = engine, cfg, Metrics()
         self.sessions: OrderedDict[str, Session] = OrderedDict()  # in order of their next turn
         self.ended: OrderedDict[str, str] = OrderedDict()  # id -> sentence
+        self.arriving: dict[str, str] = {}  # id -> principal of walks on their way here, each with a slot
         self.warm = self.draining = False
         self.fault = ""  # why the device is thought dead
         self.busy_since: float | None = None
         self.wake = asyncio.Event()
+        self.turn = asyncio.Lock()
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
 
     # --- admission ------------------------------------------------------------------------------------------------
 
-    def check_room(self, principal: str) -> None:
-        """`Refused`, with the reason, unless there is a slot for this principal."""
+    def check_room(self, principal: str | None) -> None:
+        """`Refused`, with the reason, unless there is a slot for this principal; None: for a walk that comes back."""
         self.expire(time.monotonic())
         if self.draining:
             raise Refused(503, "the server is closing and takes no new walks", 30)
         if not self.warm:
-            raise Refused(503, "the server is still warming up", 2)
-        own = sum(session.principal == principal for session in self.sessions.values())
+            raise Refused(503, "the server is still warming up", 2, reason="warming")
+        taken = [*(session.principal for session in self.sessions.values()), *self.arriving.values()]
+        own = 0 if principal is None else taken.count(principal)
         if own >= self.cfg.sessions_each:
             raise Refused(409, f"you have {own} walks already; allowed are {self.cfg.sessions_each}: end one first")
-        if len(self.sessions) >= self.cfg.slots:
+        if len(taken) >= self.cfg.slots:
             raise Refused(429, f"all {self.cfg.slots} places are taken; come again in a moment", self.retry_after_s())
 
-    def admit(self, *, principal: str, image: np.ndarray, caption: str, seed: int, speed: float) -> Session:
+    def admit(self, *, principal: str, image: np.ndarray, asked: Asked) -> Session:
         """A new session in a free slot, or `Refused`."""
         self.check_room(principal)
         session = Session(
-            principal=principal, image=image, caption=caption, seed=seed, speed=speed, cfg=self.cfg,
+            new_identity(self.engine.world.export), principal=principal, image=image, asked=asked, cfg=self.cfg,
             fps=self.engine.world.fps, now=time.monotonic(),
         )  # fmt: skip
+        return self.begun(session)
+
+    async def branch(self, session: Session) -> Session:
+        """A new session in a free slot that goes on from the present moment of this one, or `Refused`."""
+        self.check_room(session.principal)
+        async with self.turn:
+            walk = await self.in_worker(session.walk.branch) if session.walk else None
+        self.find(session.id)  # it may have ended meanwhile, or the slot may be taken
+        self.check_room(session.principal)
+        branch = session.branch(new_identity(self.engine.world.export), walk, time.monotonic())
+        return self.begun(branch)
+
+    def begun(self, session: Session) -> Session:
         self.sessions[session.id] = session
+        self.metrics.created.inc()
+        note("session begun", session=session.id, principal=session.principal)
         return session
 
     def find(self, identity: str) -> Session:
@@ -70,13 +94,17 @@ class Scheduler:
         raise Refused(404, f"there is no session {identity[:32]!r}")
 
     def finish(self, session: Session, reason: str, sentence: str) -> None:
-        """Ends a session, frees its slot and remembers why."""
+        """Ends a session here, frees its slot and remembers why, unless it goes on elsewhere."""
         if self.sessions.pop(session.id, None) is not None:
-            self.ended[session.id] = sentence
+            if reason != "moved":
+                self.ended[session.id] = sentence
             while len(self.ended) > REMEMBERED:
                 self.ended.popitem(last=False)
             session.end(reason, sentence)
             self.wake.set()
+            self.metrics.ended.labels(reason).inc()
+            lived_s = round(time.monotonic() - session.born, 1)
+            note("session ended", session=session.id, reason=reason, seconds=lived_s, frames=session.pace.num_shown)
 
     def expire(self, now: float) -> None:
         for session in list(self.sessions.values()):
@@ -87,7 +115,7 @@ class Scheduler:
         """Until the first slot is surely free, within what a person would wait."""
         now = time.monotonic()
         ends = [s.born + self.cfg.session_s if s.attached else s.lease_until for s in self.sessions.values()]
-        return min(30.0, max(2.0, min(ends) - now))
+        return min(30.0, max(2.0, min(ends, default=now) - now))
 
     # --- health ---------------------------------------------------------------------------------------------------
 
@@ -109,8 +137,6 @@ class Scheduler:
             session.tell({"type": "state", "state": "draining", "message": sentence})
         while self.sessions and time.monotonic() < until:
             await asyncio.sleep(0.05)
-        for session in list(self.sessions.values()):
-            self.finish(session, "closing", "the server has closed")
 
     # --- work -----------------------------------------------------------------------------------------------------
 
@@ -133,8 +159,9 @@ class Scheduler:
                     continue
 
     def due_at(self, session: Session, now: float) -> float:
-        """When this session's next chunk may start; never while it rests or nobody looks."""
-        return float("inf") if not session.attached or session.resting(now) else session.starts_at()
+        """When this session's next chunk may start; never while it rests, leaves or nobody looks."""
+        waits = not session.attached or session.leaving or session.resting(now)
+        return float("inf") if waits else session.pace.starts_at()
 
     def next_due(self, now: float) -> Session | None:
         return next((s for s in self.sessions.values() if self.due_at(s, now) <= now), None)
@@ -144,26 +171,54 @@ class Scheduler:
 
     async def step(self, session: Session) -> None:
         """One chunk of one session. Its failure ends that session only."""
-        try:
-            if session.walk is None:
-                walk = await self.in_worker(self.engine.open, session.image, session.caption, session.seed)
+        async with self.turn:
+            if session.over or session.leaving:
+                return
+            try:
+                walk = session.walk = session.walk or await self.open(session)
                 if session.over:
                     return
-                session.walk = walk
-            walk = session.walk
-            actions, receipts = session.take(walk.num_actions)
-            pictures, chunk_s = await self.in_worker(self.advance, walk, actions)
-        except Exception:
-            logger.exception("session %s failed", session.id)
-            self.finish(session, "failed", "the engine failed in this walk; start another one")
-            await self.examine()
-            return
-        if not session.over:
+                actions = session.begin(walk.num_actions)
+                self.metrics.queue_wait.observe(time.monotonic() - session.pace.allowed)
+                loop = asyncio.get_running_loop()
+                chunk_s = await self.in_worker(
+                    self.advance, walk, actions, session.asked.format,
+                    lambda *made: loop.call_soon_threadsafe(self.deliver, session, *made),
+                )  # fmt: skip
+                self.metrics.chunk.observe(chunk_s)
+                if not session.over:
+                    session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
+                    if session.wants_moment():
+                        session.put_by(await self.in_worker(walk.branch))
+                    session.tell({"type": "state", **session.report(time.monotonic())})
+            except Exception:
+                logger.exception("session failed", extra={"facts": {"session": session.id}})
+                self.finish(session, "failed", "the engine failed in this walk; start another one")
+                await self.examine()
+
+    def deliver(self, session: Session, made: list[Made], now: float, made_ms: float) -> None:
+        before = session.pace.num_dropped
+        session.deliver(made, now, made_ms)
+        self.metrics.frames_dropped.inc(session.pace.num_dropped - before)
+
+    async def rewind(self, session: Session, seconds: float) -> None:
+        """Goes back to the moment nearest to so long ago; ValueError where there is none."""
+        async with self.turn:
+            if session.over:
+                return
+            if session.leaving:
+                raise ValueError("the walk is on its way to another server; rewind there")
+            found, moment = session.way_back(seconds)
+            branch = await self.in_worker(moment.walk.branch)
             now = time.monotonic()
-            session.deliver(
-                pictures, receipts, now=now, made_ms=1e3 * time.time(), chunk_s=chunk_s, decode_s=walk.decode_s
-            )
-            session.tell({"type": "state", **session.report(now)})
+            if not session.over:
+                session.go_back(found, moment, branch, now)
+                session.tell({"type": "state", **session.report(now)})
+        self.wake.set()
+
+    async def open(self, session: Session) -> Walk:
+        asked = session.asked
+        return await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
 
     async def examine(self) -> None:
         """Asks whether the device still computes."""
@@ -180,13 +235,21 @@ class Scheduler:
         finally:
             self.busy_since = None
 
+    def close(self) -> None:
+        for threads in (self.worker, self.encoders):
+            threads.shutdown(wait=False, cancel_futures=True)
+
     # --- in the worker thread -------------------------------------------------------------------------------------
 
-    def advance(self, walk: Walk, actions: np.ndarray) -> tuple[list[tuple[bytes, np.ndarray]], float]:
+    def advance(
+        self, walk: Walk, actions: np.ndarray, kind: str, deliver: Callable[[list[Made], float, float], object]
+    ) -> float:
+        """Seconds of a chunk, whose pictures are delivered latent by latent, with the time of two clocks."""
         began = time.perf_counter()
-        frames, poses = walk.step(actions)
-        pictures = [(encode(f, "jpeg", self.cfg.jpeg_quality), p) for f, p in zip(frames, poses, strict=True)]
-        return pictures, time.perf_counter() - began
+        for frames, poses in walk.step(actions):
+            encoded = [self.encoders.submit(encode, frame, kind, self.cfg.jpeg_quality) for frame in frames]
+            deliver(list(zip(encoded, poses, strict=True)), time.monotonic(), 1e3 * time.time())
+        return time.perf_counter() - began
 
     def warm_up(self) -> None:
         """Runs a few chunks that nobody sees, so that the first visitor does not wait for kernels."""
@@ -194,8 +257,8 @@ class Scheduler:
         image = world.examples[0].image if world.examples else np.zeros((world.height, world.width, 3), np.uint8)
         try:
             walk = self.engine.open(image, "", 0)
-            for _ in range(WARM_CHUNKS):
-                _, seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions))
+            for _ in range(self.engine.warm_chunks):
+                seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), "jpeg", lambda *_: None)
             logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
         except Exception as error:
             self.fault = str(error)

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from relic.serve.config import FORMATS, PICTURES
@@ -11,7 +12,7 @@ MEANINGS = {
     403: "the API key or token is wrong or another session's, or the page is another site's",
     404: "there is no such thing",
     408: "the body did not come in time",
-    409: "the caller has as many walks as one may have",
+    409: "the caller has as many walks as one may have, or the server cannot do this",
     410: "the session has ended; the sentence says why",
     413: "the body or the image is too large, or takes too much to decode",
     415: "the body is not JSON",
@@ -20,6 +21,8 @@ MEANINGS = {
     503: "the server is warming up, closing or busy",
 }
 SECONDS = "until it is worth to ask again"
+JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "the picture"}}
+EXAMPLE = Path(description="what `image` of an example ends in")
 
 
 class Failure(BaseModel):
@@ -107,9 +110,22 @@ class WorldShown(BaseModel):
     ready: bool
     key_needed: bool
     max_speed: float
+    max_magnitude: float
     prompt_characters: int
     image: ImageLimits
     picture_formats: list[str] = list(PICTURES)
+
+
+class Replica(BaseModel):
+    """A server of several, as its router sees it."""
+
+    name: str
+    ready: bool
+    draining: bool
+    slots: int
+    active: int
+    sessions: list[str] = Field(description="ids, those on their way here included")
+    export: str
 
 
 class Health(BaseModel):
@@ -123,6 +139,16 @@ class Readiness(BaseModel):
     draining: bool
     slots: int
     active: int
+
+
+def tidy(document: dict[str, Any]) -> None:
+    """Takes out FastAPI's own 422, which it lists wherever a path has a parameter: a text is never wrong there."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            if operation["responses"].get("422", {}).get("description") == "Validation Error":
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

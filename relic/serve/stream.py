@@ -16,28 +16,36 @@ from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Serve
 from relic.serve.engine import World
-from relic.serve.scheduler import Scheduler
+from relic.serve.limits import Bucket, Messages, Sockets
 from relic.serve.session import Session
+from relic.serve.transfer import Transfer
+
+MOVED = 1012  # close code of a walk that goes on at another server ("service restart" of RFC 6455's registry)
+REWINDS_PER_S = 1.0  # of one stream: each copies a memory, while the other walks wait
+MOST_REWINDS = 4.0  # at once
 
 
 class Stream:
     """One connection to the session `identity`."""
 
-    def __init__(
-        self, socket: WebSocket, identity: str, scheduler: Scheduler, access: Access, world: World, cfg: Serve
-    ):
-        self.socket, self.identity, self.scheduler, self.access = socket, identity, scheduler, access
-        self.world, self.cfg = world, cfg
+    def __init__(self, socket: WebSocket, identity: str, transfer: Transfer, access: Access, world: World, cfg: Serve,
+                 sockets: Sockets):  # fmt: skip
+        self.socket, self.identity, self.transfer, self.access = socket, identity, transfer, access
+        self.world, self.cfg, self.sockets = world, cfg, sockets
+        self.scheduler, self.metrics = transfer.scheduler, transfer.scheduler.metrics
 
     async def run(self) -> None:
-        await self.socket.accept()
-        try:
-            session = await self.hello()
-            await self.walk(session)
-        except Refused as error:
-            await self.close(error.status, error.sentence)
-        except WebSocketDisconnect:
-            pass  # the page has gone; its lease runs
+        with self.sockets.place():
+            try:
+                with self.sockets.silence():
+                    await self.socket.accept()
+                    session = await self.hello()
+                await self.walk(session)
+            except Refused as error:
+                self.metrics.refused(error)
+                await self.close(error.status, error.sentence)
+            except WebSocketDisconnect:
+                pass  # the page has gone; its lease runs
 
     async def hello(self) -> Session:
         """The session of the first message's token."""
@@ -52,7 +60,7 @@ class Stream:
         if message["type"] != "hello":
             raise Refused(401, f"the first message is {message['type']!r}; it must be hello with the session's token")
         self.access.check(message.get("token"), self.identity)
-        return self.scheduler.find(self.identity)
+        return await self.transfer.find(self.identity)
 
     async def walk(self, session: Session) -> None:
         connection = session.attach(time.monotonic())
@@ -61,6 +69,7 @@ class Stream:
             await self.socket.send_json({
                 "type": "ready", "session": session.id, "token": self.access.issue(session.id), "fps": session.fps,
                 "width": self.world.width, "height": self.world.height, "header_bytes": wire.HEADER.size,
+                "paused": session.paused,
             })  # fmt: skip
             tasks = [asyncio.create_task(self.listen(session)), asyncio.create_task(self.show(session, connection))]
             _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -73,20 +82,37 @@ class Stream:
             session.detach(connection, time.monotonic())
 
     async def listen(self, session: Session) -> None:
-        """Takes messages in; a wrong one is answered by a sentence and forgotten."""
+        """Takes messages in; a wrong one is answered by a sentence and forgotten, as is one over the rate."""
+        now = time.monotonic()
+        messages, rewinds = Messages(self.cfg.messages_per_s, now), Bucket(REWINDS_PER_S, MOST_REWINDS, now)
         while True:
             try:
-                message = wire.parse(await self.receive(), self.cfg)
+                text = await self.receive()
+                if not messages.take(time.monotonic()):
+                    continue
+                message = wire.parse(text, self.cfg)
                 if message["type"] == "action":
-                    seq, row = wire.parse_action(message, self.world.actions, self.cfg, session.speed)
+                    seq, row = wire.parse_action(message, self.world.actions, self.cfg, session.asked.speed)
                     session.act(seq, row, time.monotonic())
                     self.scheduler.wake.set()
+                elif message["type"] == "pause":
+                    session.pause()
+                    session.tell({"type": "state", **session.report(time.monotonic())})
+                elif message["type"] == "resume":
+                    session.resume(time.monotonic())
+                    session.tell({"type": "state", **session.report(time.monotonic())})
+                    self.scheduler.wake.set()
+                elif message["type"] == "rewind":
+                    seconds = wire.parse_rewind(message)
+                    if rewinds.take(time.monotonic()):
+                        raise ValueError(f"rewinds come too fast; allowed is {REWINDS_PER_S:g} a second")
+                    await self.scheduler.rewind(session, seconds)
                 elif message["type"] == "ping":
                     session.tell({"type": "pong", "at": wire.parse_at(message), "token": self.access.issue(session.id)})
                 elif message["type"] == "bye":
                     self.scheduler.finish(session, "bye", "the page said bye")
                 else:
-                    raise ValueError("hello was said already; allowed now are action, ping and bye")
+                    raise ValueError(f"hello was said already; allowed now are {', '.join(wire.MESSAGES[1:])}")
             except wire.TooLarge as error:
                 raise Refused(413, str(error)) from error
             except ValueError as error:
@@ -100,24 +126,33 @@ class Stream:
                 raise Refused(409, "another connection has taken this walk over")
             while session.notices:
                 await self.socket.send_json(session.notices.popleft())
+            if session.over is not None and session.over[0] == "moved":
+                token = self.access.issue(session.id)
+                await self.socket.send_json({"type": "moved", "token": token, "message": session.over[1]})
+                await self.socket.close(MOVED)
+                return
             if session.over is not None:
                 await self.socket.send_json({"type": "ended", "reason": session.over[0], "message": session.over[1]})
                 await self.socket.close(1000)
                 return
-            picture = session.next_picture(time.monotonic())
+            picture = session.pace.next(time.monotonic())
             if picture is not None:
+                await asyncio.wrap_future(picture.encoded)
                 await self.socket.send_bytes(wire.pack(picture, 1e3 * time.time()))
+                self.metrics.frames_sent.inc()
+                answer_s = session.answer_s(picture.receipt, time.monotonic())
+                if answer_s is not None:
+                    self.metrics.answer.observe(answer_s)
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(session.changed.wait(), session.wait_s(time.monotonic()))
+                await asyncio.wait_for(session.changed.wait(), session.pace.wait_s(time.monotonic()))
 
-    async def receive(self) -> str:
+    async def receive(self) -> str | None:
+        """The text of the next message; None of a binary one."""
         message = await self.socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
-        if message.get("text") is None:
-            raise ValueError("the message is binary; allowed is JSON text")
-        return message["text"]
+        return message.get("text")
 
     async def close(self, status: int, sentence: str) -> None:
         """The sentence, then the close code that stands for it."""

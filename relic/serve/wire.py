@@ -8,6 +8,7 @@ A frame is one binary message, little-endian: the 76 bytes of HEADER, then a JPE
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,10 @@ from relic.serve.config import HEADER, STILL, Serve
 from relic.serve.images import TooLarge, shown
 
 VERSION = 1
-MESSAGES = ("hello", "action", "ping", "bye")
+MESSAGES = ("hello", "action", "pause", "resume", "rewind", "ping", "bye")
 LARGEST_SEQUENCE = 2**32 - 1
 LATEST_MS = 1e15  # of a client's clock
+LONGEST_REWIND_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -31,20 +33,23 @@ class Picture:
     sequence: int
     receipt: int
     pose: np.ndarray  # [4, 4]
-    jpeg: bytes
+    encoded: Future[bytes]  # its JPEG or WebP
     made_ms: float
-    due: float  # on the session's clock, in seconds
+    due: float = 0.0  # on the session's clock, in seconds
     still: bool = False
 
 
 def pack(picture: Picture, sent_ms: float) -> bytes:
+    """The message of a picture that has been encoded."""
     flags = STILL if picture.still else 0
     head = (VERSION, flags, HEADER.size, picture.sequence, picture.receipt, picture.made_ms, sent_ms)
-    return HEADER.pack(*head, *picture.pose[:3].ravel().tolist()) + picture.jpeg
+    return HEADER.pack(*head, *picture.pose[:3].ravel().tolist()) + picture.encoded.result(0)
 
 
-def parse(text: str, cfg: Serve) -> dict:
-    """A client's message: a JSON object with a known type."""
+def parse(text: str | None, cfg: Serve) -> dict:
+    """A client's message: a JSON object with a known type. None stands for a binary one."""
+    if text is None:
+        raise ValueError("the message is binary; allowed is JSON text")
     if len(text) > cfg.message_bytes:
         raise TooLarge(f"the message has {len(text)} characters; allowed are {cfg.message_bytes}")
     try:
@@ -102,3 +107,11 @@ def parse_speed(speed: object, cfg: Serve) -> float:
     if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 < speed <= cfg.max_speed:
         raise ValueError(f"speed is {shown(speed)}; allowed is above 0 and at most {cfg.max_speed:g}")
     return float(speed)
+
+
+def parse_rewind(message: dict) -> float:
+    """Seconds that a rewind message asks to go back."""
+    seconds = message.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_REWIND_S:
+        raise ValueError(f"seconds is {shown(seconds)}; allowed is above 0 and at most {LONGEST_REWIND_S:g}")
+    return float(seconds)

@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from relic import artifacts
+from relic import artifacts, place
 from relic.artifacts import MANIFEST
 from relic.parallel.mesh import Mesh
-from relic.train import place, saved
+from relic.train import saved
 from relic.train.config import Checkpointing
 from relic.train.fragments import Fragment, Image, Part, shared
 from relic.train.watch import Watch

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relic.memory import masks
-from relic.memory.config import Memory, pooled_tokens
+from relic.memory.config import Memory, layers_at_once, pooled_tokens
 from relic.model.config import Codec, Transformer
 from relic.train.config import Optimizer
 
@@ -145,12 +145,15 @@ def walking(cfg: Transformer, memory: Memory, chunk: Pass, work: float) -> float
     """The most that a chunk holds beside its memory's storage and its context: while the memory is read, while its
     passes take `work`, or while it is appended to. Reading and appending work on some blocks at a time, in float32."""
     width = cfg.width * chunk.batch
-    layers = min(cfg.layers, memory.layers_at_once(chunk.rows, chunk.columns, width))
     scaled = 2 if memory.dtype == "fp8" else 1  # before and after the scale
     whole = chunk.rows * chunk.columns
     page = sum(pooled_tokens(chunk.rows, chunk.columns, stride) for stride in memory.page_strides)
-    read = 2 * layers * width * FLOAT * max(page, memory.window * whole) * (scaled + 1)
-    append = 2 * width * (cfg.layers * chunk.tokens * chunk.low + layers * whole * (2 * FLOAT + chunk.low))
+    at_once = {
+        tokens: tokens * min(cfg.layers, layers_at_once(width, tokens))
+        for tokens in (page, memory.window * whole, whole)
+    }
+    read = 2 * width * FLOAT * max(at_once.values()) * (scaled + 1)
+    append = 2 * width * (cfg.layers * chunk.tokens * chunk.low + at_once[whole] * (2 * FLOAT + chunk.low))
     return max(read, work, append)
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relic import artifacts
+from relic import artifacts, place
 from relic.artifacts import MANIFEST
 from relic.model import tensors
 from relic.parallel.mesh import Mesh
-from relic.train import place
+from relic.place import Place
 from relic.train.config import ExportCheckpoint
 from relic.train.fragments import gap
-from relic.train.place import Place
 
 MOVED = "a training goes on with the configuration that it began with, or elsewhere from the start"
 Described = tuple[tuple[int, ...], torch.dtype]  # shape of a whole tensor, dtype

@@ -1,287 +1,297 @@
-// The page: a start image, a walk, and what there is to say about it.
+// The page: walks that begin, wait, branch and end, and what there is to say about them.
 
-import { KEYS, Keys, inWords } from "/web/keys.js";
+import { listen, speed } from "/web/controls.js";
+import { Drag } from "/web/drag.js";
+import { Gallery } from "/web/gallery.js";
+import { Held } from "/web/held.js";
+import { explain, facts } from "/web/help.js";
+import { Keys } from "/web/keys.js";
 import { Track } from "/web/map.js";
 import { Meters } from "/web/meters.js";
 import { Picture } from "/web/picture.js";
-import { Refused, Stream, world as askWorld } from "/web/stream.js";
+import { Receipts } from "/web/receipts.js";
+import { Recorder, offer } from "/web/recorder.js";
+import { farewell, refuse, stopWaiting } from "/web/refusal.js";
+import { card, cardTakesKeys, hideCard, status, toast, voice } from "/web/say.js";
+import { Refused, ask, give } from "/web/stream.js";
+import { Tools } from "/web/tools.js";
+import { Walk, Walks } from "/web/walks.js";
 
 const $ = (id) => document.getElementById(id);
 const picture = new Picture($("picture"), $("glow"));
 const track = new Track($("map"));
 const meters = new Meters({ fps: $("fps"), latency: $("latency"), chunk: $("chunk"), dropped: $("dropped") }, $("bars"));
+const receipts = new Receipts($("receipts"));
 const keys = new Keys({ move: $("move"), look: $("look") }, act);
-const sent = new Map(); // seq -> actions, until a picture's receipt names it
+const walking = () => Boolean(walks.current?.live);
+const drag = new Drag($("stage"), { allowed: walking, most: () => world.max_speed, changed: act });
+const held = new Held(keys, drag);
+const walks = new Walks($("walks"), { chosen: go, closed: close });
+const tools = new Tools(
+  { pause: $("pause"), rewind: $("rewind"), branch: $("branch"), record: $("record"), points: $("points") },
+  { pause, rewind, branch, record },
+);
+const recorder = new Recorder(picture, { changed: (seconds) => tools.recording(seconds, recorder.ending), done: offered });
 
 let world = null;
-let start = null; // {example} or {image, url}
-let walking = false;
-let draining = false;
-let retry = 0;
-let toastTimer = 0;
+let gallery = null;
+let key = sessionStorage.getItem("relic-api-key") ?? "";
+let attempt = null; // the newest try to begin a walk
 
-const stream = new Stream({
-  open: () => status("waiting", "opening"),
-  ready() {
-    walking = true;
+// what a walk's connection says; only the walk that is seen is shown
+const on = {
+  ready(walk, { paused = false, again }) {
+    walk.paused = paused;
+    if (walk !== walks.current) return paused || walk.stream.say({ type: "pause" });
     status("live", "walking");
     hideCard();
-    if (keys.actions().length) act(keys.actions());
+    tools.show(walk);
+    if (again) voice("the walk goes on");
+    if (!paused && (again || held.names().length)) act();
   },
-  picture(header, blob) {
-    track.add(header.pose);
-    picture.show(blob, header, painted);
+  picture(walk, header, blob) {
+    if (!walk.trail.add(header, blob)) return;
+    track.dirty = true;
+    if (walk === walks.current) picture.show(blob, header, painted);
   },
-  state(message) {
-    if (message.state === "draining") {
-      draining = true;
-      return toast(message.message);
-    }
-    meters.state(message, world.fps, picture.skipped);
-    const left = Math.round(message.seconds_left);
-    $("left").textContent = left < 120 ? `${left} s left` : "";
+  state(walk, message) {
+    if (message.state === "draining") toast(message.message, true);
+    walk.paused = message.paused ?? walk.paused;
+    walk.points = message.rewind_s ?? walk.points;
+    if (walk !== walks.current) return;
+    tools.show(walk);
+    rest();
+    if (message.chunks > (walk.chunks ?? 0)) meters.state(message, world.fps, picture.skipped);
+    walk.chunks = message.chunks ?? walk.chunks;
+    if (message.seconds_left < 120) $("left").textContent = `${Math.round(message.seconds_left)} s left`;
   },
-  error: toast,
-  lost() {
-    walking = false;
-    status("waiting", "reconnecting");
-    card("The connection was lost", "Coming back to your walk…", null);
-  },
-  ended(reason, sentence) {
-    walking = false;
-    status("off", "ended");
+  rewound(walk, { seconds, sequence }) {
+    walk.trail.rewind(sequence, Math.round(seconds * world.fps));
+    if (walk !== walks.current) return;
+    track.dirty = true;
+    receipts.lose();
     keys.show([]);
-    const title = { idle: "The world fell asleep", lifetime: "The walk is over", lost: "The connection is gone", failed: "Something broke" };
-    card(title[reason] ?? "The walk has ended", capital(sentence), draining ? null : "Walk again", begin);
+    picture.restart(picture.skipped);
+    voice(`${seconds.toFixed(1)} seconds back`);
   },
-});
+  error: (walk, sentence) => toast(sentence),
+  lost(walk, moving) {
+    if (walk !== walks.current) return;
+    receipts.lose();
+    keys.show([]);
+    tools.show(walk);
+    status("waiting", moving ? "moving" : "reconnecting");
+    if (moving) voice("the walk moves to another server");
+    else card("The connection was lost", "Coming back to your walk…", null);
+    rest();
+  },
+  ended(walk, reason, sentence) {
+    if (walk !== walks.current) toast(`${walk.name} has ended: ${sentence}`);
+    else farewell(reason, sentence, begin);
+    gone(walk);
+  },
+};
+
+function close(walk) {
+  walk.stream.leave();
+  if (walk === walks.current) farewell("deleted", "you ended it", begin);
+  gone(walk);
+}
+
+function gone(walk) {
+  const seen = walk === walks.current;
+  walks.remove(walk);
+  track.show(walks.current?.trail ?? walk.trail, walks.list.map((other) => other.trail));
+  if (!seen) return;
+  keys.show([]);
+  tools.show(null);
+  $("left").textContent = "";
+}
 
 function painted({ receipt }) {
-  meters.paint(receipt);
-  if (sent.has(receipt)) keys.show(sent.get(receipt));
-  for (const seq of sent.keys()) if (seq < receipt) sent.delete(seq);
-  $("distance").textContent = track.length >= 1 ? `${Math.round(track.length)} steps` : "";
+  const action = receipts.seen(receipt);
+  meters.paint(action?.ms ?? null);
+  if (action) keys.show(action.names);
+  distance();
+}
+
+function distance() {
+  const length = walks.current?.trail.length ?? 0;
+  $("distance").textContent = length >= 1 ? `${Math.round(length)} steps` : "";
 }
 
 // --- walking -------------------------------------------------------------------------------------------------------
 
-function act(actions) {
-  $("doing").textContent = inWords(actions);
-  if (!walking) {
-    if (actions.length && $("card-button").dataset.key === "yes" && !$("card").hidden) begin();
-    return;
+function act() {
+  const walk = walks.current;
+  const names = held.names();
+  if (!walk?.live) return names.length && cardTakesKeys() && begin();
+  if (walk.paused && !names.length) return; // letting go is no reason to go on
+  receipts.sent(walk.stream.act(held.row(world, speed()), speed()), names, held.words());
+}
+
+function pause() {
+  const walk = walks.current;
+  if (!walk?.live) return;
+  walk.stream.say({ type: walk.paused ? "resume" : "pause" });
+  voice(walk.paused ? "the walk goes on" : "paused");
+  walk.paused = !walk.paused;
+  tools.show(walk);
+  rest();
+  receipts.lose();
+  keys.show([]);
+  if (!walk.paused) act(); // what is held now, not what was held then
+}
+
+function rewind(seconds) {
+  if (!walks.current?.live) return;
+  if (seconds === undefined) return toast("there is no moment to go back to yet", true);
+  walks.current.stream.say({ type: "rewind", seconds });
+}
+
+async function branch() {
+  const walk = walks.current;
+  if (!walk?.live || tools.branching) return;
+  tools.branching = true;
+  tools.show(walk);
+  const asked = ask(`/v1/sessions/${walk.session.id}/branch`, { method: "POST", key: walk.session.token });
+  const refused = (error) => toast(error instanceof Refused ? error.message : "the server cannot be reached");
+  const session = await asked.catch(refused);
+  tools.branching = false;
+  if (session) {
+    const twin = new Walk(session, on, walk.trail.fork(), walk.stream.sequence);
+    walks.add(twin);
+    if (walk === walks.current) go(twin);
   }
-  const seq = stream.act(actions, speed());
-  sent.set(seq, actions);
-  meters.acted(seq);
+  tools.show(walks.current);
+}
+
+// leaves the walk that is seen as it is, and goes on in another one
+function go(walk) {
+  const left = walks.current;
+  if (walk === left) return;
+  walks.snap(picture);
+  if (left?.live) left.stream.say({ type: "pause" });
+  enter(walk);
+  if (walk.trail.latest) picture.still(walk.trail.latest);
+  voice(walk.name);
+  if (!walk.live) return status("waiting", "opening");
+  hideCard();
+  status("live", "walking");
+  walk.stream.say({ type: "resume" });
+  walk.paused = false;
+  tools.show(walk);
+  act();
+}
+
+function enter(walk) {
+  walks.choose(walk);
+  picture.restart();
+  meters.restart();
+  receipts.restart();
+  keys.show([]);
+  tools.show(walk);
+  track.show(walk?.trail ?? null, walks.list.map((other) => other.trail));
+  distance();
+  $("left").textContent = "";
 }
 
 async function begin() {
-  clearTimeout(retry);
-  if (!start) return;
-  walking = false;
+  stopWaiting();
+  if (!gallery?.start) return;
+  const mine = (attempt = Symbol());
+  const left = walks.current;
   status("waiting", "opening");
   card("", "Opening the world…", null);
-  track.restart();
-  meters.restart();
-  picture.restart();
-  sent.clear();
-  keys.show([]);
-  $("distance").textContent = $("left").textContent = "";
-  picture.still(start.url);
+  if (left) walks.remove(left);
+  enter(null);
+  const { example, image } = gallery.start;
+  gallery.blob().then((blob) => mine === attempt && picture.still(blob), () => {}); // the server says what is wrong with it
   const asked = { prompt: $("prompt").value, seed: Number($("seed").value) || 0, speed: speed() };
-  if (start.example !== undefined) asked.example = start.example;
-  else asked.image = start.image;
+  if (example !== undefined) asked.example = example;
+  else asked.image = image;
   try {
-    await stream.open(asked);
+    await left?.stream.leave();
+    if (mine !== attempt) return;
+    const session = await ask("/v1/sessions", { method: "POST", key, body: asked });
+    if (mine !== attempt) return give(session); // another start came in between
+    if (key) sessionStorage.setItem("relic-api-key", key);
+    const walk = new Walk(session, on);
+    walks.add(walk);
+    walks.choose(walk);
+    track.show(walk.trail, []);
     if (!matchMedia("(pointer: coarse)").matches) $("stage").focus({ preventScroll: true });
   } catch (error) {
-    refuse(error);
+    if (mine !== attempt) return;
+    if (error.status === 413 || error.status === 422) gallery.refuse();
+    refuse(error, { again: begin, unlock });
   }
 }
 
-// why there is no walk, and what to do about it
-function refuse(error) {
-  const { status: code, message, retryAfter } = error;
-  status("off", "not walking");
-  if (!(error instanceof Refused)) return card("The server cannot be reached", "Is it still running?", "Try again", begin);
-  if (code === 401 || code === 403) {
-    $("key-form").hidden = false;
-    return card("A key is needed", capital(message), "Open", () => {
-      stream.key = $("api-key").value.trim();
-      begin();
-    });
-  }
-  if (code === 429 || code === 503) return waitFor(capital(message), Math.max(2, retryAfter || 5), code);
-  return card(code === 409 ? "One walk too many" : "That did not work", capital(message), "Try again", begin);
+function unlock(given) {
+  key = given;
+  begin();
 }
 
-function waitFor(sentence, seconds, code) {
-  const title = code === 429 ? "The world is full" : "One moment";
-  card(title, `${sentence}. Trying again in ${seconds} s.`, "Try now", begin);
-  retry = setTimeout(() => (seconds > 1 ? waitFor(sentence, seconds - 1, code) : begin()), 1000);
+// what the picture's foot says about a world that stands still
+function rest() {
+  const walk = walks.current;
+  const resting = walk?.live && meters.resting && picture.newest >= 0;
+  const said = walk?.stream.moving ? "moving to another server" : walk?.live && walk.paused ? "paused" : resting ? "at rest" : "";
+  $("rest").hidden = !said;
+  $("rest").textContent = said;
+  $("stage").classList.toggle("paused", said === "paused");
+  if (walk?.live) status("live", said || "walking");
 }
 
-// --- what is shown -------------------------------------------------------------------------------------------------
-
-function status(kind, text) {
-  $("status").className = kind;
-  $("status").lastElementChild.textContent = text;
-  document.body.dataset.state = kind;
+function record() {
+  if (recorder.running) return recorder.stop();
+  if (!recorder.kind) return toast("this browser records no video");
+  if (picture.bitmap) recorder.start(world);
 }
 
-function card(title, text, button, action, anyKey = false) {
-  const [heading, paragraph] = [$("card").querySelector("h2"), $("card").querySelector("p")];
-  heading.textContent = title;
-  heading.hidden = !title;
-  paragraph.textContent = text;
-  $("card-button").hidden = !button;
-  $("card-button").textContent = button ?? "";
-  $("card-button").onclick = action ?? null;
-  $("card-button").dataset.key = anyKey ? "yes" : "no";
-  $("key-form").onsubmit = (event) => {
-    event.preventDefault();
-    action?.();
-  };
-  $("card").hidden = false;
+function offered(blob, ending) {
+  const name = offer(blob, ending);
+  toast(`recorded ${(blob.size / 1e6).toFixed(1)} MB of ${ending.toUpperCase()}: ${name}`, true);
 }
 
-function hideCard() {
-  $("card").hidden = true;
-  $("key-form").hidden = true;
-}
+// --- the page ------------------------------------------------------------------------------------------------------
 
-function toast(sentence) {
-  $("toast").textContent = capital(sentence);
-  $("toast").hidden = false;
-  clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => ($("toast").hidden = true), 6000);
-}
-
-const capital = (sentence) => sentence.charAt(0).toUpperCase() + sentence.slice(1);
-const speed = () => Number($("speed").value);
-
-setInterval(() => {
-  const resting = walking && meters.resting && picture.newest >= 0;
-  $("rest").hidden = !resting;
-  if (walking) status("live", resting ? "at rest" : "walking");
-}, 300);
-
-// --- the start -----------------------------------------------------------------------------------------------------
-
-function choose(chosen, button) {
-  start = chosen;
-  for (const other of $("examples").children) other.setAttribute("aria-pressed", String(other === button));
-}
-
-function thumbnail(url, name, chosen) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.title = name;
-  button.setAttribute("aria-pressed", "false");
-  button.append(Object.assign(document.createElement("img"), { src: url, alt: name }));
-  button.onclick = () => {
-    choose({ ...chosen, url }, button);
-    if (chosen.caption !== undefined) $("prompt").value = chosen.caption;
-    begin();
-  };
-  return button;
-}
-
-$("upload").onchange = () => take($("upload").files[0]);
-$("stage").ondragover = (event) => event.preventDefault();
-$("stage").ondrop = (event) => {
-  event.preventDefault();
-  take(event.dataTransfer.files[0]);
-};
-
-function take(file) {
-  if (!file) return;
-  if (file.size > world.image.bytes) {
-    return toast(`the image has ${(file.size / 1e6).toFixed(1)} MB; allowed are ${(world.image.bytes / 1e6).toFixed(1)} MB`);
-  }
-  const reader = new FileReader();
-  reader.onload = () => {
-    const button = thumbnail(reader.result, file.name, { image: reader.result.split(",")[1] });
-    $("examples").prepend(button);
-    button.click();
-  };
-  reader.readAsDataURL(file);
-}
-
+listen({
+  commands: { Space: pause, Backspace: () => rewind(tools.usual()), KeyB: branch, KeyV: record },
+  choose: (place) => walks.list[place] && go(walks.list[place]),
+  walking,
+  changed: () => held.names().length && act(),
+});
 $("start").onsubmit = (event) => {
   event.preventDefault();
   begin();
 };
-$("dice").onclick = () => ($("seed").value = Math.floor(Math.random() * 1e6));
-
-// --- speed, help, leaving ------------------------------------------------------------------------------------------
-
-$("speed").oninput = () => {
-  $("speed-shown").textContent = `${speed().toFixed(1)}×`;
-  if (keys.actions().length) act(keys.actions());
-};
-$("speed").onpointerup = () => $("stage").focus({ preventScroll: true });
-$("help-open").onclick = () => $("help").showModal();
-addEventListener("keydown", (event) => {
-  if (event.target.matches("input, textarea")) {
-    if (event.key === "Escape") $("stage").focus();
-    return;
-  }
-  if (event.key === "?") $("help").open ? $("help").close() : $("help").showModal();
-  if (event.key === "+" || event.key === "-") {
-    $("speed")[event.key === "+" ? "stepUp" : "stepDown"]();
-    $("speed").oninput();
-  }
-});
-addEventListener("pagehide", () => stream.leave(true));
+addEventListener("pagehide", () => walks.list.forEach((walk) => walk.stream.leave(true)));
 addEventListener("pageshow", (event) => event.persisted && location.reload());
-
-function explain() {
-  for (const [action, , cap, does] of KEYS) {
-    const line = document.createElement("div");
-    line.className = keys.trained.has(action) ? "" : "untrained";
-    line.append(Object.assign(document.createElement("dt"), { textContent: cap }));
-    line.append(Object.assign(document.createElement("dd"), { textContent: does }));
-    $("help-keys").append(line);
-  }
-  const line = document.createElement("div");
-  line.append(Object.assign(document.createElement("dt"), { textContent: "+ −" }));
-  line.append(Object.assign(document.createElement("dd"), { textContent: "speed" }));
-  $("help-keys").append(line);
-}
+setInterval(rest, 300);
+setInterval(() => walks.list.length > 1 && walks.snap(picture), 1000);
 
 async function open() {
   try {
-    world = await askWorld();
+    world = await ask("/v1/world");
   } catch {
     status("off", "no server");
     return card("The server cannot be reached", "Is it still running?", "Try again", open);
   }
   keys.train(Object.keys(world.trained));
-  explain();
+  explain($("help-keys"), $("help-more"), keys.trained);
   document.documentElement.style.setProperty("--aspect", world.width / world.height);
   $("speed").max = world.max_speed;
   $("prompt").maxLength = world.prompt_characters;
-  const { about } = world;
-  const facts = [
-    `recipe ${world.recipe}`, `${world.width}×${world.height} at ${world.fps} a second`,
-    about.parameters && `${(about.parameters / 1e6).toFixed(1)} M parameters`, about.steps && `${about.steps} steps`,
-    about.memory && `memory in ${about.memory.toUpperCase()}, ${about.capacity} latents`,
-    about.linears && `linears in ${about.linears}`, about.device,
-  ];
-  $("about").textContent = facts.filter(Boolean).join(" · ");
-  for (const { id, caption, place, image } of world.examples) {
-    $("examples").append(thumbnail(image, place ? `${place}: ${caption}` : caption, { example: id, caption }));
-  }
-  const first = world.examples[0];
-  if (first) {
-    choose({ example: first.id, caption: first.caption, url: first.image }, $("examples").firstElementChild);
-    $("prompt").value = first.caption;
-    picture.still(first.image);
-  }
+  $("about").textContent = facts(world);
+  gallery = new Gallery(world, begin);
+  const first = gallery.first();
+  if (first) picture.still(await gallery.blob());
+  if (recorder.kind) tools.recording(null, recorder.ending);
   status("off", "not walking");
-  card("Step inside", first ? "Press any key that walks, or click." : "Choose an image of your own.", first && "Walk", begin, true);
+  const how = matchMedia("(pointer: coarse)").matches ? "Your thumbs walk and turn." : "Press any key that walks, or click.";
+  card("Step inside", first ? how : "Choose an image of your own.", first && "Walk", begin, true);
 }
 
 open();

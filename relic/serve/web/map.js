@@ -1,24 +1,23 @@
 // The track from above: x to the right, the first view's forward up, the camera as a wedge. Units are the world's mean steps.
 
 const VIEW = Math.PI / 4; // half the wedge's angle
-const MOST = 4000; // places kept
+const FRESH = 240; // the newest places are bright, what lies behind fades
 
 export class Track {
   constructor(canvas) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
-    this.restart();
+    this.show(null, []);
     new ResizeObserver(() => this.fit()).observe(canvas);
+    requestAnimationFrame(() => this.draw());
   }
 
-  restart() {
-    this.places = [[0, 0]];
-    this.heading = 0;
-    this.height = 0;
-    this.length = 0;
+  // `trail` is the walk that is seen; of the `others`, those that began with it are drawn behind it
+  show(trail, others) {
+    this.trail = trail;
+    this.others = others.filter((other) => other !== trail && other.family === trail?.family);
     this.view = { x: 0, y: 0, scale: 0 };
     this.dirty = true;
-    this.loop ??= requestAnimationFrame(() => this.draw());
   }
 
   fit() {
@@ -28,25 +27,12 @@ export class Track {
     this.dirty = true;
   }
 
-  // pose: the upper three rows of a camera-to-world matrix, OpenCV axes
-  add(pose) {
-    const [x, y, z] = [pose[3], pose[7], pose[11]];
-    const [lastX, lastZ] = this.places.at(-1);
-    const step = Math.hypot(x - lastX, z - lastZ);
-    this.length += step;
-    if (step > 0.05) this.places.push([x, z]);
-    if (this.places.length > MOST) this.places = this.places.filter((_, i) => i % 2 === 0);
-    this.last = [x, z];
-    this.heading = Math.atan2(pose[2], pose[10]);
-    this.height = -y;
-    this.dirty = true;
-  }
-
   // the middle and scale that hold the whole track, approached smoothly
   aim() {
-    const points = [...this.places, this.last ?? [0, 0]];
-    const [xs, zs] = [points.map((p) => p[0]), points.map((p) => p[1])];
-    const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...zs), Math.max(...zs)];
+    let [left, right, low, high] = [0, 0, 0, 0];
+    for (const { x, z } of [this.trail, ...this.others].flatMap((trail) => (trail ? [...trail.places, trail.here] : []))) {
+      [left, right, low, high] = [Math.min(left, x), Math.max(right, x), Math.min(low, z), Math.max(high, z)];
+    }
     const { width, height } = this.canvas;
     const margin = 84 * (width / (this.canvas.clientWidth || width));
     const scale = Math.min((width - margin) / Math.max(right - left, 12), (height - margin) / Math.max(high - low, 12));
@@ -62,41 +48,52 @@ export class Track {
   }
 
   draw() {
-    this.loop = requestAnimationFrame(() => this.draw());
+    requestAnimationFrame(() => this.draw());
     if (!this.dirty || !this.canvas.width) return;
     this.dirty = this.aim();
     const { context: c, canvas, view } = this;
     const ratio = canvas.width / canvas.clientWidth;
-    const at = ([x, z]) => [canvas.width / 2 + (x - view.x) * view.scale, canvas.height / 2 - (z - view.y) * view.scale];
+    const at = ({ x, z }) => [canvas.width / 2 + (x - view.x) * view.scale, canvas.height / 2 - (z - view.y) * view.scale];
     c.clearRect(0, 0, canvas.width, canvas.height);
     this.grid(at, ratio);
 
     c.lineWidth = 2 * ratio;
     c.lineCap = c.lineJoin = "round";
-    const points = [...this.places, this.last ?? [0, 0]].map(at);
-    const fresh = 240; // the newest places are bright, what lies behind fades
-    for (let start = 0; start < points.length - 1; start += 12) {
-      const age = Math.max(0, 1 - (points.length - start) / fresh);
-      c.strokeStyle = `rgba(233, 184, 114, ${0.22 + 0.7 * age})`;
-      c.beginPath();
-      points.slice(start, start + 13).forEach(([x, y], i) => (i ? c.lineTo(x, y) : c.moveTo(x, y)));
-      c.stroke();
+    for (const other of this.others) {
+      c.strokeStyle = "rgba(159, 198, 214, 0.3)";
+      this.line([...other.places, other.here].map(at));
     }
-    const [startX, startY] = at([0, 0]);
+    const here = this.trail?.here ?? { x: 0, z: 0, heading: 0 };
+    const points = [...(this.trail?.places ?? []), here].map(at);
+    for (let start = 0; start < points.length - 1; start += 12) {
+      const age = Math.max(0, 1 - (points.length - start) / FRESH);
+      c.strokeStyle = `rgba(233, 184, 114, ${0.22 + 0.7 * age})`;
+      this.line(points.slice(start, start + 13));
+    }
+    const [startX, startY] = at({ x: 0, z: 0 });
     c.strokeStyle = "rgba(236, 233, 226, 0.55)";
     c.lineWidth = 1.5 * ratio;
     c.beginPath();
     c.arc(startX, startY, 4 * ratio, 0, 7);
     c.stroke();
+    this.camera(at(here), here.heading, ratio);
+  }
 
-    const [x, y] = at(this.last ?? [0, 0]);
+  line(points) {
+    this.context.beginPath();
+    points.forEach(([x, y], i) => (i ? this.context.lineTo(x, y) : this.context.moveTo(x, y)));
+    this.context.stroke();
+  }
+
+  camera([x, y], heading, ratio) {
+    const c = this.context;
     const wedge = c.createRadialGradient(x, y, 0, x, y, 34 * ratio);
     wedge.addColorStop(0, "rgba(159, 198, 214, 0.55)");
     wedge.addColorStop(1, "rgba(159, 198, 214, 0)");
     c.fillStyle = wedge;
     c.beginPath();
     c.moveTo(x, y);
-    c.arc(x, y, 34 * ratio, this.heading - Math.PI / 2 - VIEW, this.heading - Math.PI / 2 + VIEW);
+    c.arc(x, y, 34 * ratio, heading - Math.PI / 2 - VIEW, heading - Math.PI / 2 + VIEW);
     c.fill();
     c.fillStyle = "#ece9e2";
     c.beginPath();
@@ -113,7 +110,7 @@ export class Track {
     c.fillStyle = "rgba(236, 233, 226, 0.13)";
     for (let x = Math.ceil((view.x - halfX) / cell) * cell; x < view.x + halfX; x += cell) {
       for (let z = Math.ceil((view.y - halfZ) / cell) * cell; z < view.y + halfZ; z += cell) {
-        const [px, py] = at([x, z]);
+        const [px, py] = at({ x, z });
         c.fillRect(px - ratio / 2, py - ratio / 2, 1.5 * ratio, 1.5 * ratio);
       }
     }
@@ -122,7 +119,7 @@ export class Track {
     c.fillRect(left, base, bar, 1.5 * ratio);
     c.font = `${10.5 * ratio}px system-ui, sans-serif`;
     c.textAlign = "right";
-    c.fillStyle = "rgba(236, 233, 226, 0.45)";
+    c.fillStyle = "rgba(236, 233, 226, 0.7)";
     c.fillText(`${cell} steps`, canvas.width - 12 * ratio, base - 6 * ratio);
   }
 }

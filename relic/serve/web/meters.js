@@ -1,6 +1,7 @@
 // Pictures a second, latency by receipts, and the bars of the last chunks' times against real time.
 
 const MOST_BARS = 64;
+const GAP_MS = 1000; // a longer pause between two pictures (a rest, a lost connection) is no rate
 
 export class Meters {
   constructor(shown, bars) {
@@ -12,7 +13,6 @@ export class Meters {
 
   restart() {
     this.painted = []; // when
-    this.sent = new Map(); // seq -> when
     this.latencies = [];
     this.chunks = [];
     this.budget = 0;
@@ -21,20 +21,15 @@ export class Meters {
     this.draw();
   }
 
-  acted(seq) {
-    this.sent.set(seq, performance.now());
-  }
-
-  // a picture has been painted: the newest action it shows is `receipt`
-  paint(receipt) {
+  // a picture has been painted; `ms` since the action that it is the first to show, if it is one
+  paint(ms) {
     const now = performance.now();
+    if (now - this.painted.at(-1) > GAP_MS) this.painted = [];
     this.painted.push(now);
-    if (this.sent.has(receipt)) {
-      this.latencies = [...this.latencies.slice(-4), now - this.sent.get(receipt)];
-      const middle = [...this.latencies].sort((a, b) => a - b)[this.latencies.length >> 1];
-      this.shown.latency.textContent = Math.round(middle);
-    }
-    for (const seq of this.sent.keys()) if (seq <= receipt) this.sent.delete(seq);
+    if (ms === null) return;
+    this.latencies = [...this.latencies.slice(-4), ms];
+    const middle = [...this.latencies].sort((a, b) => a - b)[this.latencies.length >> 1];
+    this.shown.latency.textContent = Math.round(middle);
   }
 
   // a chunk's time against what its pictures last at the world's fps; `skipped` are those that this screen did not take
@@ -70,7 +65,8 @@ export class Meters {
     const line = height - (this.budget ? this.budget / most : 2 / 3) * (height - 6);
     c.fillStyle = "rgba(236, 233, 226, 0.35)";
     for (let x = 0; x < width; x += 10) c.fillRect(x, line, 5, 1.5);
-    c.font = "20px system-ui, sans-serif";
+    c.fillStyle = "rgba(236, 233, 226, 0.7)";
+    c.font = "21px system-ui, sans-serif";
     c.fillText("real time", 2, line - 7);
   }
 }

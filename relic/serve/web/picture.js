@@ -9,6 +9,7 @@ export class Picture {
     this.glow = glow.getContext("2d");
     this.drop = Object.assign(document.createElement("canvas"), { width: 6, height: 4 }).getContext("2d");
     this.bitmap = null;
+    this.painted = null; // hears every bitmap that is painted, as long as somebody records
     this.glowed = 0;
     this.restart();
     new ResizeObserver(() => this.fit()).observe(canvas.parentElement);
@@ -22,11 +23,11 @@ export class Picture {
     this.paint();
   }
 
-  restart() {
+  restart(skipped = 0) {
     this.walk = Symbol(); // what an earlier walk still decodes is not painted
     this.newest = -1; // sequence of the newest picture that was painted
     this.next = null; // {bitmap, header, painted}, decoded and waiting for the screen's next refresh
-    this.skipped = 0; // pictures that a slow screen did not take
+    this.skipped = skipped; // pictures that a slow screen did not take
   }
 
   // Decodes a picture and paints it at the screen's next refresh, then calls painted(header). Where the screen is slower
@@ -55,16 +56,19 @@ export class Picture {
     painted(header);
   }
 
-  async still(url) {
-    const reply = await fetch(url);
-    const bitmap = await createImageBitmap(await reply.blob());
-    if (this.newest < 0) this.replace(bitmap);
+  // a picture that stays until the walk's own come
+  async still(blob) {
+    const walk = this.walk;
+    const bitmap = await createImageBitmap(blob);
+    if (walk === this.walk && this.newest < 0) this.replace(bitmap);
+    else bitmap.close();
   }
 
   replace(bitmap) {
     this.bitmap?.close();
     this.bitmap = bitmap;
     this.paint();
+    this.painted?.(bitmap);
     if (performance.now() - this.glowed > GLOW_MS) this.shine();
   }
 
@@ -84,14 +88,14 @@ export class Picture {
     const { width, height } = glow.canvas;
     drop.globalAlpha = this.glowed ? 0.35 : 1;
     drop.imageSmoothingQuality = "high";
-    drop.filter = "saturate(1.8) brightness(1.7)";
+    drop.filter = "saturate(1.8) brightness(1.3)";
     drop.drawImage(this.bitmap, 0, 0, 6, 4);
     glow.globalCompositeOperation = "copy";
     glow.imageSmoothingQuality = "high";
     glow.drawImage(drop.canvas, 0.5, 0.5, 5, 3, 0, 0, width, height);
     glow.globalCompositeOperation = "destination-in";
     const fade = glow.createRadialGradient(width * 0.4, height * 0.45, 0, width * 0.4, height * 0.45, width * 0.62);
-    fade.addColorStop(0, "rgba(0, 0, 0, 0.42)");
+    fade.addColorStop(0, "rgba(0, 0, 0, 0.26)");
     fade.addColorStop(1, "rgba(0, 0, 0, 0)");
     glow.fillStyle = fade;
     glow.fillRect(0, 0, width, height);

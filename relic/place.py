@@ -1,8 +1,9 @@
-"""Where checkpoints lie: a folder, or a prefix in S3 (object_store.py), with the few verbs that they need.
+"""Where checkpoints and snapshots lie: a folder, or a prefix in S3 (object_store.py), with the few verbs they need.
 
 A file's name is FOLDER/FILE. What `write` gives a name to is whole.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -18,13 +19,16 @@ PIECE = 2**24  # bytes that are hashed and written at once
 class Place(Protocol):
     uri: str
 
-    def files(self) -> list[str]:
-        """All that is there."""
+    def files(self, under: str = "") -> list[str]:
+        """All that is there, or that is in a folder."""
 
     def write(self, name: str, data: memoryview) -> str:
         """The sha256 of what was written."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes: ...
+
+    def write_if_absent(self, name: str, data: bytes) -> bool:
+        """A small file that is not there yet; False when it is. Of several writers one gets True."""
 
     def measured(self, name: str) -> tuple[int, str]:
         """Bytes and sha256 of a file, all of which is read."""
@@ -39,7 +43,7 @@ def opened(uri: str) -> Place:
     if not separator:
         return Folder(Path(uri).expanduser())
     if scheme != "s3" or not rest.strip("/"):
-        raise UserError(f"checkpoints cannot go to {uri!r}; give a local folder or s3://BUCKET/PREFIX")
+        raise UserError(f"nothing can be kept in {uri!r}; give a local folder or s3://BUCKET/PREFIX")
     try:
         from relic.object_store import S3Folder
     except ModuleNotFoundError as error:
@@ -54,8 +58,9 @@ class Folder:
         self.root = root.absolute()
         self.uri = self.root.as_posix()
 
-    def files(self) -> list[str]:
-        return sorted(path.relative_to(self.root).as_posix() for path in self.root.glob("*/*"))
+    def files(self, under: str = "") -> list[str]:
+        found = (Path(folder) / name for folder, _, names in os.walk(self.root / under) for name in names)
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
 
     def write(self, name: str, data: memoryview) -> str:
         path = self.root / name
@@ -81,6 +86,16 @@ class Folder:
             file.seek(start)
             return file.read(-1 if stop is None else stop - start)
 
+    def write_if_absent(self, name: str, data: bytes) -> bool:
+        path = self.root / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
     def measured(self, name: str) -> tuple[int, str]:
         with (self.root / name).open("rb") as file:
             return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
@@ -88,3 +103,6 @@ class Folder:
     def remove(self, folder: str) -> None:
         (self.root / folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(self.root / folder, ignore_errors=True)
+        for parent in (self.root / folder).relative_to(self.root).parents[:-1]:
+            with contextlib.suppress(OSError):  # another folder is in it, or another process has removed it
+                (self.root / parent).rmdir()

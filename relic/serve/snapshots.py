@@ -1,0 +1,114 @@
+"""Snapshots: walks that one server puts by and another goes on with.
+
+PLACE/SESSION/NUMBER holds state.safetensors and, written after it, manifest.json: size and sha256 of the state, what
+the session was, and a signature of all that by the secret which our servers share. So nothing is restored that they
+have not written, and nothing that is damaged. NUMBER is the time in milliseconds: the newest is the last, and what is
+too old is known by its name.
+
+Who goes on with a walk claims it by a file that only one can create, looks whether the manifest is still there, and
+removes all of it afterwards, the manifest first. So of any number of servers one goes on.
+"""
+
+import hashlib
+import hmac
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+
+from relic import place
+from relic.artifacts import MANIFEST, digest
+from relic.serve.engine import State
+
+VERSION = 1
+STATE = "state.safetensors"
+CLAIM = "claim"
+
+
+class Unusable(ValueError):
+    """A snapshot that cannot be gone on from; one sentence says why."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the manifest of a snapshot says."""
+
+    folder: str
+    session: dict[str, Any]  # facts of the session
+    walk: dict[str, Any]  # facts of its walk's state
+    bytes: int
+    sha256: str
+
+
+class Snapshots:
+    def __init__(self, where: place.Place, *, export: str, sign: Callable[[str], str], lasts_s: float):
+        """`sign` is the servers' own; after `lasts_s` seconds nobody can want a snapshot any more."""
+        self.place, self.export, self.sign, self.lasts_s = where, export, sign, lasts_s
+
+    def save(self, identity: str, state: State, session: dict[str, Any]) -> str:
+        """The folder in which the walk now lies."""
+        data = safetensors.torch.save(state.tensors)
+        folder = f"{identity}/{round(1e3 * time.time()):015d}"
+        sha256 = self.place.write(f"{folder}/{STATE}", memoryview(data))
+        said = {
+            "version": VERSION, "folder": folder, "export": self.export, "session": session, "walk": state.facts,
+            "bytes": len(data), "sha256": sha256,
+        }  # fmt: skip
+        manifest = json.dumps({**said, "signature": self._signature(said)}, indent=1)
+        self.place.write(f"{folder}/{MANIFEST}", memoryview(manifest.encode()))
+        return folder
+
+    def find(self, identity: str) -> Snapshot | None:
+        """The newest snapshot of a session; None where there is none. `Unusable` where it is not ours to go on with."""
+        folders = [name.rpartition("/")[0] for name in self.place.files(identity) if name.endswith(f"/{MANIFEST}")]
+        if not folders:
+            return None
+        said = self._manifest(folders[-1])
+        signature = str(said.pop("signature", "")).encode()
+        if not hmac.compare_digest(signature, self._signature(said).encode()) or said["folder"] != folders[-1]:
+            raise Unusable("the saved walk is not signed by this server's secret; start another one")
+        if (said["version"], said["export"]) != (VERSION, self.export):
+            raise Unusable(f"the saved walk is of another model ({said['export'][:8]}); start another one")
+        return Snapshot(folders[-1], said["session"], said["walk"], said["bytes"], said["sha256"])
+
+    def claim(self, snapshot: Snapshot, name: str) -> State | None:
+        """The state of a walk that is from now on this server's; None where another one was first.
+
+        `name` is this server's, for whoever looks into the folder."""
+        if not self.place.write_if_absent(f"{snapshot.folder}/{CLAIM}", name.encode()):
+            return None
+        if f"{snapshot.folder}/{MANIFEST}" not in self.place.files(snapshot.folder):
+            return None  # another server has gone on with it and has removed that claim
+        data = self.place.read(f"{snapshot.folder}/{STATE}")
+        if len(data) != snapshot.bytes or hashlib.sha256(data).hexdigest() != snapshot.sha256:
+            raise Unusable("the saved walk is damaged; start another one")
+        return State(safetensors.torch.load(data), snapshot.walk)
+
+    def remove(self, folder: str) -> None:
+        self.place.remove(folder)
+
+    def sweep(self) -> int:
+        """Removes what nobody came back for; the number of folders."""
+        least = 1e3 * (time.time() - self.lasts_s)
+        folders = {name.rpartition("/")[0] for name in self.place.files()}
+        ours = [folder for folder in folders if re.fullmatch(r"[^/]+/\d{15}", folder)]
+        old = [folder for folder in ours if int(folder[-15:]) < least]
+        for folder in old:
+            self.place.remove(folder)
+        return len(old)
+
+    def _manifest(self, folder: str) -> dict[str, Any]:
+        data = self.place.read(f"{folder}/{MANIFEST}")
+        try:
+            said = json.loads(data)
+        except ValueError as error:
+            raise Unusable("the saved walk's manifest is damaged; start another one") from error
+        return said if isinstance(said, dict) else {}
+
+    def _signature(self, said: dict[str, Any]) -> str:
+        """Of a text that no token is: it has a space."""
+        return self.sign(f"snapshot {digest(said)}")

@@ -1,0 +1,151 @@
+"""The Python client against a real server."""
+
+import io
+import itertools
+import socket
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from fake_world import FakeWorld, Place, serving
+from PIL import Image
+
+from relic.serve import client
+from relic.serve.talk import Answered
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with serving(FakeWorld(), slots=4, sessions_each=4, rewind_every_s=0.3) as found:
+        yield found
+
+
+def frames(walk: client.Walk, count: int) -> list[client.Frame]:
+    return list(itertools.islice(walk.frames(), count))
+
+
+def lose(walk: client.Walk) -> None:
+    walk.stream.socket.shutdown(socket.SHUT_RDWR)
+
+
+def test_frames_are_arrays_with_pose_and_receipt(place):
+    with client.begin(place, example="e1", seed=7) as walk:
+        receipt = walk.act("dolly_in", speed=2.0)
+        seen = frames(walk, 20)
+        assert walk.session["seed"] == 7
+    assert [frame.sequence for frame in seen] == list(range(20))
+    assert [frame.still for frame in seen] == [True] + [False] * 19
+    assert seen[-1].receipt == receipt
+    assert seen[-1].image.shape == (32, 48, 3)
+    assert seen[-1].pose.shape == (4, 4)
+    assert seen[-1].pose[2, 3] > 0  # forward is z
+    assert not place.server.scheduler.sessions
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_an_image_and_a_format_are_asked_for(place, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(buffer, "PNG")
+    with client.begin(place, image=buffer.getvalue(), prompt="grey", format=kind) as walk:
+        (first,) = frames(walk, 1)
+    assert Image.open(io.BytesIO(first.data)).format == kind.upper()
+    assert np.abs(first.image.astype(int) - 90).max() < 4
+
+
+def test_a_walk_comes_back_by_itself_and_holds_what_was_held(place):
+    with client.begin(place) as walk:
+        receipt = walk.act("pan_left")
+        seen = frames(walk, 10)
+        lose(walk)
+        seen += frames(walk, 40)
+        assert walk.num_lost == 1
+    assert np.all(np.diff([frame.sequence for frame in seen]) > 0)
+    turns = [float(np.abs(b.pose - a.pose).max()) for a, b in itertools.pairwise(seen[-10:])]
+    assert min(turns) > 0.01  # it still turns
+    assert seen[-1].receipt == receipt
+
+
+def test_what_was_seen_is_not_shown_again(place):
+    with client.begin(place) as walk:
+        walk.last = 12
+        assert [frame.sequence for frame in frames(walk, 3)] == [13, 14, 15]
+
+
+def test_an_action_brings_a_lost_walk_back_too(place):
+    with client.begin(place) as walk:
+        frames(walk, 5)
+        lose(walk)
+        time.sleep(0.1)
+        receipt = walk.act("pan_left")
+        assert next(frame for frame in walk.frames() if frame.receipt == receipt)
+
+
+def test_a_walk_that_was_taken_over_has_ended(place):
+    with client.begin(place) as walk:
+        other = client.Walk(place, walk.session)
+        with pytest.raises(client.Ended, match="another connection has taken this walk over"):
+            frames(walk, 1000)
+        other.close()
+        walk.close()  # it has ended already
+
+
+def test_a_paused_walk_makes_no_frames_and_stays_paused_when_it_comes_back(place):
+    with client.begin(place) as walk:
+        walk.act("pan_left")
+        frames(walk, 5)
+        walk.pause()
+        while walk.frame(0.3):
+            pass
+        assert walk.state["paused"]
+        lose(walk)
+        assert walk.frame(0.3) is None
+        assert (walk.num_lost, walk.ready["paused"]) == (1, True)
+        walk.resume()
+        assert walk.frame() is not None
+
+
+def test_a_walk_goes_back_and_branches(place):
+    with client.begin(place) as walk:
+        walk.act("dolly_in")
+        furthest = max(frame.pose[2, 3] for frame in frames(walk, 80))
+        walk.act()
+        walk.rewind(1.0)
+        seen = [frame for frame in frames(walk, 30) if walk.rewound and frame.sequence >= walk.rewound["sequence"]]
+        assert seen[0].pose[2, 3] < furthest
+        with walk.branch() as other:
+            assert other.id != walk.id
+            assert abs(frames(other, 3)[-1].pose[2, 3] - frames(walk, 1)[0].pose[2, 3]) < 0.5
+
+
+def test_a_walk_that_the_server_ends_says_why(place):
+    with client.begin(place) as walk:
+        frames(walk, 2)
+        place.server.scheduler.finish(place.server.scheduler.sessions[walk.id], "idle", "no key was pressed")
+        assert len(list(walk.frames())) < 20
+        assert (walk.over["reason"], walk.over["message"]) == ("idle", "no key was pressed")
+        assert walk.frame() is None
+
+
+def test_tokens_are_renewed_while_frames_are_read():
+    with serving(FakeWorld(), token_s=0.6) as short, client.begin(short) as walk:
+        walk.act("pan_left")
+        frames(walk, 40)
+        assert walk.token != walk.session["token"]
+        lose(walk)
+        assert frames(walk, 1)
+
+
+def test_what_the_server_refuses_is_its_sentence(place):
+    with pytest.raises(Answered, match="there is no example 'nowhere'") as refused:
+        client.begin(place, example="nowhere")
+    assert refused.value.status == 422
+
+
+def test_who_does_not_come_back_within_the_lease_has_ended(monkeypatch):
+    with serving(FakeWorld(), lease_s=0.5) as closes:
+        walk = client.begin(closes)
+        frames(walk, 3)
+        closes.server.should_exit = closes.server.force_exit = True
+        with pytest.raises(client.Ended, match="the connection was lost and did not come back"):
+            frames(walk, 1000)

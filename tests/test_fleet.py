@@ -1,0 +1,151 @@
+"""What a router knows of its replicas, told to it without a network."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from relic.serve.access import Access, Refused
+from relic.serve.config import Router
+from relic.serve.fleet import Fleet, Replica
+from relic.serve.moving import Mover
+
+CFG = Router(replicas="nowhere:1", token_secret="x")
+ACCESS = Access({}, 60.0, b"a secret of more than 32 characters!")
+EXPORT, OTHER = "0f5d9fe3a7c1b2d4e6f8", "1" * 20
+
+
+def told(**said) -> dict:
+    return {"name": "a", "ready": True, "draining": False, "slots": 4, "active": 0, "sessions": [], "export": EXPORT,
+            **said}  # fmt: skip
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    found = Fleet(CFG, ACCESS)
+    found.http = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: httpx.Response(500)))
+    return found
+
+
+def add(fleet: Fleet, name: str, **said) -> Replica:
+    replica = fleet.replicas[name] = Replica(name, 0.0)
+    fleet.hear(replica, told(name=name, **said))
+    return replica
+
+
+def sought(fleet: Fleet, identity: str) -> str:
+    async def seek() -> str:
+        fleet.asking = asyncio.create_task(asyncio.sleep(0))  # all have been asked
+        return (await fleet.seek(identity)).name
+
+    return asyncio.run(seek())
+
+
+def test_the_emptiest_comes_first_and_the_full_last(fleet: Fleet) -> None:
+    add(fleet, "full", slots=1, sessions=["x"])
+    add(fleet, "half", sessions=["y", "z"])
+    add(fleet, "big", slots=40, sessions=[f"s{i}" for i in range(10)])
+    add(fleet, "busy", draining=True)
+    add(fleet, "cold", ready=False)
+    assert [one.name for one in fleet.by_load()] == ["big", "half", "full"]
+    fleet.replicas["big"].coming = 11  # asked for and not answered yet
+    assert [one.name for one in fleet.by_load()] == ["half", "big", "full"]
+
+
+def test_equals_are_taken_by_chance(fleet: Fleet) -> None:
+    for name in "abc":
+        add(fleet, name)
+    assert {fleet.by_load()[0].name for _ in range(100)} == set("abc")
+
+
+def test_a_walk_is_found_where_it_is_listed(fleet: Fleet) -> None:
+    add(fleet, "a", sessions=["0f5d9fe3.one"])
+    add(fleet, "b", sessions=["0f5d9fe3.two"])
+    assert [sought(fleet, f"0f5d9fe3.{name}") for name in ("one", "two")] == ["a", "b"]
+
+
+def test_a_walk_that_ended_is_asked_for_where_it_was(fleet: Fleet) -> None:
+    replica = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    add(fleet, "b")
+    fleet.hear(replica, told(name="a"))
+    assert sought(fleet, "0f5d9fe3.one") == "a"
+
+
+def test_a_walk_that_left_a_draining_server_goes_to_one_of_the_same_export(fleet: Fleet) -> None:
+    replica = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    add(fleet, "new", export=OTHER)
+    add(fleet, "same")
+    fleet.hear(replica, told(name="a", draining=True, sessions=["0f5d9fe3.one"]))
+    assert sought(fleet, "0f5d9fe3.one") == "a"  # it is still there
+    fleet.leave("0f5d9fe3.one", replica)
+    assert sought(fleet, "0f5d9fe3.one") == "same"
+    fleet.bury(replica, "refused")
+    assert sought(fleet, "0f5d9fe3.one") == "same"
+    assert sought(fleet, "0f5d9fe3.of-another-router") == "same"
+
+
+def test_a_walk_that_moved_is_not_looked_for_where_it_left(fleet: Fleet) -> None:
+    replica = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    add(fleet, "b")
+    fleet.leave("0f5d9fe3.one", replica)  # before it was heard that the server drains
+    assert sought(fleet, "0f5d9fe3.one") == "b"
+    fleet.bury(replica, "refused")
+    assert sought(fleet, "0f5d9fe3.one") == "b"
+
+
+@pytest.mark.parametrize(
+    ("draining", "sentence"),
+    [
+        (False, "the server of this walk has died; start another one"),
+        (True, "the server of this walk has closed, and no other has its world; start another one"),
+    ],
+)
+def test_a_walk_whose_server_is_gone_is_told_so(fleet: Fleet, draining: bool, sentence: str) -> None:
+    replica = add(fleet, "a", sessions=["0f5d9fe3.one"], draining=draining)
+    add(fleet, "new", export=OTHER)
+    fleet.bury(replica, "refused")
+    with pytest.raises(Refused, match=sentence) as refused:
+        sought(fleet, "0f5d9fe3.one")
+    assert refused.value.status == 410
+
+
+def test_an_unknown_walk_is_refused_and_without_a_server_people_come_again(fleet: Fleet) -> None:
+    with pytest.raises(Refused, match="no server is ready"):
+        sought(fleet, "99999999.one")
+    add(fleet, "a")
+    with pytest.raises(Refused, match=r"there is no session '99999999.one'"):
+        sought(fleet, "99999999.one")
+
+
+def test_another_process_at_an_address_is_another_replica(fleet: Fleet) -> None:
+    before = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    fleet.hear(before, told(name="b"))
+    assert before.gone.is_set()
+    assert fleet.replicas["a"].name == "b"
+    with pytest.raises(Refused, match="has died"):
+        sought(fleet, "0f5d9fe3.one")
+
+
+def test_silence_is_death_only_after_a_while(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("relic.serve.fleet.time.monotonic", lambda: now[0])
+    replica = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    asyncio.run(fleet.ask(replica))
+    assert (replica.ready, replica.gone.is_set(), list(fleet.replicas)) == (False, False, ["a"])
+    now[0] += CFG.dead_s + 1
+    asyncio.run(fleet.ask(replica))
+    assert (replica.gone.is_set(), list(fleet.replicas)) == (True, [])
+
+
+def test_a_place_is_kept_for_a_walk_on_its_way(fleet: Fleet) -> None:
+    leaving = add(fleet, "a", draining=True, sessions=["0f5d9fe3.one", "0f5d9fe3.two"])
+    other = add(fleet, "b", slots=2, sessions=["0f5d9fe3.three"])
+    mover = Mover(CFG, ACCESS, fleet)
+    assert mover.room(leaving) == 1
+    mover.on_the_way["0f5d9fe3.one"] = 1e12
+    assert mover.room(leaving) == 0
+    fleet.leave("0f5d9fe3.one", leaving)
+    assert mover.room(leaving) == 0
+    fleet.settle("0f5d9fe3.one", other)  # it has come
+    other.slots = 3
+    assert mover.room(leaving) == 1

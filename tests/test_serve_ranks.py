@@ -1,0 +1,115 @@
+"""One model on several processes: its walks are those of one, and none outlives another."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exports import export, inputs
+
+from relic.serve import client
+
+SCRIPT = """
+import contextlib, os, sys, time
+import numpy as np
+from exports import IMAGE
+from relic.serve import engine, ranks
+from relic.serve.config import Serve
+from test_engine import forward, step
+
+cfg = Serve(export=sys.argv[1], gpus=int(sys.argv[2]), device="cpu", threads=1)
+if __name__ == "__main__":
+    if cfg.gpus > 1:
+        leader, followers = ranks.lead(cfg)
+    else:
+        leader = engine.load(cfg, engine.choose_device("cpu"))
+    walk, other = leader.open(IMAGE, "a hall", 0), leader.open(255 - IMAGE, "a yard", 1)
+    frames = []
+    for turn in range(6):
+        frames.append(step(walk, forward(walk.num_actions))[0])
+        step(other, forward(other.num_actions))
+        if turn == 2:
+            other = walk.branch()
+        if turn == 4:
+            walk = leader.restore(walk.state())
+    np.save(sys.argv[3], np.concatenate(frames))
+    if cfg.gpus > 1:
+        if sys.argv[4] == "kill":
+            followers.watch(lambda sentence: (print(sentence, flush=True), os._exit(1)))
+            followers.processes[0].kill()
+            with contextlib.suppress(RuntimeError):  # of gloo, when its peer is gone
+                while True:
+                    step(walk, forward(walk.num_actions))
+            time.sleep(60)
+        followers.end()
+        print([process.returncode for process in followers.processes])
+"""
+
+
+def walked(uri: str, gpus: int, out: Path, end: str = "") -> tuple[np.ndarray, subprocess.CompletedProcess]:
+    given = [sys.executable, "-c", SCRIPT, uri, str(gpus), str(out), end]
+    done = subprocess.run(given, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parent)
+    assert out.is_file(), done.stderr
+    return np.load(out), done
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    store = tmp_path_factory.mktemp("store")
+    return export(store, inputs(store))
+
+
+def test_a_model_on_two_processes_walks_as_on_one(uri: str, tmp_path: Path):
+    alone, _ = walked(uri, 1, tmp_path / "one.npy")
+    together, done = walked(uri, 2, tmp_path / "two.npy")
+    assert json.loads(done.stdout.splitlines()[-1]) == [0], done.stderr
+    apart = np.abs(alone.astype(int) - together)
+    assert apart.max() <= 3, apart.max()
+    assert len(alone) > 40
+
+
+def test_a_rank_that_dies_is_said(uri: str, tmp_path: Path):
+    _, done = walked(uri, 2, tmp_path / "two.npy", "kill")
+    assert done.returncode == 1
+    assert "rank 1 of the model has ended with exit code -9" in done.stdout
+
+
+@contextlib.contextmanager
+def served(uri: str) -> Iterator[tuple[subprocess.Popen, str, int]]:
+    """A server of two processes: itself, its address, and the other one."""
+    line = [sys.executable, "-m", "relic", "serve", "--export", uri, "--gpus", "2", "--device", "cpu", "--port", "0"]
+    with subprocess.Popen([*line, "--threads", "1", "--drain-s", "0"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            place = next(word for word in process.stdout.readline().split() if word.startswith("http"))
+            (child,) = (
+                int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            )
+            yield process, place, child
+        finally:
+            process.kill()
+
+
+def test_a_server_whose_rank_dies_tells_who_walks_and_ends(uri: str):
+    with served(uri) as (process, place, child), client.begin(place, wait_s=30) as walk:
+        assert walk.frame(10) is not None
+        os.kill(child, signal.SIGKILL)
+        for _ in walk.frames():
+            pass
+        assert walk.over["message"] == "the server has lost a part of its model; start another walk"
+        assert process.wait(20) == 1
+
+
+def test_a_server_of_several_processes_leaves_none_behind(uri: str):
+    with served(uri) as (process, place, child):
+        with client.begin(place, wait_s=30) as walk:
+            assert walk.frame(10) is not None
+        process.terminate()
+        assert process.wait(20) == 0
+        assert not Path(f"/proc/{child}").exists()

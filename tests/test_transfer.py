@@ -1,0 +1,309 @@
+"""Walks that move between servers: two in one process, with one place of snapshots and one secret."""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from fake_world import FakeWorld, Place, serving
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from relic.serve import transfer
+from relic.serve.access import Access
+from relic.serve.config import HEADER, Serve
+from relic.serve.talk import Answered, ask, follow, hear, say, see
+
+SECRET = b"s" * 32
+
+
+@pytest.fixture
+def dials(tmp_path: Path) -> dict:
+    (tmp_path / "secret").write_bytes(SECRET)
+    return {"token_secret": str(tmp_path / "secret"), "snapshots": str(tmp_path / "walks"), "drain_s": 0.0}
+
+
+@pytest.fixture
+def two(dials: dict) -> Iterator[tuple[Place, Place]]:
+    with ExitStack() as stack:
+        yield tuple(stack.enter_context(serving(FakeWorld(), **dials, slots=2)) for _ in range(2))  # type: ignore[misc]
+
+
+def router() -> str:
+    return Access({}, 60.0, SECRET).issue("router")
+
+
+def url(place: str, session: dict) -> str:
+    return f"{place.replace('http', 'ws')}{session['path']}"
+
+
+def move(place: str, session: dict) -> None:
+    ask("POST", f"{place}/v1/sessions/{session['id']}/move", token=router())
+
+
+def until_moved(stream: ClientConnection) -> tuple[list[int], str]:
+    """The sequence numbers of the pictures that still come, and the token with which the walk goes on elsewhere."""
+    seen, token = [], ""
+    while not token:
+        message = stream.recv(10)
+        if isinstance(message, bytes):
+            seen.append(HEADER.unpack_from(message)[3])
+        elif (said := json.loads(message))["type"] == "moved":
+            token = said["token"]
+    with pytest.raises(ConnectionClosed) as closed:
+        stream.recv(10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+    return seen, token
+
+
+def until_draining(stream: ClientConnection) -> str:
+    while (said := hear(stream, "state"))["state"] != "draining":
+        pass
+    return said["message"]
+
+
+@contextmanager
+def back(place: str, session: dict, token: str) -> Iterator[ClientConnection]:
+    """The walk, from another server."""
+    with connect(url(place, session)) as stream:
+        say(stream, "hello", token=token)
+        hear(stream, "ready")
+        yield stream
+
+
+def refusal(place: str, session: dict, token: str) -> tuple[int, str]:
+    with connect(url(place, session)) as stream:
+        say(stream, "hello", token=token)
+        said = hear(stream, "error")
+    return said["code"], said["message"]
+
+
+def test_a_walk_goes_on_at_another_server_with_the_next_picture(two):
+    one, other = two
+    with follow(one) as (session, stream):
+        say(stream, "action", seq=5, keys=["dolly_in"])
+        before = [see(stream)[0] for _ in range(30)]
+        move(one, session)
+        seen, token = until_moved(stream)
+    assert ask("GET", f"{one}/v1/replica", token=router())["sessions"] == []
+    with back(other, session, token) as stream:
+        first = see(stream)[0]
+        say(stream, "action", seq=6, keys=["dolly_in"])
+        after = [see(stream)[0] for _ in range(60)]
+    numbers = [header["sequence"] for header in before] + seen + [header["sequence"] for header in [first, *after]]
+    assert numbers == list(range(len(numbers)))
+    assert first["receipt"] == 5
+    assert after[-1]["receipt"] == 6
+    assert first["pose"][11] >= before[-1]["pose"][11] > 1
+
+
+def test_sigterm_moves_the_walks_that_are_left(two):
+    one, other = two
+    with follow(one) as (session, stream):
+        see(stream)
+        one.server.handle_exit(signal.SIGTERM, None)
+        _, token = until_moved(stream)
+    with back(other, session, token) as stream:
+        see(stream)
+        assert ask("GET", f"{other}/v1/replica", token=router())["sessions"] == [session["id"]]
+
+
+def test_a_second_signal_does_not_wait(dials):
+    with serving(FakeWorld(), **{**dials, "drain_s": 100.0}) as place, follow(place) as (_, stream):
+        place.server.handle_exit(signal.SIGTERM, None)
+        assert "at most 100 s" in until_draining(stream)
+        place.server.handle_exit(signal.SIGTERM, None)
+        assert hear(stream, "ended")["reason"] == "closing"
+
+
+def test_a_store_that_hangs_does_not_hold_a_server_up(two, monkeypatch):
+    one, _ = two
+    monkeypatch.setattr(transfer, "SAVE_S", 0.2)
+    monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: time.sleep(2))
+    with follow(one) as (_, stream):
+        began = time.monotonic()
+        one.server.handle_exit(signal.SIGTERM, None)
+        assert hear(stream, "ended")["reason"] == "closing"
+        assert time.monotonic() - began < 1.5
+
+
+def test_snapshots_need_the_secret_that_replicas_share():
+    with pytest.raises(ValueError, match="snapshots is 'walks' without token_secret"):
+        Serve(run="fake", snapshots="walks")
+
+
+def test_a_lifetime_is_not_begun_anew(two):
+    one, other = two
+    with follow(one) as (session, stream):
+        see(stream)
+        one.server.scheduler.sessions[session["id"]].born -= 500
+        move(one, session)
+        _, token = until_moved(stream)
+    with back(other, session, token) as stream:
+        assert 600 < hear(stream, "state")["seconds_left"] < 700
+
+
+def test_a_paused_walk_stays_paused_and_a_walk_without_a_picture_begins_there(two):
+    one, other = two
+    session = ask("POST", f"{one}/v1/sessions", body={"example": "e1"})
+    one.server.scheduler.sessions[session["id"]].pause()
+    move(one, session)
+    until = time.monotonic() + 5
+    while one.server.scheduler.sessions and time.monotonic() < until:
+        time.sleep(0.01)
+    with connect(url(other, session)) as stream:
+        say(stream, "hello", token=session["token"])
+        assert hear(stream, "ready")["paused"]
+        say(stream, "resume")
+        header, _ = see(stream)
+    assert (header["sequence"], header["flags"]) == (0, 1)
+
+
+def test_a_connection_that_was_lost_meanwhile_finds_its_walk_too(two):
+    one, other = two
+    with follow(one) as (session, stream):
+        see(stream)
+    move(one, session)
+    until = time.monotonic() + 5
+    while one.server.scheduler.sessions and time.monotonic() < until:
+        time.sleep(0.01)
+    with back(other, session, session["token"]) as stream:
+        see(stream)
+
+
+def test_a_full_server_leaves_the_snapshot_for_another(two):
+    one, other = two
+    taken = [ask("POST", f"{other}/v1/sessions", body={"example": "e0"}) for _ in range(2)]
+    with follow(one) as (session, stream):
+        move(one, session)
+        _, token = until_moved(stream)
+    assert refusal(other, session, token)[0] == 429
+    ask("DELETE", f"{other}/v1/sessions/{taken[0]['id']}", token=taken[0]["token"])
+    with back(other, session, token) as stream:
+        see(stream)
+
+
+def test_a_walk_on_its_way_has_a_slot(two, monkeypatch):
+    one, other = two
+    engine, arrived = other.server.scheduler.engine, threading.Event()
+    restore = engine.restore
+    monkeypatch.setattr(engine, "restore", lambda state: arrived.wait(5) and restore(state))
+    with follow(one) as (session, stream):
+        move(one, session)
+        _, token = until_moved(stream)
+    ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
+    with connect(url(other, session)) as stream:
+        say(stream, "hello", token=token)
+        while ask("GET", f"{other}/v1/replica", token=router())["active"] != 2:
+            time.sleep(0.01)
+        assert session["id"] in ask("GET", f"{other}/v1/replica", token=router())["sessions"]
+        with pytest.raises(Answered, match=r"409|429"):
+            ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
+        arrived.set()
+        hear(stream, "ready")
+
+
+def test_another_export_does_not_go_on_with_it(dials):
+    world = FakeWorld()
+    world.world = replace(world.world, export="0f5d9fe3a7c1b2d4e6f8")
+    with serving(FakeWorld(), **dials) as one, serving(world, **dials) as other:
+        with follow(one) as (session, stream):
+            move(one, session)
+            _, token = until_moved(stream)
+        assert refusal(other, session, token) == (410, "the saved walk is of another model (); start another one")
+
+
+def test_only_the_router_moves_a_walk_and_sees_a_replica(two):
+    one, _ = two
+    with follow(one) as (session, _):
+        path = f"{one}/v1/sessions/{session['id']}/move"
+        mine = {"authorization": f"Bearer {session['token']}"}
+        assert [httpx.post(path).status_code, httpx.post(path, headers=mine).status_code] == [401, 403]
+        assert httpx.get(f"{one}/v1/replica", headers=mine).status_code == 403
+        seen = ask("GET", f"{one}/v1/replica", token=router())
+    assert seen["sessions"] == [session["id"]]
+    assert (seen["ready"], seen["draining"], seen["slots"], seen["active"]) == (True, False, 2, 1)
+
+
+def test_without_snapshots_a_walk_stays(tmp_path, dials):
+    with serving(FakeWorld(), token_secret=dials["token_secret"]) as place, follow(place) as (session, stream):
+        with pytest.raises(Answered, match=r"409.*keeps no snapshots, so its walks cannot move"):
+            move(place, session)
+        see(stream)
+
+
+def test_a_walk_that_cannot_be_saved_goes_on(two, monkeypatch, caplog):
+    one, _ = two
+    monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with follow(one) as (session, stream):
+        say(stream, "action", seq=1, keys=["dolly_in"])
+        see(stream)
+        move(one, session)
+        while see(stream)[0]["sequence"] < 60:
+            pass
+        one.server.handle_exit(signal.SIGTERM, None)
+        assert hear(stream, "ended")["reason"] == "closing"
+    assert "cannot be saved" in caplog.text
+
+
+def test_a_walk_that_ends_while_it_is_saved_does_not_come_back(two, monkeypatch):
+    one, other = two
+    snapshots = one.server.transfer.snapshots
+    save, saving, ended = snapshots.save, threading.Event(), threading.Event()
+
+    def slowly(*arguments):
+        saving.set()
+        ended.wait(5)
+        return save(*arguments)
+
+    monkeypatch.setattr(snapshots, "save", slowly)
+    with follow(one) as (session, stream):
+        move(one, session)
+        saving.wait(5)
+        say(stream, "bye")
+        assert hear(stream, "ended")["reason"] == "bye"
+        ended.set()
+        until = time.monotonic() + 5
+        while one.server.transfer.work and time.monotonic() < until:
+            time.sleep(0.01)
+    assert not snapshots.place.files()
+    assert refusal(other, session, session["token"])[0] == 404
+
+
+def test_a_damaged_snapshot_is_refused_with_a_sentence(two, dials):
+    one, other = two
+    with follow(one) as (session, stream):
+        move(one, session)
+        _, token = until_moved(stream)
+    (state,) = Path(dials["snapshots"]).rglob("state.safetensors")
+    state.write_bytes(state.read_bytes()[:-1])
+    assert refusal(other, session, token) == (410, "the saved walk is damaged; start another one")
+
+
+def test_two_connections_at_once_take_one_walk_on(two):
+    one, other = two
+    with follow(one) as (session, stream):
+        move(one, session)
+        _, token = until_moved(stream)
+    with connect(url(other, session)) as first, connect(url(other, session)) as second:
+        for stream in (first, second):
+            say(stream, "hello", token=token)
+        for stream in (first, second):
+            hear(stream, "ready")
+        assert other.server.scheduler.sessions.keys() == {session["id"]}
+
+
+def test_an_id_tells_of_its_export():
+    world = FakeWorld()
+    world.world = replace(world.world, export="0f5d9fe3a7c1b2d4e6f8")
+    with serving(world) as place:
+        session = ask("POST", f"{place}/v1/sessions", body={"example": "e0"})
+        assert session["id"].startswith("0f5d9fe3.")
+        assert httpx.get(f"{place}/v1/sessions/{session['id']}").status_code == 401
