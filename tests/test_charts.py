@@ -27,6 +27,7 @@ FOREIGN = {"WorkflowTemplate", "LocalQueue", "ClusterQueue", "ResourceFlavor", "
 FOREIGN |= {"ScaledObject", "ServiceMonitor", "PodMonitor"}
 EXPORTED = ("--set", "export=s3://b/store/export/0123")
 KEDA = (*EXPORTED, "--set", "autoscaling.mode=keda,autoscaling.keda.serverAddress=http://prometheus.monitoring:9090")
+GPU = r"nvidia\.com/gpu"  # as --set takes it
 PLAIN = ("--set", "router.enabled=false,autoscaling.mode=none,snapshots=,tokenSecret.existingSecret=")
 FORMS = [  # of charts/relic-serve: with its router, plain, scaled by either, watched by either
     *((name, ()) for name in CLUSTERS),
@@ -187,6 +188,7 @@ def test_the_server_is_given_options_that_it_knows() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
+        (f"gpus=4,resources.limits.{GPU}=4,resources.requests.{GPU}=4", {"gpus": 4}),
         ("chunk=1", {"chunk": 1}),
         ("context=noisy", {"context": "noisy"}),
         ("compile=false,graphs=false", {"compile": False, "graphs": False}),
@@ -200,14 +202,6 @@ def test_a_value_reaches_the_server(values: str, said: dict[str, Any]) -> None:
     assert said.items() <= cfg.items()
 
 
-@pytest.mark.cluster
-def test_a_server_of_several_gpus_is_told_so() -> None:
-    both = "resources.limits.nvidia\\.com/gpu=4,resources.requests.nvidia\\.com/gpu=4"
-    (container,) = server("large", "--set", f"gpus=4,{both}")["spec"]["template"]["spec"]["containers"]
-    assert "--gpus=4" in container["args"]
-    assert not [argument for argument in server_arguments() if "gpus" in argument]
-
-
 def server_arguments() -> list[str]:
     (container,) = server()["spec"]["template"]["spec"]["containers"]
     return container["args"]
@@ -217,7 +211,7 @@ def server_arguments() -> list[str]:
 def test_the_router_is_given_options_that_it_knows_and_the_servers_secret() -> None:
     (container,) = router()["spec"]["template"]["spec"]["containers"]
     cfg = parse(Router, container["args"], "relic router", "")
-    assert (cfg.places, cfg.deletion_cost) == ((("relic-serve-servers", 8000),), True)
+    assert (cfg.places, cfg.deletion_cost, cfg.log_format) == ((("relic-serve-servers", 8000),), True, "json")
     assert f"--token-secret={cfg.token_secret}" in server_arguments()
 
 
