@@ -58,7 +58,7 @@ def extras_of(name: str) -> str:
 
 def required(extras: str) -> list[str]:
     """What an image of these extras is told to install."""
-    command = [sys.executable, ROOT / "images" / "requirements", ROOT / "pyproject.toml", extras]
+    command = [sys.executable, str(ROOT / "images" / "requirements"), str(ROOT / "pyproject.toml"), extras]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 

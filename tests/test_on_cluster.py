@@ -277,8 +277,8 @@ def test_an_export_whose_session_fails_is_taken_back_and_the_alias_stays(space: 
     assert served(space) == before
     with on_cluster.forwarded("relic", "service/mlflow", 5000) as url:
         registry = MlflowClient(tracking_uri=url)
-        sources = {version.source for version in registry.search_model_versions("name='relic'")}
-        assert "s3://relic/flat/export/" in " ".join(sources)  # it came as far as to a session
+        sources = [str(version.source) for version in registry.search_model_versions("name='relic'")]
+        assert any(source.startswith("s3://relic/flat/export/") for source in sources)  # it came as far as to a session
         assert registry.get_model_version_by_alias("relic", "production").source == before
     with on_cluster.forwarded("relic", "service/relic-serve", 8000) as url:
         assert visit.play(url, pictures=16, picture_s=60)["pictures"] >= 16
