@@ -85,10 +85,7 @@ class Story:
     upgraded: int  # servers after `helm upgrade` of two
     left: list[str]  # pods, once there is little to do
     stayed: tuple[Walker, Walker]  # on either server, until the end
-    seen: tuple[int, int]  # frames that these had seen before a server left
-    seconds: dict[
-        str, float
-    ]  # from the full server to two wanted, and ready; from little to do to one wanted, and left
+    seconds: dict[str, float]  # from a full server to two wanted and ready, from one on each to one wanted and left
 
 
 def installed(space: Space, action: str, export: str, folder: Path) -> None:
@@ -167,17 +164,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         walks = {name: SLOTS * share for name, share in taken.items()}
         wait_for("the router's notes", lambda: costs(space) == walks, 90)
         # 4. one on each
+        began = time.monotonic()
         for walker in first[1:]:
             walker.leave()
-        stayed = (first[0], last)
-        seen = (len(first[0].sequences), len(last.sequences))
-        began = time.monotonic()
         wait_for("a server to leave", lambda: wanted(space) == 1 and len(servers(space)) == 1, SCALED_S)
         seconds["one_wanted"] = time.monotonic() - began
         wait_for("its end", lambda: len(space.objects("pod", SERVERS)) == 1, 90)
         seconds["one_left"] = time.monotonic() - began
-        yield Story((number, asleep), taken, upgraded, servers(space), stayed, seen, seconds)
-        for walker in stayed:
+        yield Story((number, asleep), taken, upgraded, servers(space), (first[0], last), seconds)
+        for walker in (first[0], last):
             walker.leave()
     space.delete()
 
@@ -216,14 +211,11 @@ def test_an_upgrade_of_the_chart_keeps_what_the_autoscaler_has_set(story: Story)
 
 def test_with_little_to_do_one_server_leaves_and_the_walk_on_it_goes_on(story: Story) -> None:
     assert len(story.left) == 1
-    for walker, seen in zip(story.stayed, story.seen, strict=True):
+    for walker in story.stayed:
         assert walker.goes_on(), walker.fault
-        assert len(walker.sequences) > seen
         assert walker.sequences == sorted(set(walker.sequences))
     assert sorted(walker.walk.num_lost for walker in story.stayed) == [0, 1]
     (moved,) = [walker for walker in story.stayed if walker.walk.num_lost]
     frames = {"came": len(moved.sequences), "of": moved.sequences[-1] + 1}
-    print(
-        json.dumps({"seconds": story.seconds, "longest_wait_of_who_was_moved_s": moved.longest_s(), "frames": frames})
-    )
+    print(json.dumps({"seconds": story.seconds, "longest_wait_s": moved.longest_s(), "frames_of_who_moved": frames}))
     assert moved.longest_s() < 10
