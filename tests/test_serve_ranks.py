@@ -102,7 +102,7 @@ def test_a_server_whose_rank_dies_tells_who_walks_and_ends(uri: str):
         os.kill(child, signal.SIGKILL)
         for _ in walk.frames():
             pass
-        assert walk.over["message"] == "the server has lost a part of its model; start another walk"
+        assert walk.over["reason"] == "failed"  # by the engine's error, or by the process' end, whichever is seen first
         assert process.wait(20) == 1
 
 
