@@ -36,7 +36,7 @@ logger = logging.getLogger("relic.serve.router")
 TOKEN_S = 60.0  # the life of a router's own token
 KEPT_BYTES = 1 << 16  # a body that is no longer can be sent again, to the next replica
 TRIES = 4  # replicas that are asked for a new walk
-NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)  # nobody has heard the request: another may be asked
+NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 BUSY = (429, 503)  # answers after which the next replica is asked
 CLOSE_S = 5  # for requests to end after SIGTERM; streams are told to connect again
 FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
@@ -66,7 +66,6 @@ def build(cfg: Router, access: Access) -> Starlette:
     mover = Mover(cfg, access, fleet)
     counts = Counts(fleet, relay, mover)
     costs = PodCosts() if cfg.deletion_cost else None
-
     work: list[asyncio.Task[None]] = []  # without end
 
     @contextlib.asynccontextmanager
@@ -99,15 +98,17 @@ def build(cfg: Router, access: Access) -> Starlette:
                 answer = await relay.forward(request, replica, content if whole is None else whole)
                 if answer.status_code not in BUSY:
                     return await created(answer, replica)
-            except NOT_SENT:
-                await fleet.ask(replica)
+            except httpx.TransportError as error:
+                if not await nobody_heard(error, replica, again=whole is not None):
+                    raise
                 continue
             finally:
                 replica.coming -= 1
-            if refusal is None or answer.status_code < refusal.status_code:  # "full" says more than "closing"
-                refusal, answer = answer, refusal
-            if answer is not None:
-                await answer.aclose()
+            if refusal is None:
+                refusal = answer
+            else:
+                refusal, other = sorted((refusal, answer), key=lambda one: one.status_code)
+                await other.aclose()  # "full" (429) says more than "closing" (503)
             if whole is None:
                 break
         if refusal is None:
@@ -135,8 +136,9 @@ def build(cfg: Router, access: Access) -> Starlette:
             try:
                 answer = await relay.forward(request, replica, relay.body(request) if has_body else None)
                 return await created(answer, replica)
-            except NOT_SENT:
-                await fleet.ask(replica)
+            except httpx.TransportError as error:
+                if not await nobody_heard(error, replica, again=not has_body):
+                    raise
         raise Refused(503, "the server of this walk does not answer; come again in a moment", 1, reason="replica")
 
     async def anything(request: Request) -> Response:
@@ -144,9 +146,16 @@ def build(cfg: Router, access: Access) -> Starlette:
         for replica in fleet.by_load()[:TRIES]:
             try:
                 return answered(await relay.forward(request, replica, None))
-            except NOT_SENT:
-                await fleet.ask(replica)
+            except httpx.TransportError as error:
+                if not await nobody_heard(error, replica, again=True):
+                    raise
         raise fleet.nobody()
+
+    async def nobody_heard(error: httpx.TransportError, replica: Replica, *, again: bool) -> bool:
+        """Whether a request that found no answer may go on to another replica: it was not sent, or who has heard it has
+        died since, and it can be sent `again`."""
+        await fleet.ask(replica)
+        return isinstance(error, NOT_SENT) or (again and replica.gone.is_set())
 
     async def stream(socket: WebSocket) -> None:
         await relay.stream(socket, socket.path_params["identity"])
