@@ -23,10 +23,9 @@ from starlette.websockets import WebSocket
 from relic.serve import logs
 from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
-from relic.serve.connections import bounded
 from relic.serve.counts import TYPE, Counts
 from relic.serve.fleet import Fleet, Replica
-from relic.serve.listener import address, bind
+from relic.serve.listener import address, bind, bounded
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
 from relic.serve.relay import Relay, answered, kept
