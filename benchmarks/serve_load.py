@@ -38,7 +38,7 @@ from relic import artifacts, recipes
 from relic.artifacts import LocalStore
 from relic.model import fp8, weights
 from relic.serve import client, export
-from relic.serve.talk import Answered, ask
+from relic.serve.client import Answered, ask
 from relic.worlds import rooms
 from relic.worlds.config import Rooms
 

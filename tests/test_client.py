@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from relic.serve import client
-from relic.serve.talk import Answered
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,8 @@ def test_an_action_brings_a_lost_walk_back_too(place):
 def test_a_walk_that_was_taken_over_has_ended(place):
     with client.begin(place) as walk:
         other = client.Walk(place, walk.session)
+        while walk.stream.state is not State.CLOSED:  # so the sentence waits behind a connection that is closed
+            time.sleep(0.01)
         with pytest.raises(client.Ended, match="another connection has taken this walk over"):
             frames(walk, 1000)
         other.close()
@@ -127,6 +130,16 @@ def test_a_walk_that_the_server_ends_says_why(place):
         assert walk.frame() is None
 
 
+def test_a_walk_that_cannot_be_deleted_leaves_no_connection(place):
+    walk = client.begin(place)
+    token, walk.token = walk.token, "wrong"
+    with pytest.raises(client.Answered, match="403"):
+        walk.close()
+    with pytest.raises(ConnectionClosed):
+        walk.stream.send("{}")
+    client.ask("DELETE", f"{place}/v1/sessions/{walk.id}", token=token)
+
+
 def test_tokens_are_renewed_while_frames_are_read():
     with serving(FakeWorld(), token_s=0.6) as short, client.begin(short) as walk:
         walk.act("pan_left")
@@ -137,7 +150,7 @@ def test_tokens_are_renewed_while_frames_are_read():
 
 
 def test_what_the_server_refuses_is_its_sentence(place):
-    with pytest.raises(Answered, match="there is no example 'nowhere'") as refused:
+    with pytest.raises(client.Answered, match="there is no example 'nowhere'") as refused:
         client.begin(place, example="nowhere")
     assert refused.value.status == 422
 

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import io
 import itertools
-import json
 import operator
 import os
 import signal
@@ -22,14 +21,14 @@ import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
-from websockets.exceptions import ConnectionClosed
+from talk import closing, follow, hear, see
 from websockets.sync.client import connect
 
 from relic.serve import client, router
 from relic.serve.access import Access, read_secret
+from relic.serve.client import ask, say
 from relic.serve.config import Router
 from relic.serve.listener import address, bind
-from relic.serve.talk import ask, follow, hear, say, see
 
 SECRET = b"a secret that replicas and router share"
 
@@ -77,18 +76,6 @@ def post(place: str, **asked) -> httpx.Response:
 
 def counts(*places: Place) -> list[int]:
     return [len(place.server.scheduler.sessions) for place in places]
-
-
-def closing(stream) -> tuple[str, int]:
-    """The last sentence and the close code."""
-    sentence = ""
-    try:
-        while True:
-            message = stream.recv(5)
-            if isinstance(message, str) and (said := json.loads(message))["type"] in ("error", "ended"):
-                sentence = said["message"]
-    except ConnectionClosed as closed:
-        return sentence, closed.rcvd.code if closed.rcvd else 1006
 
 
 # --- where walks go -------------------------------------------------------------------------------------------------

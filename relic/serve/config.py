@@ -1,8 +1,7 @@
-"""Dials of the export and of the server, and what a server and its callers must agree on. Loads no torch."""
+"""Dials of the export, the server, its router and its callers. Loads no torch."""
 
 import ipaddress
 import re
-import struct
 from dataclasses import dataclass, field
 
 from relic.generate.config import Rollout, Sampler
@@ -11,8 +10,6 @@ from relic.geometry.config import Actions
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
 PICTURES = ("jpeg", "webp")  # formats of the pictures of a walk
 LEAST_IMAGE_MEMORY = 1 << 28  # bytes: what the process that decodes needs for itself, and a small image
-HEADER = struct.Struct("<BBHIIdd12f")  # before the bytes of a picture: see serve/wire.py
-STILL = 1  # of the header's flags: the start image
 
 
 @dataclass(frozen=True, kw_only=True)
