@@ -50,8 +50,8 @@ def source() -> None:
     sessions = [f"s{number}" for number in range(max(streams for streams, _ in CASES))]
 
     async def replica(request: Request) -> JSONResponse:
-        said = {"name": "source", "ready": True, "draining": False, "slots": len(sessions), "sessions": sessions}
-        return JSONResponse({**said, "active": len(sessions), "export": ""})
+        said = {"process": "1", "name": "source", "ready": True, "draining": False, "export": ""}
+        return JSONResponse({**said, "slots": len(sessions), "active": len(sessions), "sessions": sessions})
 
     async def stream(socket: WebSocket) -> None:
         await socket.accept()

@@ -16,7 +16,7 @@ EXPORT, OTHER = "0f5d9fe3a7c1b2d4e6f8", "1" * 20
 
 
 def told(**said) -> dict:
-    return {"name": "a", "ready": True, "draining": False, "slots": 4, "active": 0, "sessions": [], "export": EXPORT,
+    return {"process": said.get("name", "a"), "name": "a", "ready": True, "draining": False, "slots": 4, "active": 0, "sessions": [], "export": EXPORT,
             **said}  # fmt: skip
 
 
@@ -122,6 +122,14 @@ def test_another_process_at_an_address_is_another_replica(fleet: Fleet) -> None:
     fleet.hear(before, told(name="b"))
     assert before.gone.is_set()
     assert fleet.replicas["a"].name == "b"
+    with pytest.raises(Refused, match="has died"):
+        sought(fleet, "0f5d9fe3.one")
+
+
+def test_a_server_that_was_started_again_in_its_place_has_lost_its_walks(fleet: Fleet) -> None:
+    before = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    fleet.hear(before, told(name="a", process="again"))  # a container keeps its pod's name
+    assert before.gone.is_set()
     with pytest.raises(Refused, match="has died"):
         sought(fleet, "0f5d9fe3.one")
 

@@ -7,6 +7,7 @@ import itertools
 import operator
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from PIL import Image
 from talk import closing, follow, hear, see
 from websockets.sync.client import connect
 
-from relic.serve import client, router
+from relic.serve import client, limits, relay, router
 from relic.serve.access import Access, read_secret
 from relic.serve.client import ask, say
 from relic.serve.config import Router
@@ -103,6 +104,23 @@ def test_where_one_server_refuses_the_next_is_asked(secret):
     assert int(full.headers["retry-after"]) >= 2
 
 
+def test_a_refusal_is_closed_when_the_next_server_does_not_answer(two, monkeypatch):
+    one, other, through = two
+    answers: list[httpx.Response] = []
+    forward = relay.Relay.forward
+
+    async def once(*arguments: Any) -> httpx.Response:
+        if answers:
+            raise httpx.ReadTimeout("it does not answer")
+        answers.append(await forward(*arguments))
+        answers[0].status_code = 429
+        return answers[0]
+
+    monkeypatch.setattr(relay.Relay, "forward", once)
+    assert post(through).status_code == 502
+    assert answers[0].is_closed
+
+
 def test_a_walk_is_walked_asked_and_ended_through_the_router(two):
     one, other, through = two
     with client.begin(through) as walk:
@@ -151,6 +169,21 @@ def test_an_image_that_is_not_kept_whole_goes_through_and_too_large_a_body_does_
     with routing(secret, one, other, body_bytes=100_000) as narrow:
         answer = httpx.post(f"{narrow}/v1/sessions", content=b"x" * 200_000)
         assert (answer.status_code, answer.json()["error"]) == (413, "the body is larger than 100000 bytes")
+
+
+def test_a_body_that_drips_is_refused_in_time(two, monkeypatch):
+    monkeypatch.setattr(limits, "BODY_S", 0.5)
+    host, _, port = two[2].removeprefix("http://").partition(":")
+    head = b"POST /v1/sessions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 60000\r\n\r\n"
+    began, said = time.monotonic(), b""
+    with socket.create_connection((host, int(port)), timeout=0.05) as caller:
+        caller.sendall(head)
+        while not said and time.monotonic() < began + 5:
+            caller.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                said = caller.recv(1000)
+    assert said.startswith(b"HTTP/1.1 408")
+    assert said.endswith(b'{"error":"the body did not come within 0.5 s"}')
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------

@@ -230,6 +230,13 @@ def test_only_the_router_moves_a_walk_and_sees_a_replica(two):
     assert (seen["ready"], seen["draining"], seen["slots"], seen["active"]) == (True, False, 2, 1)
 
 
+def test_a_server_tells_its_process_from_another_of_its_host(two):
+    one, other = (ask("GET", f"{place}/v1/replica", token=router()) for place in two)
+    assert one["name"] == other["name"]
+    assert one["process"] != other["process"]
+    assert one["process"] == ask("GET", f"{two[0]}/v1/replica", token=router())["process"]
+
+
 def test_without_snapshots_a_walk_stays(tmp_path, dials):
     with serving(FakeWorld(), token_secret=dials["token_secret"]) as place, follow(place) as (session, stream):
         with pytest.raises(Answered, match=r"409.*keeps no snapshots, so its walks cannot move"):

@@ -6,6 +6,7 @@ What is refused is refused with one sentence, {"error": "..."}; `stream` says it
 import asyncio
 import contextlib
 import math
+import secrets
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
     """The application around an engine that is loaded."""
     door = Door(seconds=cfg.image_seconds, memory=cfg.image_memory)
     creates, sockets, bodies = Creates(cfg.creates_per_minute), Sockets(cfg.most_sockets), Bodies()
-    world, scheduler = engine.world, transfer.scheduler
+    world, scheduler, process = engine.world, transfer.scheduler, secrets.token_urlsafe(12)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -195,8 +196,8 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
         access.check_router(request.headers.get("authorization"))
         identities = [*scheduler.sessions, *scheduler.arriving]
         return {
-            "name": gethostname(), "ready": scheduler.ready, "draining": scheduler.draining, "slots": cfg.slots,
-            "active": len(identities), "sessions": identities, "export": world.export,
+            "process": process, "name": gethostname(), "ready": scheduler.ready, "draining": scheduler.draining,
+            "slots": cfg.slots, "active": len(identities), "sessions": identities, "export": world.export,
         }  # fmt: skip
 
     @app.post(

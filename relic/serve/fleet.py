@@ -36,7 +36,7 @@ class Replica:
 
     def __init__(self, address: str, now: float):
         self.address, self.heard = address, now
-        self.name = self.export = ""
+        self.process = self.name = self.export = ""
         self.ready = self.draining = False
         self.slots = 0
         self.sessions: set[str] = set()
@@ -127,11 +127,12 @@ class Fleet:
 
     def hear(self, replica: Replica, said: dict) -> None:
         """Takes a replica's own words in."""
-        if replica.name not in ("", said["name"]):  # another process has taken the address
-            self.bury(replica, f"{said['name']} has its address")
+        if replica.process not in ("", said["process"]):
+            self.bury(replica, "another process has its address")
             replica = self.replicas[replica.address] = Replica(replica.address, time.monotonic())
         replica.heard, replica.complaint = time.monotonic(), ""
-        replica.name, replica.export, replica.slots = said["name"], said["export"], said["slots"]
+        replica.process, replica.name = said["process"], said["name"]
+        replica.export, replica.slots = said["export"], said["slots"]
         replica.draining, replica.ready = said["draining"], said["ready"] and not said["draining"]
         replica.sessions = set(said["sessions"])
         for identity in replica.sessions:

@@ -200,6 +200,22 @@ def kept(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in headers if name.decode("latin-1").lower() not in HOP]
 
 
+def headers_of(answer: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """Those that are passed on; the router says its own date."""
+    return [pair for pair in kept(answer.headers.raw) if pair[0].lower() != b"date"]
+
+
+async def read(answer: httpx.Response) -> Response:
+    """A replica's answer as the caller's, read to its end: a session, or why there is none."""
+    try:
+        data = await answer.aread()
+    finally:
+        await answer.aclose()
+    response = Response(data, answer.status_code)
+    response.raw_headers = headers_of(answer)
+    return response
+
+
 def answered(answer: httpx.Response) -> Response:
     """A replica's answer as the caller's, passed on as it comes."""
 
@@ -211,5 +227,5 @@ def answered(answer: httpx.Response) -> Response:
             await answer.aclose()
 
     response = StreamingResponse(parts(), answer.status_code)
-    response.raw_headers = [pair for pair in kept(answer.headers.raw) if pair[0].lower() != b"date"]
+    response.raw_headers = headers_of(answer)
     return response

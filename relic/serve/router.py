@@ -29,7 +29,7 @@ from relic.serve.fleet import Fleet, Replica
 from relic.serve.listener import address, bind
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
-from relic.serve.relay import Relay, answered, kept
+from relic.serve.relay import Relay, answered, read
 
 logger = logging.getLogger("relic.serve.router")
 
@@ -87,7 +87,7 @@ def build(cfg: Router, access: Access) -> Starlette:
     async def create(request: Request) -> Response:
         """A new walk, at the emptiest replica; where one refuses, at the next."""
         content, whole = await beginning(relay.body(request))
-        refusal: httpx.Response | None = None
+        refusals: list[Response] = []
         for replica in fleet.by_load()[:TRIES]:
             if whole is None:
                 await fleet.ask(replica)  # it cannot be asked twice, so its news are waited for
@@ -98,34 +98,25 @@ def build(cfg: Router, access: Access) -> Starlette:
                 answer = await relay.forward(request, replica, content if whole is None else whole)
                 if answer.status_code not in BUSY:
                     return await created(answer, replica)
+                refusals.append(await read(answer))
             except httpx.TransportError as error:
                 if not await nobody_heard(error, replica, again=whole is not None):
                     raise
                 continue
             finally:
                 replica.coming -= 1
-            if refusal is None:
-                refusal = answer
-            else:
-                refusal, other = sorted((refusal, answer), key=lambda one: one.status_code)
-                await other.aclose()  # "full" (429) says more than "closing" (503)
             if whole is None:
                 break
-        if refusal is None:
+        if not refusals:
             raise fleet.nobody()
-        return answered(refusal)
+        return min(refusals, key=lambda one: one.status_code)  # "full" (429) says more than "closing" (503)
 
     async def created(answer: httpx.Response, replica: Replica) -> Response:
         """The answer to who began or branched a walk, whose server is known from now on."""
         if answer.status_code != 201:
             return answered(answer)
-        try:
-            data = await answer.aread()
-        finally:
-            await answer.aclose()
-        fleet.settle(json.loads(data)["id"], replica)
-        response = Response(data, 201)
-        response.raw_headers = kept(answer.headers.raw)
+        response = await read(answer)
+        fleet.settle(json.loads(response.body)["id"], replica)
         return response
 
     async def session(request: Request) -> Response:
