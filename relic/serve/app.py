@@ -38,7 +38,7 @@ def main(cfg: Serve) -> None:
             loaded, followers = engine.load(cfg, engine.choose_device(cfg.device)), None
         else:
             loaded, followers = ranks.lead(cfg)
-        print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
+        logs.announce(cfg.log_format, f"the world of {loaded.world.recipe}", address(listener))
         server = make_server(loaded, cfg, access)
         if followers:
             followers.watch(server.give_up)

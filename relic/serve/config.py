@@ -91,8 +91,14 @@ class Serve:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
         if self.slots < 1 or self.sessions_each < 1:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
-        if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
-            raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        above, least = "above 0", "at least 0"
+        for name, allowed in {
+            "hello_s": above, "token_s": above, "lease_s": above, "idle_s": above, "session_s": above, "rest_s": least,
+            "drain_s": least, "message_bytes": above, "image_bytes": above, "image_pixels": above,
+            "prompt_characters": least, "max_speed": above, "max_magnitude": above,
+        }.items():  # fmt: skip
+            if (value := getattr(self, name)) < 0 or (allowed is above and not value):
+                raise ValueError(f"{name} is {value}; it must be {allowed}")
         if self.snapshots and not self.token_secret:
             raise ValueError(f"snapshots is {self.snapshots!r} without token_secret; give the file that replicas share")
         if self.rewind_points < 0 or self.rewind_every_s <= 0:

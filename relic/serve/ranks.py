@@ -30,6 +30,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
 
+from relic.model import weights
 from relic.model.codec import Stream
 from relic.parallel import sequence
 from relic.parallel.sequence import Ulysses
@@ -242,7 +243,10 @@ class Followers:
 def lead(cfg: Serve) -> tuple[Leader, Followers]:
     """The engine of a pod of `cfg.gpus` processes, and the others of them."""
     device = engine.choose_device(cfg.device)
-    engine.folder_of(cfg)  # here once, not by all of them at the same time
+    folder = engine.folder_of(cfg)  # here once, not by all of them at the same time
+    heads = weights.read_config(folder / "student", "transformer").heads
+    if heads % cfg.gpus:
+        raise ValueError(f"gpus is {cfg.gpus}; it must divide the model's {heads} heads")
     store = dist.TCPStore(LOOPBACK, 0, cfg.gpus, is_master=True, wait_for_workers=False)
     followers = Followers(cfg, store.port)
     try:
