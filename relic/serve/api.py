@@ -8,7 +8,7 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from socket import gethostname
 from typing import Annotated
@@ -92,15 +92,24 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
         peer = request.client.host if request.client else "unknown"
         return access.principal(request.headers.get("authorization"), access.caller(request.headers.get(CALLER), peer))
 
-    def own_session(request: Request, identity: str) -> Session:
-        """The session, for who holds its token or the API key that made it."""
+    def owner(request: Request, identity: str) -> Callable[[str], None]:
+        """Refuses sessions of another principal, for who holds this one's token or an API key."""
         said = bearer(request.headers.get("authorization"))
         holder = access.key_holder(said)
         if holder is None:
             access.check(said, identity)
+
+        def check(principal: str) -> None:
+            if holder not in (None, principal):
+                raise Refused(403, "the session belongs to another API key")
+
+        return check
+
+    def own_session(request: Request, identity: str) -> Session:
+        """The session, for who holds its token or the API key that made it."""
+        check = owner(request, identity)
         session = scheduler.find(identity)
-        if holder not in (None, session.principal):
-            raise Refused(403, "the session belongs to another API key")
+        check(session.principal)
         return session
 
     @app.post(
@@ -141,10 +150,13 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
         asked = session.asked
         return {"id": session.id, "seed": asked.seed, "prompt": asked.caption, **session.report(time.monotonic())}
 
-    @app.delete("/v1/sessions/{identity}", status_code=204, responses=own, dependencies=[Security(TOKEN)])
+    @app.delete(
+        "/v1/sessions/{identity}", status_code=204, responses=own | errors(503), dependencies=[Security(TOKEN)]
+    )
     async def delete(request: Request, identity: str) -> None:
-        """Ends a walk."""
-        scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
+        """Ends a walk, also one that lies between two servers."""
+        if not await transfer.discard(identity, owner(request, identity)):
+            scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
 
     @app.post(
         "/v1/sessions/{identity}/branch",

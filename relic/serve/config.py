@@ -52,6 +52,7 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+    save_s: float = 60.0  # after that, for all the walks that are left to be saved
     snapshots: str = ""  # a folder or s3:// that replicas share, to move walks between them; needs token_secret
     rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
     rewind_every_s: float = 2.0  # of the world's time, between two of them
@@ -88,8 +89,14 @@ class Serve:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
         if self.slots < 1 or self.sessions_each < 1:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
-        if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
-            raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        above, least = "above 0", "at least 0"
+        for name, allowed in {
+            "hello_s": above, "token_s": above, "lease_s": above, "idle_s": above, "session_s": above, "rest_s": least,
+            "drain_s": least, "message_bytes": above, "image_bytes": above, "image_pixels": above,
+            "prompt_characters": least, "max_speed": above, "max_magnitude": above,
+        }.items():  # fmt: skip
+            if (value := getattr(self, name)) < 0 or (allowed is above and not value):
+                raise ValueError(f"{name} is {value}; it must be {allowed}")
         if self.snapshots and not self.token_secret:
             raise ValueError(f"snapshots is {self.snapshots!r} without token_secret; give the file that replicas share")
         if self.rewind_points < 0 or self.rewind_every_s <= 0:

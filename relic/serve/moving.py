@@ -17,7 +17,7 @@ from relic.serve.fleet import Fleet, Replica
 logger = logging.getLogger("relic.serve.router")
 
 LOOK_S = 0.1  # between two looks whether a walk has left
-MOVE_S = 30.0  # for a walk to be saved
+MOVE_S = 60.0  # for a walk to be saved
 ON_THE_WAY_S = 5.0  # how long a place is kept for a walk that has left
 
 
@@ -64,9 +64,13 @@ class Mover:
                 logger.info("%s keeps its walks: %s", replica.name, answer.text[:200])
                 return
             if answer.status_code == 202:
-                self.on_the_way[identity] = time.monotonic() + ON_THE_WAY_S
+                self.on_the_way[identity] = time.monotonic() + MOVE_S + ON_THE_WAY_S
                 self.num_moved += 1
-            await self.until_left(identity, replica)
+                await self.until_left(identity, replica)
+                self.on_the_way[identity] = time.monotonic() + ON_THE_WAY_S
+            else:  # it has ended, or is only arriving
+                await asyncio.sleep(LOOK_S)
+                await self.fleet.ask(replica)
 
     async def until_left(self, identity: str, replica: Replica) -> None:
         until = time.monotonic() + MOVE_S

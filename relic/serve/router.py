@@ -47,7 +47,7 @@ def main(cfg: Router) -> None:
     logs.configure(cfg.log_format)
     secret = read_secret(cfg.token_secret)
     with bind(cfg.host, cfg.port) as listener:
-        print(f"the router to {cfg.replicas} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
+        logs.announce(cfg.log_format, f"the router to {cfg.replicas}", address(listener))
         make_server(cfg, secret).run(sockets=[listener])
 
 

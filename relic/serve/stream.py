@@ -71,7 +71,8 @@ class Stream:
                 "width": self.world.width, "height": self.world.height, "header_bytes": wire.HEADER.size,
                 "paused": session.paused,
             })  # fmt: skip
-            tasks = [asyncio.create_task(self.listen(session)), asyncio.create_task(self.show(session, connection))]
+            work = self.listen(session, connection), self.show(session, connection)
+            tasks = [asyncio.create_task(one) for one in work]
             _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in waiting:
                 task.cancel()
@@ -81,13 +82,14 @@ class Stream:
         finally:
             session.detach(connection, time.monotonic())
 
-    async def listen(self, session: Session) -> None:
+    async def listen(self, session: Session, connection: int) -> None:
         """Takes messages in; a wrong one is answered by a sentence and forgotten, as is one over the rate."""
         now = time.monotonic()
         messages, rewinds = Messages(self.cfg.messages_per_s, now), Bucket(REWINDS_PER_S, MOST_REWINDS, now)
         while True:
             try:
                 text = await self.receive()
+                check(session, connection)
                 if not messages.take(time.monotonic()):
                     continue
                 message = wire.parse(text, self.cfg)
@@ -122,10 +124,10 @@ class Stream:
         """Sends what is there, every picture when it is due."""
         while True:
             session.changed.clear()
-            if session.connection != connection:
-                raise Refused(409, "another connection has taken this walk over")
+            check(session, connection)
             while session.notices:
                 await self.socket.send_json(session.notices.popleft())
+                check(session, connection)
             if session.over is not None and session.over[0] == "moved":
                 token = self.access.issue(session.id)
                 await self.socket.send_json({"type": "moved", "token": token, "message": session.over[1]})
@@ -160,3 +162,9 @@ class Stream:
             if self.socket.client_state == self.socket.application_state == WebSocketState.CONNECTED:
                 await self.socket.send_json({"type": "error", "code": status, "message": sentence})
                 await self.socket.close(4000 + status)
+
+
+def check(session: Session, connection: int) -> None:
+    """`Refused` where the walk is another connection's by now."""
+    if session.connection != connection:
+        raise Refused(409, "another connection has taken this walk over")
