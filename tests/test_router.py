@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
-from talk import closing, follow, hear, see
+from talk import closing, follow, hear, see, stream_url
 from websockets.sync.client import connect
 
 from relic.serve import client, limits, relay, router
@@ -105,7 +105,7 @@ def test_where_one_server_refuses_the_next_is_asked(secret):
 
 
 def test_a_refusal_is_closed_when_the_next_server_does_not_answer(two, monkeypatch):
-    one, other, through = two
+    through = two[2]
     answers: list[httpx.Response] = []
     forward = relay.Relay.forward
 
@@ -144,7 +144,7 @@ def test_a_router_that_is_started_again_finds_every_walk(two, secret):
     walks = [post(through).json() for _ in range(4)]
     with routing(secret, one, other) as again:
         for walk in walks:
-            with connect(f"{again.replace('http', 'ws')}{walk['path']}") as stream:
+            with connect(stream_url(again, walk)) as stream:
                 say(stream, "hello", token=walk["token"])
                 hear(stream, "ready")
                 see(stream)
@@ -186,20 +186,31 @@ def test_a_body_that_drips_is_refused_in_time(two, monkeypatch):
     assert said.endswith(b'{"error":"the body did not come within 0.5 s"}')
 
 
+@pytest.mark.parametrize("wrong", ["{", b"hello", "x" * 9000, '{"type": "ping"}', '{"type": "hello"}'])
+def test_a_wrong_hello_hears_the_same_from_the_router_as_from_a_server(two, wrong):
+    said = []
+    for place in (two[0], two[2]):
+        with connect(stream_url(place, post(place).json())) as stream:
+            stream.send(wrong)
+            said.append(closing(stream))
+    assert said[0] == said[1]
+    assert said[0][1] in (4401, 4413, 4422)
+
+
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
 def test_nobody_without_the_token_reaches_a_server(two):
     _, _, through = two
     walk = post(through).json()
-    url = f"{through.replace('http', 'ws')}{walk['path']}"
+    url = stream_url(through, walk)
     for hello, code in [({"token": walk["token"][:-2] + "xx"}, 4403), ({}, 4401)]:
         with connect(url) as stream:
             say(stream, "hello", **hello)
             assert closing(stream)[1] == code
     with connect(url) as stream:
         stream.send("{")
-        assert closing(stream) == ("the first message is not JSON; it must be hello with the session's token", 4422)
+        assert closing(stream) == ("the message '{' is not JSON; allowed is an object with a type", 4422)
     token = Access({}, 60.0, SECRET).issue("nobody")
     with connect(url.replace(walk["id"], "nobody")) as stream:
         say(stream, "hello", token=token)
@@ -237,7 +248,7 @@ def test_a_page_is_the_routers_own_and_none_of_another_site(two):
         answer = httpx.post(f"{through}/v1/sessions", json={"example": "e0"}, headers={"origin": origin})
         assert answer.status_code == status
     walk = post(through).json()
-    with connect(f"{through.replace('http', 'ws')}{walk['path']}", origin="http://elsewhere") as stream:
+    with connect(stream_url(through, walk), origin="http://elsewhere") as stream:
         say(stream, "hello", token=walk["token"])
         assert closing(stream)[1] == 4403
 
@@ -248,7 +259,7 @@ def test_a_slow_reader_slows_nobody_else_and_its_pictures_wait_in_the_server(two
     through = two[2]
     slow = post(through).json()
     with (
-        connect(f"{through.replace('http', 'ws')}{slow['path']}", max_queue=1, close_timeout=0.1) as stuck,
+        connect(stream_url(through, slow), max_queue=1, close_timeout=0.1) as stuck,
         contextlib.ExitStack() as stack,
     ):
         say(stuck, "hello", token=slow["token"])
@@ -382,7 +393,7 @@ def test_a_server_with_another_secret_is_not_led_to(two, tmp_path, caplog):
 def test_wrong_options_are_one_sentence(dials, sentence):
     with pytest.raises(ValueError, match=sentence):
         Router(**{"replicas": "a:1,[::1]:2", "token_secret": "x", **dials})
-    assert Router(replicas="a:1,[::1]:2", token_secret="x").places == (("a", 1), ("::1", 2))
+    assert Router(replicas="a:1,[::1]:2", token_secret="x").addresses == (("a", 1), ("::1", 2))
 
 
 def test_router_client_and_play_load_no_torch() -> None:

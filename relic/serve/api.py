@@ -5,7 +5,6 @@ What is refused is refused with one sentence, {"error": "..."}; `stream` says it
 
 import asyncio
 import contextlib
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,7 +21,7 @@ from starlette.requests import HTTPConnection
 
 from relic import __version__
 from relic.geometry.actions import ACTIONS
-from relic.serve import images, metrics, schema
+from relic.serve import images, reception, schema
 from relic.serve.access import CALLER, Access, Refused, bearer
 from relic.serve.asking import Bodies, speed_of, start_of
 from relic.serve.config import FORMATS, Serve
@@ -30,6 +29,7 @@ from relic.serve.door import Door
 from relic.serve.engine import Engine
 from relic.serve.gate import Gate
 from relic.serve.limits import Creates, Sockets
+from relic.serve.metrics import Exposition
 from relic.serve.schema import errors
 from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
@@ -68,10 +68,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
 
     def answer(error: Refused) -> JSONResponse:
         scheduler.metrics.refused(error)
-        headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
-        return JSONResponse({"error": error.sentence}, error.status, headers)
+        return reception.answer(error)
 
     app.add_middleware(Gate, origins=cfg.origins, answer=answer)
 
@@ -150,9 +147,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
         asked = session.asked
         return {"id": session.id, "seed": asked.seed, "prompt": asked.caption, **session.report(time.monotonic())}
 
-    @app.delete(
-        "/v1/sessions/{identity}", status_code=204, responses=own | errors(503), dependencies=[Security(TOKEN)]
-    )
+    @app.delete("/v1/sessions/{identity}", status_code=204, responses=own | errors(503), dependencies=[Security(TOKEN)])
     async def delete(request: Request, identity: str) -> None:
         """Ends a walk, also one that lies between two servers."""
         if not await transfer.discard(identity, owner(request, identity)):
@@ -251,7 +246,3 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     schema.tidy(app.openapi())  # which keeps it
     return app
-
-
-class Exposition(Response):
-    media_type = metrics.TYPE

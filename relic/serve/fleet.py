@@ -20,7 +20,7 @@ from collections.abc import Collection
 
 import httpx
 
-from relic.serve.access import ROUTER, Access, Refused
+from relic.serve.access import PREFIX, ROUTER, Access, Refused
 from relic.serve.config import Router
 
 logger = logging.getLogger("relic.serve.router")
@@ -28,7 +28,6 @@ logger = logging.getLogger("relic.serve.router")
 DIED = "the server of this walk has died; start another one"
 ANSWER_S = 2.0  # for a replica to say how it is
 MOST_HOMES = 1 << 16  # sessions whose last server is remembered
-PREFIX = 8  # characters of an export's key that begin the ids of its sessions, before a dot
 
 
 class Replica:
@@ -79,11 +78,11 @@ class Fleet:
 
     async def resolve(self) -> None:
         """Takes new addresses in. Old ones stay until nobody answers there."""
-        for name, port in self.cfg.places:
+        for name, port in self.cfg.addresses:
             with contextlib.suppress(socket.gaierror):  # a Service without a ready pod has no address
                 found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
-                for family, _, _, _, place in found:
-                    host = f"[{place[0]}]" if family == socket.AF_INET6 else place[0]
+                for family, _, _, _, (ip, *_) in found:
+                    host = f"[{ip}]" if family == socket.AF_INET6 else ip
                     self.replicas.setdefault(f"{host}:{port}", Replica(f"{host}:{port}", time.monotonic()))
 
     async def ask_all(self) -> None:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import math
 from collections.abc import AsyncIterator
 
 import httpx
@@ -20,13 +19,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from relic.serve import logs
+from relic.serve import logs, reception
 from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
 from relic.serve.connections import bounded
-from relic.serve.counts import TYPE, Counts
 from relic.serve.fleet import Fleet, Replica
 from relic.serve.listener import address, bind
+from relic.serve.metrics import Exposition, RouterMetrics
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
 from relic.serve.relay import Relay, answered, read
@@ -62,9 +61,9 @@ def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
 def build(cfg: Router, access: Access) -> Starlette:
     """The application. It asks all replicas once before it answers anybody."""
     fleet = Fleet(cfg, access)
-    relay = Relay(cfg, access, fleet)
-    mover = Mover(cfg, access, fleet)
-    counts = Counts(fleet, relay, mover)
+    counted = RouterMetrics()
+    relay = Relay(cfg, access, fleet, counted)
+    mover = Mover(cfg, access, fleet, counted)
     costs = PodCosts() if cfg.deletion_cost else None
     work: list[asyncio.Task[None]] = []  # without end
 
@@ -116,7 +115,7 @@ def build(cfg: Router, access: Access) -> Starlette:
         if answer.status_code != 201:
             return answered(answer)
         response = await read(answer)
-        fleet.settle(json.loads(response.body)["id"], replica)
+        fleet.settle(json.loads(bytes(response.body))["id"], replica)
         return response
 
     async def session(request: Request) -> Response:
@@ -161,13 +160,12 @@ def build(cfg: Router, access: Access) -> Starlette:
                             200 if ready else 503)  # fmt: skip
 
     async def metrics(request: Request) -> Response:
-        return Response(counts.exposition(), media_type=TYPE)
+        return Exposition(counted.show(fleet.replicas.values()))
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        relay.refusals[str(error.status), error.reason] += 1
-        headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
-        return JSONResponse({"error": error.sentence}, error.status, headers)
+        counted.refused(error)
+        return reception.answer(error)
 
     async def unanswered(request: Request, error: Exception) -> Response:
         logger.warning("%s %s: %s", request.method, request.url.path, type(error).__name__)

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from relic.geometry.config import ACTIONS
-from relic.serve.config import Serve
+from relic.serve.config import Router, Serve
 from relic.serve.images import TooLarge, shown
 
 HEADER = struct.Struct("<BBHIIdd12f")  # before the bytes of a picture
 VERSION = 1
 STILL = 1  # of the flags: the start image
 MESSAGES = ("hello", "action", "pause", "resume", "rewind", "ping", "bye")
+MOVED = 1012  # close code of a walk that goes on at another server ("service restart" of RFC 6455's registry)
 LARGEST_SEQUENCE = 2**32 - 1
 LATEST_MS = 1e15  # of a client's clock
 LONGEST_REWIND_S = 3600.0
@@ -56,7 +57,7 @@ def unpacked(message: bytes) -> tuple[dict[str, Any], bytes]:
     return header, message[size:]
 
 
-def parse(text: str | None, cfg: Serve) -> dict:
+def parse(text: str | None, cfg: Serve | Router) -> dict:
     """A client's message: a JSON object with a known type. None stands for a binary one."""
     if text is None:
         raise ValueError("the message is binary; allowed is JSON text")
