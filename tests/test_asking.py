@@ -9,7 +9,7 @@ import pytest
 from fake_world import FakeWorld, Place, serving
 from test_api import post
 
-from relic.serve import asking
+from relic.serve import asking, limits
 
 HEAD = "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
 
@@ -33,7 +33,7 @@ def status_of(line: socket.socket) -> int:
 
 
 def test_a_body_that_does_not_come_is_given_up(place, monkeypatch):
-    monkeypatch.setattr(asking, "BODY_S", 0.2)
+    monkeypatch.setattr(limits, "BODY_S", 0.2)
     answer = b""
     with slow(place) as line:
         while not answer.endswith(b"}"):
@@ -43,7 +43,7 @@ def test_a_body_that_does_not_come_is_given_up(place, monkeypatch):
 
 
 def test_many_slow_bodies_are_not_read_at_a_time(place, monkeypatch):
-    monkeypatch.setattr(asking, "BODY_S", 1.0)
+    monkeypatch.setattr(limits, "BODY_S", 1.0)
     with contextlib.ExitStack() as stack:
         lines = [stack.enter_context(slow(place)) for _ in range(asking.MOST_BODIES + 1)]
         assert status_of(lines[-1]) == 503

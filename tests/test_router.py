@@ -183,7 +183,6 @@ def test_a_body_that_drips_is_refused_in_time(two, monkeypatch):
             with contextlib.suppress(TimeoutError):
                 said = caller.recv(1000)
     assert said.startswith(b"HTTP/1.1 408")
-    assert said.endswith(b'{"error":"the body did not come within 0.5 s"}')
 
 
 @pytest.mark.parametrize("wrong", ["{", b"hello", "x" * 9000, '{"type": "ping"}', '{"type": "hello"}'])

@@ -49,11 +49,11 @@ def main(cfg: Deploy, *, export: list[str], evaluation: list[str], out: Path, ru
     version = register(registry, cfg.model, uri, tags)
     run.progress(2, 4, f"version {version} of {cfg.model}")
     # 3. a server and a session
-    with server_of(cfg, uri, log=out / "server.log") as place:
-        session = played(cfg, place, uri) if place else {}
+    with server_of(cfg, uri, log=out / "server.log") as address:
+        session = played(cfg, address, uri) if address else {}
         for name, value in session.items():
             registry.set_model_version_tag(cfg.model, version, f"session.{name}", f"{value:g}")
-        note = "{pictures_per_s:g} pictures a second, {latency_p50_ms:.0f} ms to a key" if place else "no server here"
+        note = "{pictures_per_s:g} pictures a second, {latency_p50_ms:.0f} ms to a key" if address else "no server here"
         run.progress(3, 4, note.format(**session))
         # 4. the alias
         with alias_on(registry, cfg, version):

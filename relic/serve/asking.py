@@ -1,7 +1,5 @@
 """What a request asks for: its body, with a bound on bytes and time, and the picture and words of the start."""
 
-import asyncio
-
 import numpy as np
 from fastapi import Request
 from pydantic import ValidationError
@@ -11,9 +9,9 @@ from relic.serve.access import Refused
 from relic.serve.config import Serve
 from relic.serve.door import Busy, Door
 from relic.serve.engine import World
+from relic.serve.limits import parts_of
 from relic.serve.schema import NewSession
 
-BODY_S = 30.0  # for a request's body
 MOST_BODIES = 8  # that are read at a time; each is held in memory
 
 
@@ -31,21 +29,9 @@ class Bodies:
             raise Refused(503, f"{self.num_reading} callers send a body already", 2, reason="bodies")
         self.num_reading += 1
         try:
-            async with asyncio.timeout(BODY_S):
-                return parse(await self._bytes_of(request, cfg))
-        except TimeoutError as error:
-            raise Refused(408, f"the body did not come within {BODY_S:g} s") from error
+            return parse(b"".join([part async for part in parts_of(request, cfg.body_bytes)]))
         finally:
             self.num_reading -= 1
-
-    async def _bytes_of(self, request: Request, cfg: Serve) -> bytes:
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > cfg.body_bytes:
-                said = f"the body is larger than {cfg.body_bytes} bytes; an image may have {cfg.image_bytes}"
-                raise Refused(413, said)
-        return bytes(body)
 
 
 def parse(body: bytes) -> NewSession:

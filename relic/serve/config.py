@@ -164,7 +164,7 @@ class Router:
     ask_s: float = 1.0  # between two questions to a replica how it is
     dead_s: float = 5.0  # a replica that is silent for longer has died; one that refuses a connection has at once
     answer_s: float = 60.0  # for a replica's answer to a caller's request
-    header_s: float = 10.0  # for the head of a request, and between two parts of its body
+    header_s: float = 10.0  # for the head of a request
     hello_s: float = 10.0  # for the first message of a connection
 
     sockets: int = 2048  # connections of callers that may be open

@@ -1,11 +1,15 @@
 """How often and how many: rates by token buckets, and the streams that may be open. Times are seconds of one clock."""
 
+import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+
+from starlette.requests import Request
 
 from relic.serve.access import Refused
 
+BODY_S = 30.0  # for a request's body
 MOST_KNOWN = 4096  # principals whose rate is remembered; the one that was quiet longest is forgotten first
 FLOOD_S = 5.0  # a stream that is over its rate for this long is closed
 REMIND_S = 1.0  # between two sentences about it
@@ -100,3 +104,20 @@ class Sockets:
             yield
         finally:
             self.silent -= 1
+
+
+async def parts_of(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
+    """A request's body as it comes, all of it within `BODY_S`, or `Refused`."""
+    parts, size, until = aiter(request.stream()), 0, asyncio.get_running_loop().time() + BODY_S
+    while True:
+        try:
+            async with asyncio.timeout_at(until):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise Refused(408, f"the body did not come within {BODY_S:g} s") from error
+        size += len(part)
+        if size > most_bytes:
+            raise Refused(413, f"the body is larger than {most_bytes} bytes")
+        yield part

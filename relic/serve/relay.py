@@ -57,21 +57,6 @@ class Relay:
     def introduced(self, caller: HTTPConnection) -> str:
         return self.access.introduce(caller.client.host if caller.client else "unknown")
 
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """A request's body as it comes, bounded in size and patience."""
-        size, parts = 0, aiter(request.stream())
-        while True:
-            try:
-                part = await asyncio.wait_for(anext(parts), self.cfg.header_s)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise Refused(408, f"nothing came of the body for {self.cfg.header_s:g} s") from error
-            size += len(part)
-            if size > self.cfg.body_bytes:
-                raise Refused(413, f"the body is larger than {self.cfg.body_bytes} bytes")
-            yield part
-
     # --- streams --------------------------------------------------------------------------------------------------
 
     async def stream(self, socket: WebSocket, identity: str) -> None:

@@ -24,6 +24,7 @@ from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
 from relic.serve.connections import bounded
 from relic.serve.fleet import Fleet, Replica
+from relic.serve.limits import parts_of
 from relic.serve.listener import address, bind
 from relic.serve.metrics import Exposition, RouterMetrics
 from relic.serve.moving import Mover
@@ -85,7 +86,7 @@ def build(cfg: Router, access: Access) -> Starlette:
 
     async def create(request: Request) -> Response:
         """A new walk, at the emptiest replica; where one refuses, at the next."""
-        content, whole = await beginning(relay.body(request))
+        content, whole = await beginning(parts_of(request, cfg.body_bytes))
         refusals: list[Response] = []
         for replica in fleet.by_load()[:TRIES]:
             if whole is None:
@@ -124,7 +125,7 @@ def build(cfg: Router, access: Access) -> Starlette:
         for _ in range(2):
             replica = await fleet.seek(request.path_params["identity"])
             try:
-                answer = await relay.forward(request, replica, relay.body(request) if has_body else None)
+                answer = await relay.forward(request, replica, parts_of(request, cfg.body_bytes) if has_body else None)
                 return await created(answer, replica)
             except httpx.TransportError as error:
                 if not await nobody_heard(error, replica, again=not has_body):
