@@ -1,7 +1,7 @@
 """Artifacts in S3: STEP/KEY/manifest.json, and every file under STEP/KEY/SHA256/NAME. So two writers of one key never
 overwrite each other's files, and the manifest, written once with `If-None-Match: *`, decides whose are read.
 
-Checkpoints need less: `S3Folder`.
+Checkpoints, and the snapshots of walks, need less: `S3Folder`.
 
 Needs the extra `s3` (boto3, which finds credentials and AWS_ENDPOINT_URL by itself)."""
 
@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class S3Store:
 
 
 class S3Folder:
-    """A prefix in a bucket as a place for checkpoints (place.py); an object is whole or not there by itself."""
+    """A prefix in a bucket as a place of checkpoints or snapshots (place.py); an object is whole or not there by itself."""
 
     def __init__(self, place: str) -> None:
         self.uri = f"s3://{place}"
@@ -156,11 +157,14 @@ class S3Folder:
             found = [item["Key"] for page in pages for item in page.get("Contents", ())]
         return sorted(key.removeprefix(self.name("")) for key in found)
 
-    def write(self, name: str, data: memoryview) -> str:
-        """The sha256 of what was written."""
+    def write(self, name: str, *parts: memoryview) -> str:
+        """Writes one object of all the parts; the sha256 of what was written."""
+        found = hashlib.sha256()
+        for part in parts:
+            found.update(part)
         with said(self.uri):
-            self.client.upload_fileobj(Memory(data), self.bucket, self.name(name), Config=PARTS)
-        return hashlib.sha256(data).hexdigest()
+            self.client.upload_fileobj(Memory(parts), self.bucket, self.name(name), Config=PARTS)
+        return found.hexdigest()
 
     def write_if_absent(self, name: str, data: bytes) -> bool:
         """False when it is there."""
@@ -207,19 +211,26 @@ class S3Folder:
 
 
 class Memory(io.RawIOBase):
-    """Bytes in memory as a file, without a copy."""
+    """Parts of memory as one file, without a copy."""
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data, 0
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self.parts = deque(parts)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        piece = self.data[self.at : self.at + len(buffer)]
-        buffer[: len(piece)] = piece
-        self.at += len(piece)
-        return len(piece)
+        """Fills the buffer but at the end: boto3 takes a short read for the end."""
+        at = 0
+        while self.parts and at < len(buffer):
+            piece, rest = self.parts[0][: len(buffer) - at], self.parts[0][len(buffer) - at :]
+            buffer[at : at + len(piece)] = piece
+            at += len(piece)
+            if len(rest):
+                self.parts[0] = rest
+            else:
+                self.parts.popleft()
+        return at
 
 
 def write_if_absent(client: Any, bucket: str, name: str, data: bytes) -> bool:

@@ -100,7 +100,9 @@ def made_default(item: Any) -> Any:
 REWORDED = (  # what tyro says -> what we say
     (r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number"),
     (r"could not convert string to float: ('.*')", r"\1 is not a number"),
+    (r" \(required\)(?= --)", ";"),
     (r"^Required options Missing from ([^:]*): (--[^ ]+) [A-Z]+ (.*) \(required\)$", r"\1 needs \2: \3"),
+    (r"; (--[^ ]+) [A-Z]+ ", r"; \1: "),
     (r"^Unrecognized options Unrecognized options: (.*)$", r"\1 belongs to no option; see --help"),
     (r"^Missing argument Missing value for argument '(.*)'. Expected (.*) values.", r"\1 needs a value (of \2)"),
     (r"^((Parsing|Value) error )?(Error parsing ([A-Za-z]+:)? ?)?", ""),

@@ -22,8 +22,8 @@ class Place(Protocol):
     def files(self, under: str = "") -> list[str]:
         """All that is there, or that is in a folder."""
 
-    def write(self, name: str, data: memoryview) -> str:
-        """The sha256 of what was written."""
+    def write(self, name: str, *parts: memoryview) -> str:
+        """Writes one file of all the parts; the sha256 of what was written."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes: ...
 
@@ -62,16 +62,17 @@ class Folder:
         found = (Path(folder) / name for folder, _, names in os.walk(self.root / under) for name in names)
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
-    def write(self, name: str, data: memoryview) -> str:
+    def write(self, name: str, *parts: memoryview) -> str:
         path = self.root / name
         beside = path.with_name(f".{path.name}.new")
         path.parent.mkdir(parents=True, exist_ok=True)
         found = hashlib.sha256()
         try:
             with beside.open("wb") as file:
-                for at in range(0, len(data), PIECE):
-                    file.write(data[at : at + PIECE])
-                    found.update(data[at : at + PIECE])
+                for part in parts:
+                    for at in range(0, len(part), PIECE):
+                        file.write(part[at : at + PIECE])
+                        found.update(part[at : at + PIECE])
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)

@@ -3,11 +3,12 @@
 import httpx
 import pytest
 from fake_world import FakeWorld, Place, serving
+from talk import hear
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from relic.serve.client import say
 from relic.serve.config import Serve
-from relic.serve.talk import hear, say
 
 FRIEND = "https://friend.example"
 

@@ -213,3 +213,10 @@ def test_weights_has_help_and_says_what_is_missing(capsys: pytest.CaptureFixture
     assert "usage: relic weights import|export|merge" in capsys.readouterr().out
     assert command.main(["weights", "import"]) == 2
     assert sentence(capsys) == "relic: relic weights import needs weights: relic weights import DIR --out DIR"
+
+
+def test_several_missing_options_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["router"]) == 2
+    said = sentence(capsys)
+    assert said.startswith("relic: relic router needs --replicas: NAME:PORT")
+    assert "; --token-secret: the file whose content signs tokens" in said

@@ -3,11 +3,12 @@
 import httpx
 from fake_world import FakeWorld, Place, serving
 from prometheus_client.parser import text_string_to_metric_families
-from test_api import closing, post
+from talk import closing, follow, hear, see
+from test_api import post
 from test_session import row, walk
 
+from relic.serve.client import say
 from relic.serve.metrics import Metrics
-from relic.serve.talk import follow, hear, say, see
 
 
 def scraped(place: Place) -> dict[str, float]:

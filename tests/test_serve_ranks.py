@@ -1,11 +1,13 @@
 """One model on several processes: its walks are those of one, and none outlives another."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from exports import export, inputs
 
 from relic import tracking
-from relic.serve import client
+from relic.serve import client, ranks
 
 SCRIPT = """
 import contextlib, os, sys, time
@@ -116,3 +118,53 @@ def test_a_server_of_several_processes_leaves_none_behind(uri: str):
         process.terminate()
         assert process.wait(20) == 0
         assert not Path(f"/proc/{child}").exists()
+
+
+class Heard:
+    """Stands for the other processes: keeps what the leader says, and says it again to a follower."""
+
+    rank, world = 0, 2
+
+    def __init__(self) -> None:
+        self.messages: list[tuple] = []
+
+    def say(self, *message) -> tuple:
+        if message:
+            self.messages.append(message)
+            return message
+        return self.messages.pop(0)
+
+
+class Opened:
+    """A student that opens walks that hold nothing, and remembers whether they still live."""
+
+    world, warm_chunks = None, 3
+
+    def __init__(self) -> None:
+        self.walks: list[weakref.ref] = []
+
+    def open(self, *given) -> "Opened.Walk":
+        walk = self.Walk()
+        self.walks.append(weakref.ref(walk))
+        return walk
+
+    class Walk:
+        def step(self, actions: np.ndarray) -> list:
+            return []
+
+
+def test_the_others_forget_a_walk_that_nobody_holds():
+    heard, follower = Heard(), Opened()
+    leader = ranks.Leader(Opened(), heard)
+    walks = [leader.open(None, "", 0) for _ in range(3)]
+    walks[1].step(np.zeros((4, 13)))
+    del walks[:2]
+    gc.collect()
+    kept = leader.open(None, "", 0)
+    heard.messages.append(([], "watch", kept.number))
+    alive: list[bool] = []
+    heard.gather = lambda state: alive.extend(walk() is not None for walk in follower.walks)
+    follower.Walk.state = lambda self: None
+    heard.messages.append(([], "end", 0))
+    ranks.obey(follower, heard)
+    assert alive == [False, False, True, True]

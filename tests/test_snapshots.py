@@ -47,7 +47,8 @@ def snapshots(where: str, *, export: str = "e1", secret: bytes = SECRET, lasts_s
 def taken_on(ours: Snapshots, identity: str) -> State | None:
     found = ours.find(identity)
     assert found is not None
-    return ours.claim(found, "one")
+    claimed = ours.claim(found, "one")
+    return claimed and claimed[0]
 
 
 def changed(where: str, name: str, change: Callable[[bytes], bytes]) -> None:
@@ -63,7 +64,7 @@ def test_what_is_saved_comes_back_and_is_gone_when_it_is_removed(where):
     found = snapshots(where).find("e1.walk")
     assert found is not None
     assert found.session == FACTS
-    state = snapshots(where).claim(found, "other")
+    state = taken_on(snapshots(where), "e1.walk")
     assert state is not None
     assert state.facts == STATE.facts
     assert all(torch.equal(state.tensors[name].float(), x.float()) for name, x in STATE.tensors.items())

@@ -16,6 +16,7 @@ from relic.serve.config import Serve
 
 CALLER = "x-relic-caller"  # the header by which a router tells whom it speaks for: "ADDRESS SIGNATURE"
 ROUTER = "router"  # the name in a router's token; no session's id is this short
+PREFIX = 8  # characters of an export's key that begin the ids of its sessions, before a dot
 HASHED = "sha256:"  # before the hash of a key, in the file of keys
 
 
@@ -133,7 +134,7 @@ def read_keys(cfg: Serve) -> dict[str, str]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if line.strip() and not line.startswith("#"):
             words = line.split()
-            if len(words) != 2 or len(words[1]) < 16:
+            if len(words) != 2 or (len(words[1]) < 16 and not words[1].startswith(HASHED)):
                 raise ValueError(f"{path} line {number} is not a name and a key of at least 16 characters")
             if words[1].startswith(HASHED) and not _is_hash(words[1].removeprefix(HASHED)):
                 raise ValueError(f"{path} line {number} has a wrong hash; allowed are {HASHED} and 64 digits of hex")

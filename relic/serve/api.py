@@ -5,9 +5,9 @@ What is refused is refused with one sentence, {"error": "..."}; `stream` says it
 
 import asyncio
 import contextlib
-import math
+import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from socket import gethostname
 from typing import Annotated
@@ -21,13 +21,14 @@ from starlette.requests import HTTPConnection
 
 from relic import __version__
 from relic.geometry.actions import ACTIONS
-from relic.serve import images, metrics, schema
+from relic.serve import images, reception, schema
 from relic.serve.access import CALLER, Access, Refused, bearer, network
 from relic.serve.config import FORMATS, Serve
 from relic.serve.door import Door, start_of
 from relic.serve.engine import Engine
 from relic.serve.gate import Gate
 from relic.serve.limits import Bodies, Creates, Sockets
+from relic.serve.metrics import Exposition
 from relic.serve.schema import errors
 from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
@@ -44,7 +45,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
     """The application around an engine that is loaded."""
     door = Door(seconds=cfg.image_seconds, memory=cfg.image_memory)
     creates, sockets, bodies = Creates(cfg.creates_per_minute), Sockets(cfg.most_sockets), Bodies()
-    world, scheduler = engine.world, transfer.scheduler
+    world, scheduler, process = engine.world, transfer.scheduler, secrets.token_urlsafe(12)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,10 +69,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
 
     def answer(error: Refused) -> JSONResponse:
         scheduler.metrics.refused(error)
-        headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
-        return JSONResponse({"error": error.sentence}, error.status, headers)
+        return reception.answer(error)
 
     @app.exception_handler(Refused)
     async def refused(connection: HTTPConnection, error: Refused) -> JSONResponse:
@@ -91,15 +89,24 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
         peer = connection.client.host if connection.client else "unknown"
         return access.caller(connection.headers.get(CALLER), peer)
 
-    def own_session(request: Request, identity: str) -> Session:
-        """The session, for who holds its token or the API key that made it."""
+    def owner(request: Request, identity: str) -> Callable[[str], None]:
+        """Refuses sessions of another principal, for who holds this one's token or an API key."""
         said = bearer(request.headers.get("authorization"))
         holder = access.key_holder(said)
         if holder is None:
             access.check(said, identity)
+
+        def check(principal: str) -> None:
+            if holder not in (None, principal):
+                raise Refused(403, "the session belongs to another API key")
+
+        return check
+
+    def own_session(request: Request, identity: str) -> Session:
+        """The session, for who holds its token or the API key that made it."""
+        check = owner(request, identity)
         session = scheduler.find(identity)
-        if holder not in (None, session.principal):
-            raise Refused(403, "the session belongs to another API key")
+        check(session.principal)
         return session
 
     @app.post(
@@ -140,10 +147,11 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
         asked = session.asked
         return {"id": session.id, "seed": asked.seed, "prompt": asked.caption, **session.report(time.monotonic())}
 
-    @app.delete("/v1/sessions/{identity}", status_code=204, responses=own, dependencies=[Security(TOKEN)])
+    @app.delete("/v1/sessions/{identity}", status_code=204, responses=own | errors(503), dependencies=[Security(TOKEN)])
     async def delete(request: Request, identity: str) -> None:
-        """Ends a walk."""
-        scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
+        """Ends a walk, also one that lies between two servers."""
+        if not await transfer.discard(identity, owner(request, identity)):
+            scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
 
     @app.post(
         "/v1/sessions/{identity}/branch",
@@ -195,9 +203,9 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
         """This server and its walks, for the router."""
         access.check_router(request.headers.get("authorization"))
         return {
-            "name": gethostname(), "ready": scheduler.ready, "draining": scheduler.draining, "slots": cfg.slots,
-            "active": scheduler.num_taken, "sessions": [*scheduler.sessions, *scheduler.arriving],
-            "export": world.export,
+            "process": process, "name": gethostname(), "ready": scheduler.ready, "draining": scheduler.draining,
+            "slots": cfg.slots, "active": scheduler.num_taken,
+            "sessions": [*scheduler.sessions, *scheduler.arriving], "export": world.export,
         }  # fmt: skip
 
     @app.post(
@@ -238,7 +246,3 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     schema.tidy(app.openapi())  # which keeps it
     return Gate(app, origins=cfg.origins, answer=answer)
-
-
-class Exposition(Response):
-    media_type = metrics.TYPE

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from types import FrameType
 
 import uvicorn
@@ -18,10 +19,11 @@ from relic.serve.config import Serve
 from relic.serve.listener import address, bind, bounded
 from relic.serve.scheduler import Scheduler
 from relic.serve.snapshots import Snapshots
-from relic.serve.transfer import Transfer
+from relic.serve.transfer import Transfer, hanging
 
 MOST_ASKING = 256  # connections beside those of streams
 CLOSE_S = 5  # for connections to end after the last session
+LAST_S = 2.0  # for callers to take the last sentence, after which they are cut off
 
 
 def main(cfg: Serve) -> None:
@@ -37,7 +39,7 @@ def main(cfg: Serve) -> None:
             loaded, followers = engine.load(cfg, engine.choose_device(cfg.device)), None
         else:
             loaded, followers = ranks.lead(cfg)
-        print(f"the world of {loaded.world.recipe} is open at {address(listener)}   (Ctrl-C closes it)", flush=True)
+        logs.announce(cfg.log_format, f"the world of {loaded.world.recipe}", address(listener))
         server = make_server(loaded, cfg, access)
         if followers:
             followers.watch(server.give_up)
@@ -48,6 +50,8 @@ def main(cfg: Serve) -> None:
         if followers:
             server.scheduler.worker.shutdown(wait=True)
             followers.end()
+        if hanging():
+            os._exit(0)  # the store's client may have threads that Python would wait for
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -114,4 +118,11 @@ class Server(uvicorn.Server):
     async def drain(self, gently: bool) -> None:
         await self.transfer.drain(self.drain_s if gently else 0.0, save=gently)
         await asyncio.sleep(0.2)  # the last sentences reach their pages
+        until = time.monotonic() + LAST_S
+        while unread := [one for one in self.server_state.connections if one.transport.get_write_buffer_size()]:
+            if time.monotonic() > until:
+                for one in unread:
+                    one.transport.abort()  # closing would wait until all is read
+                break
+            await asyncio.sleep(0.05)
         self.should_exit = True

@@ -1,8 +1,7 @@
-"""Dials of the export and of the server, and what a server and its callers must agree on. Loads no torch."""
+"""Dials of the export, the server, its router and its callers. Loads no torch."""
 
 import ipaddress
 import re
-import struct
 from dataclasses import dataclass, field
 
 from relic.generate.config import Rollout, Sampler
@@ -10,9 +9,13 @@ from relic.geometry.config import Actions
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
 PICTURES = ("jpeg", "webp")  # formats of the pictures of a walk
+IMAGE_BYTES = 8 << 20  # of an uploaded start image, where nothing else is said
 LEAST_IMAGE_MEMORY = 1 << 28  # bytes: what the process that decodes needs for itself, and a small image
-HEADER = struct.Struct("<BBHIIdd12f")  # before the bytes of a picture: see serve/wire.py
-STILL = 1  # of the header's flags: the start image
+
+
+def body_around(image_bytes: int) -> int:
+    """The largest body of a request: an image in base64 and what is around it."""
+    return image_bytes * 4 // 3 + 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
+    save_s: float = 60.0  # after that, for all the walks that are left to be saved
     snapshots: str = ""  # a folder or s3:// that replicas share, to move walks between them; needs token_secret
     rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
     rewind_every_s: float = 2.0  # of the world's time, between two of them
@@ -63,7 +67,7 @@ class Serve:
     creates_per_minute: float = 30.0  # requests for a walk by one principal; as many at once
     messages_per_s: float = 120.0  # of one stream; as many at once
     message_bytes: int = 8192  # of one message of a client
-    image_bytes: int = 8 << 20  # of an uploaded image
+    image_bytes: int = IMAGE_BYTES  # of an uploaded image
     image_pixels: int = 32_000_000  # of an uploaded image
     image_seconds: float = 10.0  # for decoding one
     image_memory: int = 1 << 30  # bytes of address space of the process that decodes it
@@ -91,8 +95,14 @@ class Serve:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
         if self.slots < 1 or self.sessions_each < 1:
             raise ValueError(f"slots is {self.slots} and sessions_each {self.sessions_each}; both must be at least 1")
-        if self.lease_s <= 0 or self.idle_s <= 0 or self.session_s <= 0 or self.hello_s <= 0 or self.token_s <= 0:
-            raise ValueError("hello_s, token_s, lease_s, idle_s and session_s must all be above 0 seconds")
+        above, least = "above 0", "at least 0"
+        for name, allowed in {
+            "hello_s": above, "token_s": above, "lease_s": above, "idle_s": above, "session_s": above, "rest_s": least,
+            "drain_s": least, "message_bytes": above, "image_bytes": above, "image_pixels": above,
+            "prompt_characters": least, "max_speed": above, "max_magnitude": above,
+        }.items():  # fmt: skip
+            if (value := getattr(self, name)) < 0 or (allowed is above and not value):
+                raise ValueError(f"{name} is {value}; it must be {allowed}")
         if self.snapshots and not self.token_secret:
             raise ValueError(f"snapshots is {self.snapshots!r} without token_secret; give the file that replicas share")
         if self.rewind_points < 0 or self.rewind_every_s <= 0:
@@ -136,8 +146,7 @@ class Serve:
 
     @property
     def body_bytes(self) -> int:
-        """The largest body of a request: an image in base64 and what is around it."""
-        return self.image_bytes * 4 // 3 + 65536
+        return body_around(self.image_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,16 +164,16 @@ class Router:
     ask_s: float = 1.0  # between two questions to a replica how it is
     dead_s: float = 5.0  # a replica that is silent for longer has died; one that refuses a connection has at once
     answer_s: float = 60.0  # for a replica's answer to a caller's request
-    header_s: float = 10.0  # for the head of a request, and between two parts of its body
+    header_s: float = 10.0  # for the head of a request
     hello_s: float = 10.0  # for the first message of a connection
 
     sockets: int = 2048  # connections of callers that may be open
-    body_bytes: int = (8 << 20) * 4 // 3 + 65536  # of a request: an image in base64 and what is around it
+    body_bytes: int = body_around(IMAGE_BYTES)  # of a request
     message_bytes: int = 8192  # of one message of a caller
     queue: int = 4  # pictures of a stream that wait in the router for a slow reader
 
     def __post_init__(self) -> None:
-        assert self.places
+        assert self.addresses
         if not self.token_secret:
             raise ValueError("token_secret is empty; it must be the file with the secret that the replicas have too")
         if self.log_format not in ("text", "json"):
@@ -177,7 +186,7 @@ class Router:
             raise ValueError("sockets, body_bytes, message_bytes and queue must all be at least 1")
 
     @property
-    def places(self) -> tuple[tuple[str, int], ...]:
+    def addresses(self) -> tuple[tuple[str, int], ...]:
         """The names and ports of `replicas`."""
         found = [re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:]+):(\d{1,5})", one) for one in self.replicas.split(",")]
         if not all(found):

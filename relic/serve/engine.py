@@ -1,4 +1,4 @@
-"""The engine: a student and its codec behind two calls, `open` an image and `step` with actions.
+"""The engine: a student and its codec behind a few calls, of which `open` an image and `step` with actions come first.
 
 A walk may go on without end. Its memory has a capacity (80 latents, 20 s, in the paper; less in small recipes): beyond
 it the oldest compressed latents leave, the start image's stays as a sink, and positions are re-based. So a place that

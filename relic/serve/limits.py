@@ -5,7 +5,7 @@ Times are seconds of one clock."""
 import asyncio
 import contextlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 from starlette.requests import Request
 
@@ -126,15 +126,22 @@ class Bodies:
         if not self.reading.left(caller):
             all, own = self.reading.held.total(), self.reading.held[caller]
             raise Refused(503, f"{all} bodies are on their way already, {own} of them yours", 2, reason="bodies")
-        body = bytearray()
+        with self.reading.hold(caller):
+            return b"".join([part async for part in parts_of(request, cfg.body_bytes)])
+
+
+async def parts_of(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
+    """A request's body as it comes, all of it within `BODY_S`, or `Refused`."""
+    parts, size, until = aiter(request.stream()), 0, asyncio.get_running_loop().time() + BODY_S
+    while True:
         try:
-            with self.reading.hold(caller):
-                async with asyncio.timeout(BODY_S):
-                    async for part in request.stream():
-                        body += part
-                        if len(body) > cfg.body_bytes:
-                            said = f"the body is larger than {cfg.body_bytes} bytes"
-                            raise Refused(413, f"{said}; an image may have {cfg.image_bytes}")
+            async with asyncio.timeout_at(until):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
         except TimeoutError as error:
             raise Refused(408, f"the body did not come within {BODY_S:g} s") from error
-        return bytes(body)
+        size += len(part)
+        if size > most_bytes:
+            raise Refused(413, f"the body is larger than {most_bytes} bytes")
+        yield part

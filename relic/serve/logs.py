@@ -14,6 +14,14 @@ def note(event: str, **facts: object) -> None:
     logger.info(event, extra={"facts": facts})
 
 
+def announce(kind: str, sentence: str, address: str) -> None:
+    """That a server is open: a person's sentence on stdout, or a record."""
+    if kind == "json":
+        note("open", address=address)
+    else:
+        print(f"{sentence} is open at {address}   (Ctrl-C closes it)", flush=True)
+
+
 def configure(kind: str) -> None:
     """Sends all records of the process to stderr, as `kind`: text or json."""
     handler = logging.StreamHandler()

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -29,6 +30,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
 
+from relic.model import weights
 from relic.model.codec import Stream
 from relic.parallel import sequence
 from relic.parallel.sequence import Ulysses
@@ -88,7 +90,7 @@ class Leader:
         self.student, self.together = student, together
         self.world, self.warm_chunks = student.world, student.warm_chunks
         self.num_walks = 0
-        self.gone: list[int] = []  # numbers of walks that nobody holds any more
+        self.gone = deque[int]()  # numbers of walks that nobody holds any more
 
     def open(self, image: np.ndarray, caption: str, seed: int) -> "LedWalk":
         return self.lead("open", self.number(), image, caption, seed)
@@ -107,8 +109,12 @@ class Leader:
         self.say(call, number, *given)
         return LedWalk(self, number, made(self.student, self.together, call, *given))
 
+    def forget(self, number: int) -> None:
+        """The others hear with the next call that nobody holds this walk any more; from any thread."""
+        self.gone.append(number)
+
     def say(self, *message: Any) -> None:
-        gone, self.gone = self.gone, []
+        gone = [self.gone.popleft() for _ in range(len(self.gone))]
         self.together.say(gone, *message)
 
     def close(self) -> None:
@@ -120,7 +126,7 @@ class LedWalk:
 
     def __init__(self, leader: Leader, number: int, walk: StudentWalk):
         self.leader, self.number, self.walk = leader, number, walk
-        weakref.finalize(self, leader.gone.append, number)
+        weakref.finalize(self, leader.forget, number)
 
     @property
     def num_actions(self) -> int:
@@ -236,7 +242,10 @@ class Followers:
 def lead(cfg: Serve) -> tuple[Leader, Followers]:
     """The engine of a pod of `cfg.gpus` processes, and the others of them."""
     device = engine.choose_device(cfg.device)
-    engine.folder_of(cfg)  # here once, not by all of them at the same time
+    folder = engine.folder_of(cfg)  # here once, not by all of them at the same time
+    heads = weights.read_config(folder / "student", "transformer").heads
+    if heads % cfg.gpus:
+        raise ValueError(f"gpus is {cfg.gpus}; it must divide the model's {heads} heads")
     store = dist.TCPStore(LOOPBACK, 0, cfg.gpus, is_master=True, wait_for_workers=False)
     followers = Followers(cfg, store.port)
     try:

@@ -151,13 +151,13 @@ class Scheduler:
             self.fault = "a part of the server has failed; its log says how"
 
     async def drain(self, grace_s: float) -> None:
-        """Admits nobody, tells those who walk, and waits for them for at most `grace_s`."""
+        """Admits nobody, tells those who walk, and waits for them, and who arrives, for at most `grace_s`."""
         self.draining = True
         until = time.monotonic() + grace_s
         for session in self.sessions.values():
             sentence = f"the server is closing; this walk can go on for at most {grace_s:.0f} s"
             session.tell({"type": "state", "state": "draining", "message": sentence})
-        while self.sessions and time.monotonic() < until:
+        while (self.sessions or self.arriving) and time.monotonic() < until:
             await asyncio.sleep(0.05)
 
     # --- work -----------------------------------------------------------------------------------------------------

@@ -141,7 +141,8 @@ class WorldShown(BaseModel):
 class Replica(BaseModel):
     """A server of several, as its router sees it."""
 
-    name: str
+    process: str = Field(description="another one after every start")
+    name: str = Field(description="of its host, which is a pod's")
     ready: bool
     draining: bool
     slots: int

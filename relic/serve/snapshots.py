@@ -5,8 +5,9 @@ the session was, and a signature of all that by the secret which our servers sha
 have not written, and nothing that is damaged. NUMBER is the time in milliseconds: the newest is the last, and what is
 too old is known by its name.
 
-Who goes on with a walk claims it by a file that only one can create, looks whether the manifest is still there, and
-removes all of it afterwards, the manifest first. So of any number of servers one goes on.
+Who goes on with a walk reads and verifies it, claims it by a file that only one can create, looks whether the manifest
+is still there, and removes all of it afterwards, the manifest first. So of any number of servers one goes on. A claim
+holds until the time in it: who cannot go on gives it back, and that of a server which died is void soon.
 """
 
 import hashlib
@@ -18,15 +19,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
+import torch
 
 from relic import place
 from relic.artifacts import MANIFEST, digest
+from relic.model import tensors
+from relic.serve.access import PREFIX
 from relic.serve.engine import State
 
 VERSION = 1
 STATE = "state.safetensors"
 CLAIM = "claim"
+CLAIM_S = 15.0  # longer than the engine takes to restore a walk, shorter than a lease
+READ = 2**27  # bytes that are read at once
 
 
 class Unusable(ValueError):
@@ -51,12 +56,12 @@ class Snapshots:
 
     def save(self, identity: str, state: State, session: dict[str, Any]) -> str:
         """The folder in which the walk now lies."""
-        data = safetensors.torch.save(state.tensors)
+        parts = list(tensors.parts(state.tensors))
         folder = f"{identity}/{round(1e3 * time.time()):015d}"
-        sha256 = self.place.write(f"{folder}/{STATE}", memoryview(data))
+        sha256 = self.place.write(f"{folder}/{STATE}", *parts)
         said = {
             "version": VERSION, "folder": folder, "export": self.export, "session": session, "walk": state.facts,
-            "bytes": len(data), "sha256": sha256,
+            "bytes": sum(map(len, parts)), "sha256": sha256,
         }  # fmt: skip
         manifest = json.dumps({**said, "signature": self._signature(said)}, indent=1)
         self.place.write(f"{folder}/{MANIFEST}", memoryview(manifest.encode()))
@@ -64,6 +69,8 @@ class Snapshots:
 
     def find(self, identity: str) -> Snapshot | None:
         """The newest snapshot of a session; None where there is none. `Unusable` where it is not ours to go on with."""
+        if not re.fullmatch(r"([\w-]+\.)?[\w-]+", identity):
+            return None  # no session is called so, and a store might take it for a path
         folders = [name.rpartition("/")[0] for name in self.place.files(identity) if name.endswith(f"/{MANIFEST}")]
         if not folders:
             return None
@@ -72,21 +79,31 @@ class Snapshots:
         if not hmac.compare_digest(signature, self._signature(said).encode()) or said["folder"] != folders[-1]:
             raise Unusable("the saved walk is not signed by this server's secret; start another one")
         if (said["version"], said["export"]) != (VERSION, self.export):
-            raise Unusable(f"the saved walk is of another model ({said['export'][:8]}); start another one")
+            raise Unusable(f"the saved walk is of another model ({said['export'][:PREFIX]}); start another one")
         return Snapshot(folders[-1], said["session"], said["walk"], said["bytes"], said["sha256"])
 
-    def claim(self, snapshot: Snapshot, name: str) -> State | None:
-        """The state of a walk that is from now on this server's; None where another one was first.
+    def claim(self, snapshot: Snapshot, name: str) -> tuple[State, str] | None:
+        """The state of a walk that is from now on this server's, and its claim; None where another one was first.
 
         `name` is this server's, for whoever looks into the folder."""
-        if not self.place.write_if_absent(f"{snapshot.folder}/{CLAIM}", name.encode()):
+        if self._next_claim(snapshot) is None:  # which spares the reading
             return None
-        if f"{snapshot.folder}/{MANIFEST}" not in self.place.files(snapshot.folder):
+        state = self._read(snapshot)
+        claim = self.take(snapshot, name)
+        return None if claim is None else (state, claim)
+
+    def take(self, snapshot: Snapshot, name: str) -> str | None:
+        """The claim by which a snapshot is this server's for `CLAIM_S` seconds; None where another one was first."""
+        claim = self._next_claim(snapshot)
+        if claim is None or not self.place.write_if_absent(claim, f"{time.time() + CLAIM_S:.0f} {name}".encode()):
+            return None
+        if not self._is_there(snapshot):
             return None  # another server has gone on with it and has removed that claim
-        data = self.place.read(f"{snapshot.folder}/{STATE}")
-        if len(data) != snapshot.bytes or hashlib.sha256(data).hexdigest() != snapshot.sha256:
-            raise Unusable("the saved walk is damaged; start another one")
-        return State(safetensors.torch.load(data), snapshot.walk)
+        return claim
+
+    def give_back(self, claim: str) -> None:
+        """Lets another server claim the walk."""
+        self.place.write(claim, memoryview(b"0"))
 
     def remove(self, folder: str) -> None:
         self.place.remove(folder)
@@ -100,6 +117,34 @@ class Snapshots:
         for folder in old:
             self.place.remove(folder)
         return len(old)
+
+    def _next_claim(self, snapshot: Snapshot) -> str | None:
+        """What the next claim is called; None while one holds, or where the snapshot is no more."""
+        if not self._is_there(snapshot):
+            return None
+        claims = [name for name in self.place.files(snapshot.folder) if name.startswith(f"{snapshot.folder}/{CLAIM}-")]
+        if claims:
+            until = self.place.read(claims[-1]).partition(b" ")[0]
+            if not until.isdigit() or int(until) > time.time():  # one that is just being written has no time yet
+                return None
+        return f"{snapshot.folder}/{CLAIM}-{len(claims):06d}"
+
+    def _is_there(self, snapshot: Snapshot) -> bool:
+        return f"{snapshot.folder}/{MANIFEST}" in self.place.files(snapshot.folder)
+
+    def _read(self, snapshot: Snapshot) -> State:
+        """The state, verified; its tensors lie in one piece of memory, into which it is read."""
+        data, found = torch.empty(snapshot.bytes, dtype=torch.uint8), hashlib.sha256()
+        memory = tensors.bytes_of(data)
+        for at in range(0, snapshot.bytes, READ):
+            part = self.place.read(f"{snapshot.folder}/{STATE}", at, at + READ)
+            if len(part) != min(READ, snapshot.bytes - at):
+                break
+            memory[at : at + len(part)] = part
+            found.update(part)
+        if found.hexdigest() != snapshot.sha256:
+            raise Unusable("the saved walk is damaged; start another one")
+        return State(tensors.views(data), snapshot.walk)
 
     def _manifest(self, folder: str) -> dict[str, Any]:
         data = self.place.read(f"{folder}/{MANIFEST}")

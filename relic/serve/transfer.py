@@ -1,21 +1,25 @@
 """Transfer: how walks leave a server that closes, and arrive at another one.
 
 A walk leaves as a snapshot: the engine's thread copies its state, another one writes it, what was made is shown to the
-end, and its client is told to come again. It arrives when a client says hello with its token: the server that finds its
-snapshot takes it on in a free slot, and its numbers, receipts and lifetime go on. Moments to go back to do not travel.
+end, and its client is told to come again. Walks leave one after another, for each copy is as large as a walk's memory.
+A walk arrives when a client says hello with its token: the server that finds its snapshot takes it on in a free slot, and
+its numbers, receipts and lifetime go on. Moments to go back to do not travel.
 """
 
 import asyncio
+import concurrent.futures
+import contextlib
 import logging
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from relic.mistakes import UserError
 from relic.serve.access import Refused
-from relic.serve.engine import Walk
+from relic.serve.engine import State, Walk
 from relic.serve.logs import note
 from relic.serve.scheduler import Scheduler
 from relic.serve.session import Asked, Session, static_row
@@ -23,7 +27,9 @@ from relic.serve.snapshots import Snapshot, Snapshots, Unusable
 
 logger = logging.getLogger("relic.serve")
 
-SAVE_S = 10.0  # for all walks that are left when the time of a server is over
+Found = TypeVar("Found")
+
+THREAD = "snapshots"
 SHOW_S = 2.0  # for the pictures that wait when a walk leaves
 SWEEP_S = 60.0
 
@@ -33,6 +39,8 @@ class Transfer:
         """Without `snapshots` walks stay where they are."""
         self.scheduler, self.snapshots = scheduler, snapshots
         self.arrivals: dict[str, asyncio.Task[Session]] = {}
+        self.moving: set[str] = set()  # sessions that leave, or wait for their turn to
+        self.saving = asyncio.Lock()
         self.work: set[asyncio.Task] = set()
 
     # --- arriving -------------------------------------------------------------------------------------------------
@@ -50,37 +58,68 @@ class Transfer:
     async def arrive(self, identity: str, snapshots: Snapshots) -> Session:
         scheduler = self.scheduler
         try:
-            snapshot = await asyncio.to_thread(snapshots.find, identity)
-            if snapshot is None:
-                return scheduler.find(identity)
-            scheduler.check_room(None)
-            scheduler.arriving[identity] = snapshot.session["principal"]
-            walk = await self.take_on(snapshot, snapshots)
-        except Unusable as error:
-            raise Refused(410, str(error)) from error
-        except (OSError, UserError) as error:
-            logger.exception("the snapshot of session %s cannot be read", identity)
-            raise Refused(503, "the saved walk cannot be read now; connect again", 2, "unreadable") from error
+            with in_words(identity):
+                snapshot = await apart(snapshots.find, identity)
+                if snapshot is None:
+                    return scheduler.find(identity)
+                scheduler.check_room(None)
+                scheduler.arriving[identity] = snapshot.session["principal"]
+                return await self.take_on(identity, snapshot, snapshots)
         finally:
             scheduler.arriving.pop(identity, None)
-        session = scheduler.sessions[identity] = restored(identity, snapshot.session, walk, scheduler)
-        scheduler.metrics.snapshots.labels("restored").inc()
+
+    async def take_on(self, identity: str, snapshot: Snapshot, snapshots: Snapshots) -> Session:
+        """The session of a snapshot, once this server has claimed it. What cannot go on here is left to others."""
+        claimed = await apart(snapshots.claim, snapshot, socket.gethostname())
+        if claimed is None:
+            raise elsewhere()
+        state, claim = claimed
+        try:
+            walk = await self.restore(snapshot, state)
+            if self.scheduler.draining:
+                raise Refused(503, "the server is closing; connect again", 1)
+        except Unusable:
+            await quietly(snapshots.remove, snapshot.folder)
+            raise
+        except Exception:
+            await quietly(snapshots.give_back, claim)
+            raise
+        session = restored(identity, snapshot.session, walk, self.scheduler)
+        self.scheduler.sessions[identity] = session
+        self.scheduler.metrics.snapshots.labels("restored").inc()
         note("session restored", session=identity)
         self.do(quietly(snapshots.remove, snapshot.folder))
         return session
 
-    async def take_on(self, snapshot: Snapshot, snapshots: Snapshots) -> Walk:
-        """The walk of a snapshot, once this server has claimed it."""
-        state = await asyncio.to_thread(snapshots.claim, snapshot, socket.gethostname())
-        if state is None:
-            raise Refused(503, "another server is taking this walk on; connect again", 1, "claimed")
-        async with self.scheduler.turn:
+    async def restore(self, snapshot: Snapshot, state: State) -> Walk:
+        scheduler = self.scheduler
+        async with scheduler.turn:
             try:
-                return await self.scheduler.in_worker(self.scheduler.engine.restore, state)
+                return await scheduler.in_worker(scheduler.engine.restore, state)
             except Exception as error:
                 logger.exception("the snapshot %s cannot be gone on from", snapshot.folder)
-                self.scheduler.metrics.snapshots.labels("restore_failed").inc()
+                scheduler.metrics.snapshots.labels("restore_failed").inc()
+                await scheduler.examine()
+                if not scheduler.alive:
+                    raise Refused(503, "this server's device is lost; connect again", 2, "device") from error
                 raise Unusable("the saved walk cannot go on here; start another one") from error
+
+    async def discard(self, identity: str, check: Callable[[str], None]) -> bool:
+        """Removes a walk that lies between two servers; False where none does. `check` refuses a wrong principal."""
+        snapshots = self.snapshots
+        if identity in self.arrivals:
+            await asyncio.wait([self.arrivals[identity]])
+        if snapshots is None or identity in self.scheduler.sessions or identity in self.scheduler.ended:
+            return False
+        with in_words(identity):
+            snapshot = await apart(snapshots.find, identity)
+            if snapshot is None:
+                return False
+            check(snapshot.session["principal"])
+            if await apart(snapshots.take, snapshot, socket.gethostname()) is None:
+                raise elsewhere()
+            await apart(snapshots.remove, snapshot.folder)
+        return True
 
     # --- leaving --------------------------------------------------------------------------------------------------
 
@@ -89,44 +128,56 @@ class Transfer:
         if self.snapshots is None:
             said = "this server keeps no snapshots, so its walks cannot move; it needs --snapshots"
             raise Refused(409, said, reason="fixed")
-        if not session.leaving:
-            session.leaving = True
+        if session.id not in self.moving:
+            self.moving.add(session.id)
             self.do(self.leave(session, self.snapshots))
 
     async def leave(self, session: Session, snapshots: Snapshots) -> None:
         """Saves a walk and sends its client away; a walk that cannot be saved goes on here."""
         scheduler = self.scheduler
         try:
-            async with scheduler.turn:
-                if session.over:
-                    return
-                walk = session.walk = session.walk or await scheduler.open(session)
-                state = await scheduler.in_worker(walk.state)
-                said = facts(session, time.monotonic())
-            folder = await asyncio.to_thread(snapshots.save, session.id, state, said)
+            async with self.saving:
+                folder = await self.save(session, snapshots)
         except Exception:
             logger.exception("session %s cannot be saved", session.id)
             scheduler.metrics.snapshots.labels("save_failed").inc()
             session.leaving = False
             scheduler.wake.set()
-            return
-        scheduler.metrics.snapshots.labels("saved").inc()
-        await asyncio.sleep(min(SHOW_S, max(0.0, session.pace.shown_until - time.monotonic())))
-        if session.over:  # it has ended meanwhile and is not to come back
-            await quietly(snapshots.remove, folder)
-        scheduler.finish(session, "moved", "this server is closing, and the walk goes on at another one: connect again")
+        else:
+            if folder:
+                scheduler.metrics.snapshots.labels("saved").inc()
+                await asyncio.sleep(min(SHOW_S, max(0.0, session.pace.shown_until - time.monotonic())))
+            if folder and session.over:  # it has ended meanwhile and is not to come back
+                await quietly(snapshots.remove, folder)
+            said = "this server is closing, and the walk goes on at another one: connect again"
+            scheduler.finish(session, "moved", said)
+        finally:
+            self.moving.discard(session.id)
+
+    async def save(self, session: Session, snapshots: Snapshots) -> str:
+        """Where the walk lies now, which stands still from here on; nowhere if it is over."""
+        scheduler = self.scheduler
+        async with scheduler.turn:
+            if session.over:
+                return ""
+            session.leaving = True
+            walk = session.walk = session.walk or await scheduler.open(session)
+            state = await scheduler.in_worker(walk.state)
+            said = facts(session, time.monotonic())
+        return await apart(snapshots.save, session.id, state, said)
 
     async def drain(self, grace_s: float, *, save: bool = True) -> None:
         """Admits nobody, gives the walks `grace_s` seconds, then moves what is left or ends it."""
-        await self.scheduler.drain(grace_s)
-        sessions, until = self.scheduler.sessions, time.monotonic() + SAVE_S
+        scheduler = self.scheduler
+        await scheduler.drain(grace_s)
+        until = time.monotonic() + scheduler.cfg.save_s
         if save and self.snapshots is not None:
-            for session in sessions.values():
+            for session in scheduler.sessions.values():
                 self.move(session)
-            while any(session.leaving for session in sessions.values()) and time.monotonic() < until:
+            while (self.moving or scheduler.arriving) and time.monotonic() < until:
                 await asyncio.sleep(0.02)
-        for session in list(sessions.values()):
-            self.scheduler.finish(session, "closing", "the server has closed")
+        for session in list(scheduler.sessions.values()):
+            scheduler.finish(session, "closing", "the server has closed")
 
     # --- in the background ----------------------------------------------------------------------------------------
 
@@ -149,12 +200,48 @@ class Transfer:
             task.exception()  # is looked at, whether or not somebody still waits for it
 
 
+def apart(call: Callable[..., Found], *arguments: Any) -> asyncio.Future[Found]:
+    """A call in a thread of its own: a store that hangs takes no other's, and nobody waits for it when a server ends."""
+    done: concurrent.futures.Future[Found] = concurrent.futures.Future()
+
+    def work() -> None:
+        done.set_running_or_notify_cancel()
+        try:
+            done.set_result(call(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=work, name=THREAD, daemon=True).start()
+    return asyncio.wrap_future(done)
+
+
+def hanging() -> bool:
+    """A call to the snapshots has not come back."""
+    return any(thread.name == THREAD for thread in threading.enumerate())
+
+
 async def quietly(call: Callable[..., object], *arguments: Any) -> None:
-    """A call in a thread that nobody waits for: its failure is logged."""
+    """A call that nobody waits for: its failure is logged."""
     try:
-        await asyncio.to_thread(call, *arguments)
+        await apart(call, *arguments)
     except Exception:
         logger.exception("the snapshots cannot be tidied")
+
+
+@contextlib.contextmanager
+def in_words(identity: str) -> Iterator[None]:
+    """Says as a refusal what is wrong with a snapshot, or with where it lies."""
+    try:
+        yield
+    except Unusable as error:
+        raise Refused(410, str(error)) from error
+    except (OSError, UserError) as error:
+        logger.exception("the snapshot of session %s cannot be read", identity)
+        raise Refused(503, "the saved walk cannot be read now; connect again", 2, "unreadable") from error
+
+
+def elsewhere() -> Refused:
+    return Refused(503, "another server is taking this walk on; connect again", 1, "claimed")
 
 
 # --- what a session is, without its walk ----------------------------------------------------------------------------
