@@ -150,6 +150,18 @@ def test_a_branch_leaves_the_walk_as_it_was():
         assert (step(walk, forward(walk.num_actions))[0] == step(alone, forward(alone.num_actions))[0]).all()
 
 
+def test_what_branches_share_has_one_address():
+    walk = walked()
+    for _ in range(6):
+        step(walk, forward(walk.num_actions))
+    own, branch = walk.storage(), walk.branch().storage()
+    window, shared = walk.rollout.memory.window, own.keys() & branch.keys()
+    assert shared
+    assert sum(own.values()) >= walk.rollout.memory.num_bytes
+    assert sum((own | branch).values()) - sum(own.values()) >= window.num_bytes
+    assert not {x.untyped_storage().data_ptr() for x in window.tensors().values()} & shared
+
+
 def test_a_state_of_another_engine_is_refused(student):
     with pytest.raises(ValueError, match="'dtype': 'bf16'"):
         student.restore(walked(memory={"dtype": "bf16"}).state())

@@ -67,7 +67,8 @@ class Door:
         self.inside += 1
         try:
             try:
-                await asyncio.wait_for(self.turn.acquire(), self.seconds)
+                async with asyncio.timeout(self.seconds):
+                    await self.turn.acquire()
             except TimeoutError as error:
                 raise Busy(f"other images took longer than {self.seconds:g} s; come again in a moment") from error
             try:

@@ -132,7 +132,8 @@ class Stream:
                     self.metrics.answer.observe(answer_s)
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(session.changed.wait(), session.pace.wait_s(time.monotonic()))
+                async with asyncio.timeout(session.pace.wait_s(time.monotonic())):  # wait_for may miss a cancellation
+                    await session.changed.wait()
 
 
 def check(session: Session, connection: int) -> None:
