@@ -149,9 +149,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
         asked = session.asked
         return {"id": session.id, "seed": asked.seed, "prompt": asked.caption, **session.report(time.monotonic())}
 
-    @app.delete(
-        "/v1/sessions/{identity}", status_code=204, responses=own | errors(503), dependencies=[Security(TOKEN)]
-    )
+    @app.delete("/v1/sessions/{identity}", status_code=204, responses=own | errors(503), dependencies=[Security(TOKEN)])
     async def delete(request: Request, identity: str) -> None:
         """Ends a walk, also one that lies between two servers."""
         if not await transfer.discard(identity, owner(request, identity)):
