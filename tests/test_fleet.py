@@ -174,7 +174,8 @@ def test_a_walk_that_does_not_move_yet_holds_up_no_other(fleet: Fleet, monkeypat
         return httpx.Response(202 if asked[-1] == "0f5d9fe3.here" else 404)
 
     fleet.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    mover = Mover(CFG, ACCESS, fleet)
+    metrics = RouterMetrics()
+    mover = Mover(CFG, ACCESS, fleet, metrics)
 
     async def run() -> None:
         emptying = asyncio.create_task(mover.empty(leaving))
@@ -184,4 +185,4 @@ def test_a_walk_that_does_not_move_yet_holds_up_no_other(fleet: Fleet, monkeypat
     asyncio.run(run())
     assert asked[:2] == ["0f5d9fe3.arriving", "0f5d9fe3.here"]
     assert len(asked) < 10
-    assert mover.num_moved == 1
+    assert b"relic_router_moved_total 1.0\n" in metrics.show([])

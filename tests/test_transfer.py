@@ -153,7 +153,7 @@ def test_a_reader_that_is_gone_does_not_hold_a_server_up(monkeypatch, caplog):
         session = ask("POST", f"{place}/v1/sessions", body={"example": "e0"})
         raw = socket.create_connection(("127.0.0.1", urlsplit(place).port))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with connect(url(place, session), sock=raw, max_queue=1, close_timeout=0.1) as deaf:
+        with connect(stream_url(place, session), sock=raw, max_queue=1, close_timeout=0.1) as deaf:
             say(deaf, "hello", token=session["token"])
             say(deaf, "action", seq=1, keys=["pan_left"])
             until = time.monotonic() + 10
@@ -407,7 +407,7 @@ def test_a_walk_that_arrives_at_a_server_which_closes_goes_to_another(dials, mon
             engine, restoring, closed = other.server.scheduler.engine, threading.Event(), threading.Event()
             restore = engine.restore
             monkeypatch.setattr(engine, "restore", lambda state: [restoring.set(), closed.wait(5), restore(state)][-1])
-            with connect(url(other, session)) as stream:
+            with connect(stream_url(other, session)) as stream:
                 say(stream, "hello", token=token)
                 restoring.wait(5)
                 other.server.handle_exit(signal.SIGTERM, None)

@@ -54,7 +54,9 @@ class Metrics(Counted):
         self.used = self._gauge("relic_session_slots_used", "Share of the places that are taken, 0 to 1")
         self.ready = self._gauge("relic_ready", "1 while walks are admitted")
         self.streams = self._gauge("relic_streams_open", "Connections that are open to a walk's stream")
-        self.memory = self._gauge("relic_memory_bytes", "Memory of all walks' own, and of the whole process", "of")
+        self.memory = self._gauge(
+            "relic_memory_bytes", "Of the device for walks and their moments; of the process", "of"
+        )
         self.created = self._counter("relic_sessions_created", "Walks that were begun")
         self.ended = self._counter("relic_sessions_ended", "Walks that have ended, by reason", "reason")
         self.frames_sent = self._counter("relic_frames_sent", "Pictures sent")

@@ -22,10 +22,9 @@ from starlette.websockets import WebSocket
 from relic.serve import logs, reception
 from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
-from relic.serve.connections import bounded
 from relic.serve.fleet import Fleet, Replica
 from relic.serve.limits import parts_of
-from relic.serve.listener import address, bind
+from relic.serve.listener import address, bind, bounded
 from relic.serve.metrics import Exposition, RouterMetrics
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts

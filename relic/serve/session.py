@@ -98,6 +98,10 @@ class Session:
             self.moments.clear()
             self.changed.set()
 
+    def walks(self) -> list[Walk]:
+        """Its walk, once it is open, and those of its moments."""
+        return [*([self.walk] if self.walk else []), *(moment.walk for moment in self.moments)]
+
     def tell(self, notice: dict) -> None:
         self.notices.append(notice)
         self.changed.set()

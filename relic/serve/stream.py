@@ -28,15 +28,15 @@ class Stream:
     """One connection to the session `identity`."""
 
     def __init__(self, socket: WebSocket, identity: str, transfer: Transfer, access: Access, world: World, cfg: Serve,
-                 sockets: Sockets):  # fmt: skip
+                 sockets: Sockets, caller: str):  # fmt: skip
         self.socket, self.identity, self.transfer, self.access = socket, identity, transfer, access
-        self.world, self.cfg, self.sockets = world, cfg, sockets
+        self.world, self.cfg, self.sockets, self.caller = world, cfg, sockets, caller
         self.scheduler, self.metrics = transfer.scheduler, transfer.scheduler.metrics
 
     async def run(self) -> None:
-        with self.sockets.place():
+        with self.sockets.open.hold(self.caller):
             try:
-                with self.sockets.silence():
+                with self.sockets.silent.hold(self.caller):
                     await self.socket.accept()
                     await hello(self.socket, self.identity, self.access, self.cfg)
                     session = await self.transfer.find(self.identity)
