@@ -1,10 +1,12 @@
-"""One connection to a walk, without a network: what it may do once another has taken the walk over."""
+"""One connection to a walk, without a network: how it ends, and what it may do once another has taken the walk over."""
 
 import asyncio
 import json
 import time
+from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_world import FakeWorld
 
@@ -15,6 +17,7 @@ from relic.serve.scheduler import Scheduler
 from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
 from relic.serve.transfer import Transfer
+from relic.serve.wire import Picture
 
 CFG = Serve(run="fake")
 TAKEN = "another connection has taken this walk over"
@@ -80,5 +83,18 @@ def test_a_connection_that_was_taken_over_takes_no_notices_of_the_new_one():
         with pytest.raises(Refused, match=TAKEN):
             await asyncio.wait_for(old, 2)
         assert [notice["type"] for notice in session.notices] == ["second"]
+
+    asyncio.run(run())
+
+
+def test_a_refusal_behind_a_wrong_message_ends_the_stream():
+    async def run() -> None:
+        session, socket, stream, _ = walked(most=99)
+        session.pace.put(Picture(0, 0, np.eye(4), Future(), 0.0), time.monotonic() + 100)
+        await asyncio.sleep(0.01)
+        for message in ("{}", "x" * 9000):  # the first wakes who shows pictures at the moment when it is cancelled
+            socket.said.put_nowait(message)
+        with pytest.raises(Refused, match="the message has 9000 characters"):
+            await asyncio.wait_for(stream, 2)
 
     asyncio.run(run())

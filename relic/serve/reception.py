@@ -19,7 +19,8 @@ from relic.serve.config import Router, Serve
 async def hello(socket: WebSocket, identity: str, access: Access, cfg: Serve | Router) -> str:
     """The first message of a stream, whose token opens the session, or `Refused`."""
     try:
-        text = await asyncio.wait_for(receive(socket), cfg.hello_s)
+        async with asyncio.timeout(cfg.hello_s):
+            text = await receive(socket)
         message = wire.parse(text, cfg)
     except TimeoutError as error:
         raise Refused(408, f"no hello came within {cfg.hello_s:g} s") from error

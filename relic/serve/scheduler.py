@@ -176,7 +176,8 @@ class Scheduler:
                 await self.step(session)
             else:
                 try:
-                    await asyncio.wait_for(self.wake.wait(), self.next_look_s(now))
+                    async with asyncio.timeout(self.next_look_s(now)):  # wait_for may forget a cancellation
+                        await self.wake.wait()
                 except TimeoutError:
                     continue
 

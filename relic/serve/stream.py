@@ -132,7 +132,9 @@ class Stream:
                     self.metrics.answer.observe(answer_s)
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(session.changed.wait(), session.pace.wait_s(time.monotonic()))
+                # not wait_for: of a cancellation and a change at once, it forgets the cancellation
+                async with asyncio.timeout(session.pace.wait_s(time.monotonic())):
+                    await session.changed.wait()
 
 
 def check(session: Session, connection: int) -> None:
