@@ -296,11 +296,14 @@ def test_a_desktop_cuts_nothing_off(browser, place, size):
     viewport = dict(zip(("width", "height"), size, strict=True))
     with visit(browser, place, viewport=viewport) as page:
         walk(page)
-        for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "footer"]:
+        for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "#about"]:
             for box in [found.bounding_box() for found in page.locator(part).all()]:
                 assert box["x"] >= 0 and box["x"] + box["width"] <= size[0]
                 assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
-        assert page.evaluate("document.querySelector('aside').scrollHeight") == page.locator("aside").bounding_box()["height"]
+        assert (
+            page.evaluate("document.querySelector('aside').scrollHeight")
+            == page.locator("aside").bounding_box()["height"]
+        )
 
 
 def test_two_thumbs_walk_and_look_at_once(phone):
