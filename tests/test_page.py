@@ -298,8 +298,10 @@ def test_a_desktop_cuts_nothing_off(browser, place, size):
         walk(page)
         for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "#about"]:
             for box in [found.bounding_box() for found in page.locator(part).all()]:
-                assert box["x"] >= 0 and box["x"] + box["width"] <= size[0]
-                assert box["y"] >= 0 and box["y"] + box["height"] <= size[1]
+                assert box["x"] >= 0
+                assert box["x"] + box["width"] <= size[0]
+                assert box["y"] >= 0
+                assert box["y"] + box["height"] <= size[1]
         assert (
             page.evaluate("document.querySelector('aside').scrollHeight")
             == page.locator("aside").bounding_box()["height"]
