@@ -50,8 +50,8 @@ def source() -> None:
     sessions = [f"s{number}" for number in range(max(streams for streams, _ in CASES))]
 
     async def replica(request: Request) -> JSONResponse:
-        said = {"name": "source", "ready": True, "draining": False, "slots": len(sessions), "sessions": sessions}
-        return JSONResponse({**said, "active": len(sessions), "export": ""})
+        said = {"process": "1", "name": "source", "ready": True, "draining": False, "export": ""}
+        return JSONResponse({**said, "slots": len(sessions), "active": len(sessions), "sessions": sessions})
 
     async def stream(socket: WebSocket) -> None:
         await socket.accept()
@@ -83,9 +83,9 @@ def started(*line: str) -> Iterator[tuple[int, str]]:
             process.kill()
 
 
-async def read(place: str, number: int, frames: int, num_bytes: int, fps: float) -> list[float]:
+async def read(address: str, number: int, frames: int, num_bytes: int, fps: float) -> list[float]:
     """The delay in ms of each frame of a stream."""
-    url = f"{place.replace('http', 'ws')}/v1/sessions/s{number}/stream"
+    url = f"{address.replace('http', 'ws')}/v1/sessions/s{number}/stream"
     token = Access({}, 60.0, SECRET).issue(f"s{number}")
     async with connect(url, proxy=None, compression=None, max_size=None, max_queue=4) as stream:
         said = {"type": "hello", "token": token, "frames": frames, "bytes": num_bytes, "fps": fps}
@@ -100,10 +100,10 @@ def sent_at(message: str | bytes) -> float:
     return CLOCK.unpack_from(message)[0]
 
 
-async def read_all(place: str, streams: int, frames: int, num_bytes: int, fps: float) -> tuple[list[float], float]:
+async def read_all(address: str, streams: int, frames: int, num_bytes: int, fps: float) -> tuple[list[float], float]:
     """The delays of all streams' frames, and frames a second together."""
     began = time.monotonic()
-    found = await asyncio.gather(*(read(place, number, frames, num_bytes, fps) for number in range(streams)))
+    found = await asyncio.gather(*(read(address, number, frames, num_bytes, fps) for number in range(streams)))
     return list(chain.from_iterable(found)), streams * frames / (time.monotonic() - began)
 
 
@@ -130,7 +130,7 @@ def measured(streams: int, num_bytes: int, direct: str, routed: str, router: int
     _, routed_rate = asyncio.run(read_all(routed, streams, frames, num_bytes, 0.0))
     used_us = 1e6 * (cpu_s(router) - before) / (streams * frames)
     delays = [
-        asyncio.run(read_all(place, streams, round(PACED_S * FPS), num_bytes, FPS))[0] for place in (direct, routed)
+        asyncio.run(read_all(address, streams, round(PACED_S * FPS), num_bytes, FPS))[0] for address in (direct, routed)
     ]
     (direct_50, direct_95), (routed_50, routed_95) = (np.percentile(one, (50, 95)).round(2).tolist() for one in delays)
     return Row(

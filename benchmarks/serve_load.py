@@ -38,7 +38,7 @@ from relic import artifacts, recipes
 from relic.artifacts import LocalStore
 from relic.model import fp8, weights
 from relic.serve import client, export
-from relic.serve.talk import Answered, ask
+from relic.serve.client import Answered, ask
 from relic.worlds import rooms
 from relic.worlds.config import Rooms
 
@@ -142,26 +142,26 @@ def serving(uri: str, slots: int, core: str) -> Iterator[tuple[str, int]]:
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stdout
-            place = next(word for word in process.stdout.readline().split() if word.startswith("http"))
-            while not ready(place):
+            address = next(word for word in process.stdout.readline().split() if word.startswith("http"))
+            while not ready(address):
                 time.sleep(0.2)
-            yield place, process.pid
+            yield address, process.pid
         finally:
             process.terminate()
 
 
-def ready(place: str) -> bool:
+def ready(address: str) -> bool:
     try:
-        return ask("GET", f"{place}/readyz")["ready"]
+        return ask("GET", f"{address}/readyz")["ready"]
     except (Answered, OSError):
         return False
 
 
-def walk(place: str, person: Person, until: float, seed: int) -> None:
+def walk(address: str, person: Person, until: float, seed: int) -> None:
     """Walks and presses keys until the time is over."""
     keys, press_at, pressed = random.Random(seed), 0.0, dict[int, float]()
     try:
-        with client.begin(place, seed=seed) as made:
+        with client.begin(address, seed=seed) as made:
             last = -1
             while time.monotonic() < until:
                 if time.monotonic() > press_at:
@@ -191,13 +191,13 @@ def resident_mib(process: int) -> float:
 
 def load(uri: str, clients: int, minutes: float) -> Row:
     server_core, client_core = cores()
-    with serving(uri, clients, server_core) as (place, process):
+    with serving(uri, clients, server_core) as (address, process):
         if client_core:
             os.sched_setaffinity(0, {int(client_core)})
         began = time.monotonic()
         people, samples = [Person() for _ in range(clients)], list[tuple[float, float]]()
         threads = [
-            threading.Thread(target=walk, args=(place, person, began + 60 * minutes, seed))
+            threading.Thread(target=walk, args=(address, person, began + 60 * minutes, seed))
             for seed, person in enumerate(people)
         ]
         for thread in threads:
@@ -205,7 +205,7 @@ def load(uri: str, clients: int, minutes: float) -> Row:
         time.sleep(3)
         refused = 0
         try:
-            client.begin(place)
+            client.begin(address)
         except Answered as error:
             refused = int(error.status == 429)
         while any(thread.is_alive() for thread in threads):
@@ -234,7 +234,7 @@ def load(uri: str, clients: int, minutes: float) -> Row:
 def overhead(uri: str, turns: int) -> dict[str, Any]:
     """Frames a second of the engine alone and behind the service, in turns, and the share that the service takes."""
     server_core, client_core = cores()
-    with serving(uri, 1, server_core) as (place, _):
+    with serving(uri, 1, server_core) as (address, _):
         if client_core:
             os.sched_setaffinity(0, {int(client_core)})
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -248,15 +248,15 @@ def overhead(uri: str, turns: int) -> dict[str, Any]:
                 alone.stdin.write(f"{OVERHEAD_S}\n")
                 alone.stdin.flush()
                 bare.append(float(alone.stdout.readline()))
-                served.append(frames_per_s(place))
+                served.append(frames_per_s(address))
             alone.stdin.close()
     ratios = [a / b for a, b in zip(served, bare, strict=True)]
     return {"engine_frames_per_s": bare, "service_frames_per_s": served, "overhead": 1 - statistics.median(ratios)}
 
 
-def frames_per_s(place: str) -> float:
+def frames_per_s(address: str) -> float:
     """Of one walk, once its memory is full."""
-    with client.begin(place, wait_s=10) as made:
+    with client.begin(address, wait_s=10) as made:
         made.act("dolly_in")
         until, count, began = time.monotonic() + 4 + OVERHEAD_S, 0, 0.0
         while time.monotonic() < until:

@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 from typing import Any
 
-from fake_world import FakeWorld, Place
+from fake_world import FakeWorld
 
-from relic.serve import app, engine
+from relic.serve import app, client, engine
 from relic.serve.config import Serve
 from relic.serve.snapshots import Snapshots
-from relic.serve.talk import follow, hear
 
 
 def hang(self: Snapshots, *_: Any) -> str:
@@ -21,9 +20,10 @@ def hang(self: Snapshots, *_: Any) -> str:
 
 
 def walk(address: str) -> None:
-    with follow(Place(address), wait_s=20) as (_, stream):
+    with client.begin(address, wait_s=20) as begun:
         signal.raise_signal(signal.SIGTERM)
-        print("ended", hear(stream, "ended"), flush=True)
+        list(begun.frames())
+        print("ended", begun.over, flush=True)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,8 @@ class FakeWalk:
         self.actions = torch.zeros(0, 13)
         self.x, self.scale, self.decode_s = 0.0, 1.0, 0.0
 
-    @property
-    def num_bytes(self) -> int:
-        return self.image.nbytes + self.actions.nbytes
+    def storage(self) -> dict[int, int]:
+        return {id(self.image): self.image.nbytes, id(self.actions): self.actions.nbytes}
 
     def step(self, actions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Two frames at a time, as if each two were a latent."""

@@ -71,7 +71,7 @@ TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
         "launch.state",
         *CONFIGS,
     },
-    "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", "serve.talk", *CONFIGS},
+    "launch": {*HELPERS, *CLUSTER, "call", "steps", "recipes", "launch", "serve.client", *CONFIGS},
 }
 FILES = sorted((ROOT / "relic").rglob("*.py"))
 

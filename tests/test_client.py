@@ -1,7 +1,9 @@
 """The Python client against a real server."""
 
+import base64
 import io
 import itertools
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from relic.serve import client
-from relic.serve.talk import Answered
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,8 @@ def test_an_action_brings_a_lost_walk_back_too(place):
 def test_a_walk_that_was_taken_over_has_ended(place):
     with client.begin(place) as walk:
         other = client.Walk(place, walk.session)
+        while walk.stream.state is not State.CLOSED:  # so the sentence waits behind a connection that is closed
+            time.sleep(0.01)
         with pytest.raises(client.Ended, match="another connection has taken this walk over"):
             frames(walk, 1000)
         other.close()
@@ -127,17 +132,37 @@ def test_a_walk_that_the_server_ends_says_why(place):
         assert walk.frame() is None
 
 
-def test_tokens_are_renewed_while_frames_are_read():
-    with serving(FakeWorld(), token_s=0.6) as short, client.begin(short) as walk:
+def test_a_walk_that_cannot_be_deleted_leaves_no_connection(place):
+    walk = client.begin(place)
+    token, walk.token = walk.token, "wrong"
+    with pytest.raises(client.Answered, match="403"):
+        walk.close()
+    with pytest.raises(ConnectionClosed):
+        walk.stream.send("{}")
+    client.ask("DELETE", f"{place}/v1/sessions/{walk.id}", token=token)
+
+
+def seconds_left(token: str) -> float:
+    payload = token.partition(".")[0]
+    return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["until"] - time.time()
+
+
+def test_tokens_are_renewed_while_frames_are_read(place, monkeypatch):
+    late_s, now = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: now() + late_s[0])
+    with client.begin(place) as walk:
         walk.act("pan_left")
-        frames(walk, 40)
-        assert walk.token != walk.session["token"]
+        frames(walk, 1)
+        walk.session["token_seconds"], walk.ping_at = 0.3, 0.0  # a new one every 0.1 s
+        for late_s[0] in (40.0, 80.0):  # the first one's life is 60 s
+            assert any(seconds_left(walk.token) > 30 for _ in itertools.islice(walk.frames(), 200))
+        assert seconds_left(walk.session["token"]) < 0
         lose(walk)
         assert frames(walk, 1)
 
 
 def test_what_the_server_refuses_is_its_sentence(place):
-    with pytest.raises(Answered, match="there is no example 'nowhere'") as refused:
+    with pytest.raises(client.Answered, match="there is no example 'nowhere'") as refused:
         client.begin(place, example="nowhere")
     assert refused.value.status == 422
 

@@ -8,6 +8,7 @@ import pytest
 from relic.serve.access import Access, Refused
 from relic.serve.config import Router
 from relic.serve.fleet import Fleet, Replica
+from relic.serve.metrics import RouterMetrics
 from relic.serve.moving import Mover
 
 CFG = Router(replicas="nowhere:1", token_secret="x")
@@ -16,8 +17,8 @@ EXPORT, OTHER = "0f5d9fe3a7c1b2d4e6f8", "1" * 20
 
 
 def told(**said) -> dict:
-    return {"name": "a", "ready": True, "draining": False, "slots": 4, "active": 0, "sessions": [], "export": EXPORT,
-            **said}  # fmt: skip
+    return {"process": said.get("name", "a"), "name": "a", "ready": True, "draining": False, "slots": 4, "active": 0,
+            "sessions": [], "export": EXPORT, **said}  # fmt: skip
 
 
 @pytest.fixture
@@ -126,6 +127,14 @@ def test_another_process_at_an_address_is_another_replica(fleet: Fleet) -> None:
         sought(fleet, "0f5d9fe3.one")
 
 
+def test_a_server_that_was_started_again_in_its_place_has_lost_its_walks(fleet: Fleet) -> None:
+    before = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    fleet.hear(before, told(name="a", process="again"))  # a container keeps its pod's name
+    assert before.gone.is_set()
+    with pytest.raises(Refused, match="has died"):
+        sought(fleet, "0f5d9fe3.one")
+
+
 def test_silence_is_death_only_after_a_while(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("relic.serve.fleet.time.monotonic", lambda: now[0])
@@ -137,10 +146,10 @@ def test_silence_is_death_only_after_a_while(fleet: Fleet, monkeypatch: pytest.M
     assert (replica.gone.is_set(), list(fleet.replicas)) == (True, [])
 
 
-def test_a_place_is_kept_for_a_walk_on_its_way(fleet: Fleet) -> None:
+def test_a_slot_is_kept_for_a_walk_on_its_way(fleet: Fleet) -> None:
     leaving = add(fleet, "a", draining=True, sessions=["0f5d9fe3.one", "0f5d9fe3.two"])
     other = add(fleet, "b", slots=2, sessions=["0f5d9fe3.three"])
-    mover = Mover(CFG, ACCESS, fleet)
+    mover = Mover(CFG, ACCESS, fleet, RouterMetrics())
     assert mover.room(leaving) == 1
     mover.on_the_way["0f5d9fe3.one"] = 1e12
     assert mover.room(leaving) == 0
@@ -165,7 +174,8 @@ def test_a_walk_that_does_not_move_yet_holds_up_no_other(fleet: Fleet, monkeypat
         return httpx.Response(202 if asked[-1] == "0f5d9fe3.here" else 404)
 
     fleet.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
-    mover = Mover(CFG, ACCESS, fleet)
+    metrics = RouterMetrics()
+    mover = Mover(CFG, ACCESS, fleet, metrics)
 
     async def run() -> None:
         emptying = asyncio.create_task(mover.empty(leaving))
@@ -175,4 +185,4 @@ def test_a_walk_that_does_not_move_yet_holds_up_no_other(fleet: Fleet, monkeypat
     asyncio.run(run())
     assert asked[:2] == ["0f5d9fe3.arriving", "0f5d9fe3.here"]
     assert len(asked) < 10
-    assert mover.num_moved == 1
+    assert b"relic_router_moved_total 1.0\n" in metrics.show([])

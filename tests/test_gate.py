@@ -3,11 +3,12 @@
 import httpx
 import pytest
 from fake_world import FakeWorld, Place, serving
+from talk import hear
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from relic.serve.client import say
 from relic.serve.config import Serve
-from relic.serve.talk import hear, say
 
 FRIEND = "https://friend.example"
 
@@ -31,6 +32,7 @@ def strangers(place: Place) -> list[str]:
         f"http://evil.example/{host}",
         f"http://{host}.evil.example",
         "http://",
+        "http://[",
         host,
     ]
 
@@ -57,6 +59,7 @@ def test_a_page_of_another_site_ends_none_and_walks_in_none(place):
             pass
         assert error.value.response.status_code == 403
         assert b"pages of another site" in error.value.response.body
+        assert error.value.response.headers["x-content-type-options"] == "nosniff"
     with connect(session["url"], origin=str(place)) as stream:
         say(stream, "hello", token=session["token"])
         hear(stream, "ready")
@@ -69,6 +72,14 @@ def test_every_answer_carries_the_headers_and_lets_no_other_site_read(place, pat
     assert "default-src 'self'" in answer.headers["content-security-policy"]
     assert "access-control-allow-origin" not in answer.headers
     assert "server" not in answer.headers
+
+
+def test_so_does_the_answer_to_a_request_in_which_the_server_failed(place, monkeypatch, caplog):
+    monkeypatch.setattr(place.server.scheduler, "find", None)
+    session = post(place, None).json()
+    headers = {"authorization": f"Bearer {session['token']}"}
+    answer = httpx.get(f"{place}/v1/sessions/{session['id']}", headers=headers)
+    assert (answer.status_code, answer.headers["x-content-type-options"]) == (500, "nosniff")
 
 
 @pytest.mark.parametrize("origin", ["friend.example", "https://friend.example/", "*", "file://x"])

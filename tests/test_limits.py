@@ -1,7 +1,15 @@
 """Rates and counts: what is let through, what is not, and that nothing grows with the number of callers."""
 
-import pytest
+import contextlib
+import select
+import socket
 
+import httpx
+import pytest
+from fake_world import FakeWorld, Place, serving
+from test_api import OTHER
+
+from relic.serve import limits
 from relic.serve.access import Refused
 from relic.serve.limits import FLOOD_S, MOST_KNOWN, Bucket, Creates, Messages, Sockets
 
@@ -71,13 +79,71 @@ def test_a_burst_now_and_then_is_forgiven():
     assert told == 20
 
 
-def test_half_of_the_streams_may_be_silent():
+def refusal(sockets: Sockets, caller: str) -> str:
+    try:
+        sockets.check(caller)
+    except Refused as error:
+        return error.sentence.partition(";")[0]
+    return ""
+
+
+def test_one_caller_opens_half_of_the_streams_and_others_the_rest():
     sockets = Sockets(4)
-    with sockets.place(), sockets.place():
-        with sockets.silence():
-            sockets.check()
-            with sockets.silence(), pytest.raises(Refused, match="2 streams are open already, 2 of them without"):
-                sockets.check()
-        with sockets.place(), sockets.place(), pytest.raises(Refused, match="4 streams are open"):
-            sockets.check()
-    assert (sockets.open, sockets.silent) == (0, 0)
+    with sockets.open.hold("ann"), sockets.open.hold("ann"):
+        assert refusal(sockets, "ann") == "2 streams are open already, 0 of them without a hello, 2 of them yours"
+        with sockets.open.hold("bob"):
+            assert not refusal(sockets, "bob")
+            with sockets.open.hold("cat"):
+                assert refusal(sockets, "dan").startswith("4 streams are open already")
+    assert not sockets.open.held
+
+
+def test_half_of_the_streams_may_be_silent_and_of_these_half_one_callers():
+    sockets = Sockets(8)
+    with sockets.silent.hold("ann"), sockets.silent.hold("ann"):
+        assert "2 of them without a hello" in refusal(sockets, "ann")
+        assert not refusal(sockets, "bob")
+        with sockets.silent.hold("bob"), sockets.silent.hold("cat"):
+            assert "4 of them without a hello" in refusal(sockets, "dan")
+
+
+# --- bodies ---------------------------------------------------------------------------------------------------------
+
+
+HEAD = "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+
+
+@pytest.fixture(scope="module")
+def place():
+    with serving(FakeWorld(), slots=3, sessions_each=3, image_bytes=1000) as found:
+        yield found
+
+
+def slow(place: Place) -> socket.socket:
+    """A request whose body does not come."""
+    host, port = place.removeprefix("http://").split(":")
+    line = socket.create_connection((host, int(port)), timeout=5)
+    line.sendall(HEAD.encode())
+    return line
+
+
+def test_a_body_that_does_not_come_is_given_up(place, monkeypatch):
+    monkeypatch.setattr(limits, "BODY_S", 0.2)
+    answer = b""
+    with slow(place) as line:
+        while not answer.endswith(b"}"):
+            answer += line.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"the body did not come within 0.2 s" in answer
+
+
+def test_one_callers_slow_bodies_keep_nobody_else_out(place):
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(slow(place)) for _ in range(limits.MOST_BODIES // 2 + 1)]
+        ((refused,), _, _) = select.select(lines, [], [], 5)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += refused.recv(4096)
+        assert b"4 bodies are on their way already, 4 of them yours" in answer
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=OTHER[0])) as other:
+            assert other.post(f"{place}/v1/sessions", json={"example": "e0"}).status_code == 201

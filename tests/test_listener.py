@@ -1,11 +1,80 @@
-"""The port of a server."""
+"""The port of a server: connections that ask for nothing do not stay, and there are never too many."""
 
 import asyncio
+import contextlib
 import socket
+import time
+from collections.abc import Iterator
 
 import pytest
+from fake_world import FakeWorld, Place, serving
+from test_api import OTHER
 
-from relic.serve.listener import address, bind
+from relic.serve import app
+from relic.serve.listener import Bounded, address, bind, bounded
+
+HEAD_S = 0.2
+
+
+@contextlib.contextmanager
+def looking(patch: pytest.MonkeyPatch, head_s: float) -> Iterator[Place]:
+    """A server that takes 5 connections and looks at each every `head_s`."""
+    patch.setattr(app, "MOST_ASKING", 4)
+    patch.setattr(app, "bounded", lambda most: bounded(most, head_s))
+    with serving(FakeWorld(), sockets=1) as found:
+        yield found
+
+
+@pytest.fixture
+def hasty(monkeypatch) -> Iterator[Place]:
+    with looking(monkeypatch, HEAD_S) as found:
+        yield found
+
+
+@pytest.fixture
+def place(monkeypatch) -> Iterator[Place]:
+    with looking(monkeypatch, 60.0) as found:
+        yield found
+
+
+def dial(place: Place, said: bytes = b"", source: tuple[str, int] | None = None) -> socket.socket:
+    host, port = place.removeprefix("http://").split(":")
+    line = socket.create_connection((host, int(port)), source_address=source)
+    line.settimeout(5)
+    line.sendall(said)
+    return line
+
+
+def is_closed(line: socket.socket) -> bool:
+    with contextlib.suppress(ConnectionResetError):
+        return line.recv(1) == b""
+    return True
+
+
+def ask(line: socket.socket) -> None:
+    line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        part = line.recv(4096)
+        if not part:
+            raise ConnectionError("it is closed")
+        answer += part
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+def full(place: Place, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Five connections, all that there may be."""
+    lines = [stack.enter_context(dial(place)) for _ in range(5)]
+    while len(place.server.server_state.connections) < 5:
+        time.sleep(0.01)
+    return lines
+
+
+def send_for(line: socket.socket, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        line.sendall(b"1000\r\n" + bytes(0x1000) + b"\r\n")
+        time.sleep(0.001)
 
 
 def test_what_is_written_leaves_at_once() -> None:
@@ -35,3 +104,66 @@ def test_an_address_is_one_that_a_browser_takes() -> None:
 def test_a_host_without_an_address_is_said() -> None:
     with pytest.raises(ValueError, match="host is 'no such host', which has no address"):
         bind("no such host", 0)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: x\r\nX: "])
+def test_a_connection_that_asks_for_nothing_is_closed(hasty, said):
+    began = time.monotonic()
+    with dial(hasty, said) as line:
+        assert is_closed(line)
+        assert time.monotonic() - began > HEAD_S / 2
+
+
+def test_a_body_that_still_comes_when_it_is_refused_is_not_read_for_ever(hasty):
+    head = "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with dial(hasty, head.encode()) as line:
+        assert line.recv(12) == b"HTTP/1.1 415"
+        with pytest.raises(OSError, match=r"reset|[Pp]ipe"):
+            send_for(line, 50 * HEAD_S)
+
+
+def test_who_takes_nothing_of_its_answers_is_closed(hasty):
+    with dial(hasty, 200 * b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"):
+        state, until = hasty.server.server_state, time.monotonic() + 50 * HEAD_S
+        while (state.connections or not state.total_requests) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert state.total_requests < 200
+        assert not state.connections
+
+
+def test_one_that_has_asked_since_the_last_look_stays(place):
+    with dial(place) as line:
+        ask(line)
+        (one,) = place.server.server_state.connections
+        assert isinstance(one, Bounded)
+        before = one.cycle
+        ask(line)
+        one.loop.call_soon_threadsafe(one.look, before, 0)
+        ask(line)
+        one.loop.call_soon_threadsafe(one.look, one.cycle, 0)
+        assert is_closed(line)
+
+
+def test_connections_beyond_the_bound_are_closed_at_once_and_the_others_are_served(place):
+    with contextlib.ExitStack() as stack:
+        lines = full(place, stack)
+        assert is_closed(stack.enter_context(dial(place)))
+        ask(lines[0])
+
+
+def test_who_has_most_connections_loses_one_to_another_caller(place):
+    with contextlib.ExitStack() as stack:
+        lines = full(place, stack)
+        others = [stack.enter_context(dial(place, source=OTHER)) for _ in range(3)]
+        ask(others[0])
+        ask(others[1])
+        assert is_closed(others[2])  # it would have as many as the first caller
+        assert sum(answers(line) for line in lines) == 3
+
+
+def answers(line: socket.socket) -> bool:
+    try:
+        ask(line)
+    except ConnectionError:
+        return False
+    return True

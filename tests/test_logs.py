@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from fake_world import FakeWorld, serving
-from test_api import closing, encoded
+from talk import closing, follow, see
+from test_api import encoded
 
 from relic.serve import logs
-from relic.serve.talk import follow, say, see
+from relic.serve.client import say
 
 KEY, PROMPT = "correct-horse-battery-staple", "a-prompt-that-nobody-else-shall-read"
 

@@ -3,11 +3,12 @@
 import httpx
 from fake_world import FakeWorld, Place, serving
 from prometheus_client.parser import text_string_to_metric_families
-from test_api import closing, post
+from talk import closing, follow, hear, see
+from test_api import post
 from test_session import row, walk
 
+from relic.serve.client import say
 from relic.serve.metrics import Metrics
-from relic.serve.talk import follow, say, see
 
 
 def scraped(place: Place) -> dict[str, float]:
@@ -41,6 +42,20 @@ def test_a_walk_is_counted_from_begin_to_end():
     assert after["relic_sessions_active"] == after["relic_streams_open"] == after["relic_memory_bytes walks"] == 0
     assert after["relic_sessions_created_total"] == after["relic_sessions_ended_total bye"] == 1
     assert after["relic_frames_sent_total"] >= 2
+
+
+def test_what_moments_hold_is_counted_and_what_walks_share_once():
+    with serving(FakeWorld(), slots=4) as place, follow(place) as (_, stream):
+        say(stream, "action", seq=7, keys=["dolly_in"])
+        while not (session := next(iter(place.server.scheduler.sessions.values()))).moments:
+            see(stream)
+        say(stream, "pause")
+        while not hear(stream, "state")["paused"]:
+            pass
+        walks = [session.walk, *(moment.walk for moment in session.moments)]
+        found = scraped(place)["relic_memory_bytes walks"]
+        actions = {id(walk.actions): walk.actions.nbytes for walk in walks}
+        assert found == walks[0].image.nbytes + sum(actions.values())
 
 
 def test_refusals_are_counted_by_status_and_reason():

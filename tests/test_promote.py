@@ -23,7 +23,7 @@ from relic import artifacts, steps, tracking
 from relic.launch import promote, visit
 from relic.launch.config import Deploy, Threshold
 from relic.mistakes import UserError
-from relic.serve import talk
+from relic.serve import client
 from relic.tracking import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow.*")  # MLflow's own use of SQLAlchemy
@@ -257,15 +257,15 @@ def test_a_session_waits_for_a_place_and_for_the_export_that_was_rolled_out(monk
     old, new = "0" * 20, "1" * 20
     engine = FakeWorld()
     engine.world = replace(engine.world, export=old)
-    monkeypatch.setattr(talk, "RETRY_S", 0.05)
+    monkeypatch.setattr(client, "RETRY_S", 0.05)
     with serving(engine, {"k" * 16: "deploy"}, slots=1) as place:
-        taken = talk.ask("POST", f"{place}/v1/sessions", body={"example": "e0"}, token="k" * 16)
-        free = threading.Timer(0.3, talk.ask, ("DELETE", f"{place}/v1/sessions/{taken['id']}"), {"token": "k" * 16})
+        taken = client.ask("POST", f"{place}/v1/sessions", body={"example": "e0"}, token="k" * 16)
+        free = threading.Timer(0.3, client.ask, ("DELETE", f"{place}/v1/sessions/{taken['id']}"), {"token": "k" * 16})
         free.start()
         assert visit.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=old, wait_s=5.0)["pictures"] >= 24
         with pytest.raises(RuntimeError, match=f"serves the export {old}, not {new}"):
             visit.play(place, pictures=24, picture_s=5.0, key="k" * 16, export=new, wait_s=0.2)
-        with pytest.raises(talk.Answered, match="is answered by 401"):
+        with pytest.raises(client.Answered, match="is answered by 401"):
             visit.play(place, pictures=24, picture_s=5.0, export=old, wait_s=60.0)
         assert not place.server.scheduler.sessions
 
@@ -289,7 +289,7 @@ def test_a_world_that_breaks_is_said_with_its_sentence(monkeypatch: pytest.Monke
 
 def test_a_refusal_of_the_server_is_said(place: Place) -> None:
     with pytest.raises(RuntimeError, match=r"POST http.*/v1/sessions is answered by 422: .*there is no example 'x'"):
-        talk.ask("POST", f"{place}/v1/sessions", body={"example": "x"})
+        client.ask("POST", f"{place}/v1/sessions", body={"example": "x"})
 
 
 @pytest.mark.parametrize(

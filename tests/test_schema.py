@@ -1,5 +1,6 @@
 """openapi.json against the server: schemathesis asks all that the document allows, and much that it does not."""
 
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -75,6 +76,16 @@ def test_every_refusal_is_one_sentence_and_every_operation_says_what_it_does(pla
                 if int(status) >= 400 and path not in ("/healthz", "/readyz"):
                     assert said["content"]["application/json"]["schema"]["$ref"].endswith("/Failure")
     assert set(document["components"]["securitySchemes"]) == {"key", "token", "router"}
+
+
+@pytest.mark.parametrize(
+    "body", ["[" * 5000, '{"a":' * 5000, "nul", '"\ud800"', '{"seed": 1e999}', '{"seed": %s}' % ("9" * 9000)]
+)
+def test_a_body_that_hurts_is_a_sentence(place, body):
+    data = body.encode("utf-8", "surrogatepass")
+    answer = httpx.post(f"{place}/v1/sessions", content=data, headers={"content-type": "application/json", **HEADERS})
+    assert answer.status_code == 422
+    assert len(json.loads(answer.content)["error"]) < 400
 
 
 def ask(case: schemathesis.Case) -> None:

@@ -20,7 +20,7 @@ import yaml
 from on_cluster import Bucket, Space, command, kubectl, wait_for
 
 from relic import artifacts
-from relic.serve import client, talk
+from relic.serve import client
 
 pytestmark = [
     pytest.mark.cluster,
@@ -180,8 +180,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def reached(place: str) -> bool:
     """Whether the router knows of a ready server."""
     try:
-        return talk.ask("GET", f"{place}/readyz")["ready"]
-    except talk.Answered:
+        return client.ask("GET", f"{place}/readyz")["ready"]
+    except client.Answered:
         return False
 
 

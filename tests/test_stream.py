@@ -44,7 +44,8 @@ def walked(most: int) -> tuple[Session, Deaf, "asyncio.Task[None]", Scheduler]:
                       now=time.monotonic())  # fmt: skip
     scheduler.begun(session)
     access = Access({}, 60.0, b"s" * 32)
-    stream = Stream(socket, "one", Transfer(scheduler, None), access, world.world, CFG, Sockets(8))  # type: ignore[arg-type]
+    transfer = Transfer(scheduler, None)
+    stream = Stream(socket, "one", transfer, access, world.world, CFG, Sockets(8), "me")  # type: ignore[arg-type]
     return session, socket, asyncio.create_task(stream.walk(session)), scheduler
 
 

@@ -17,13 +17,15 @@ import httpx
 import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
+from talk import follow, hear, see, stream_url
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from relic.serve import app
 from relic.serve.access import Access
-from relic.serve.config import HEADER, Serve
-from relic.serve.talk import Answered, ask, follow, hear, say, see
+from relic.serve.client import Answered, ask, say
+from relic.serve.config import Serve
+from relic.serve.wire import unpacked
 
 SECRET = b"s" * 32
 HANGING = Path(__file__).with_name("fake_hanging_store.py").as_posix()
@@ -45,10 +47,6 @@ def router() -> str:
     return Access({}, 60.0, SECRET).issue("router")
 
 
-def url(place: str, session: dict) -> str:
-    return f"{place.replace('http', 'ws')}{session['path']}"
-
-
 def move(place: str, session: dict) -> None:
     ask("POST", f"{place}/v1/sessions/{session['id']}/move", token=router())
 
@@ -59,7 +57,7 @@ def until_moved(stream: ClientConnection) -> tuple[list[int], str]:
     while not token:
         message = stream.recv(10)
         if isinstance(message, bytes):
-            seen.append(HEADER.unpack_from(message)[3])
+            seen.append(unpacked(message)[0]["sequence"])
         elif (said := json.loads(message))["type"] == "moved":
             token = said["token"]
     with pytest.raises(ConnectionClosed) as closed:
@@ -78,14 +76,14 @@ def until_draining(stream: ClientConnection) -> str:
 @contextmanager
 def back(place: str, session: dict, token: str) -> Iterator[ClientConnection]:
     """The walk, from another server."""
-    with connect(url(place, session)) as stream:
+    with connect(stream_url(place, session)) as stream:
         say(stream, "hello", token=token)
         hear(stream, "ready")
         yield stream
 
 
 def refusal(place: str, session: dict, token: str) -> tuple[int, str]:
-    with connect(url(place, session)) as stream:
+    with connect(stream_url(place, session)) as stream:
         say(stream, "hello", token=token)
         said = hear(stream, "error")
     return said["code"], said["message"]
@@ -155,7 +153,7 @@ def test_a_reader_that_is_gone_does_not_hold_a_server_up(monkeypatch, caplog):
         session = ask("POST", f"{place}/v1/sessions", body={"example": "e0"})
         raw = socket.create_connection(("127.0.0.1", urlsplit(place).port))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with connect(url(place, session), sock=raw, max_queue=1, close_timeout=0.1) as deaf:
+        with connect(stream_url(place, session), sock=raw, max_queue=1, close_timeout=0.1) as deaf:
             say(deaf, "hello", token=session["token"])
             say(deaf, "action", seq=1, keys=["pan_left"])
             until = time.monotonic() + 10
@@ -220,7 +218,7 @@ def test_a_paused_walk_stays_paused_and_a_walk_without_a_picture_begins_there(tw
     until = time.monotonic() + 5
     while one.server.scheduler.sessions and time.monotonic() < until:
         time.sleep(0.01)
-    with connect(url(other, session)) as stream:
+    with connect(stream_url(other, session)) as stream:
         say(stream, "hello", token=session["token"])
         assert hear(stream, "ready")["paused"]
         say(stream, "resume")
@@ -261,7 +259,7 @@ def test_a_walk_on_its_way_has_a_slot(two, monkeypatch):
         move(one, session)
         _, token = until_moved(stream)
     ask("POST", f"{other}/v1/sessions", body={"example": "e0"})
-    with connect(url(other, session)) as stream:
+    with connect(stream_url(other, session)) as stream:
         say(stream, "hello", token=token)
         while ask("GET", f"{other}/v1/replica", token=router())["active"] != 2:
             time.sleep(0.01)
@@ -292,6 +290,13 @@ def test_only_the_router_moves_a_walk_and_sees_a_replica(two):
         seen = ask("GET", f"{one}/v1/replica", token=router())
     assert seen["sessions"] == [session["id"]]
     assert (seen["ready"], seen["draining"], seen["slots"], seen["active"]) == (True, False, 2, 1)
+
+
+def test_a_server_tells_its_process_from_another_of_its_host(two):
+    one, other = (ask("GET", f"{place}/v1/replica", token=router()) for place in two)
+    assert one["name"] == other["name"]
+    assert one["process"] != other["process"]
+    assert one["process"] == ask("GET", f"{two[0]}/v1/replica", token=router())["process"]
 
 
 def test_without_snapshots_a_walk_stays(tmp_path, dials):
@@ -402,7 +407,7 @@ def test_a_walk_that_arrives_at_a_server_which_closes_goes_to_another(dials, mon
             engine, restoring, closed = other.server.scheduler.engine, threading.Event(), threading.Event()
             restore = engine.restore
             monkeypatch.setattr(engine, "restore", lambda state: [restoring.set(), closed.wait(5), restore(state)][-1])
-            with connect(url(other, session)) as stream:
+            with connect(stream_url(other, session)) as stream:
                 say(stream, "hello", token=token)
                 restoring.wait(5)
                 other.server.handle_exit(signal.SIGTERM, None)
@@ -444,7 +449,7 @@ def test_two_connections_at_once_take_one_walk_on(two):
     with follow(one) as (session, stream):
         move(one, session)
         _, token = until_moved(stream)
-    with connect(url(other, session)) as first, connect(url(other, session)) as second:
+    with connect(stream_url(other, session)) as first, connect(stream_url(other, session)) as second:
         for stream in (first, second):
             say(stream, "hello", token=token)
         for stream in (first, second):

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 
 from relic.geometry import se3
-from relic.geometry.config import Actions
+from relic.geometry.config import ACTIONS, Actions
 
-ACTIONS = (
-    "dolly_in", "dolly_out", "truck_left", "truck_right", "pedestal_up", "pedestal_down",
-    "tilt_up", "tilt_down", "pan_left", "pan_right", "roll_cw", "roll_ccw", "static",
-)  # fmt: skip
 NUM_ACTIONS = len(ACTIONS)
 STATIC = ACTIONS.index("static")
 

@@ -1,6 +1,11 @@
-"""Dials of the action annotation (Algorithm 1 of RELIC)."""
+"""The actions, and dials of their annotation (Algorithm 1 of RELIC)."""
 
 from dataclasses import dataclass
+
+ACTIONS = (
+    "dolly_in", "dolly_out", "truck_left", "truck_right", "pedestal_up", "pedestal_down",
+    "tilt_up", "tilt_down", "pan_left", "pan_right", "roll_cw", "roll_ccw", "static",
+)  # fmt: skip  # each beside its opposite
 
 
 @dataclass(frozen=True, kw_only=True)

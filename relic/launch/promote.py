@@ -23,7 +23,7 @@ from relic import artifacts, cluster, steps, tracking
 from relic.launch import deployment, visit
 from relic.launch.config import Deploy, Threshold
 from relic.mistakes import UserError
-from relic.serve import talk
+from relic.serve import client
 from relic.tracking import Run
 
 CLOSE_S = 10.0  # for a server to end
@@ -49,11 +49,11 @@ def main(cfg: Deploy, *, export: list[str], evaluation: list[str], out: Path, ru
     version = register(registry, cfg.model, uri, tags)
     run.progress(2, 4, f"version {version} of {cfg.model}")
     # 3. a server and a session
-    with server_of(cfg, uri, log=out / "server.log") as place:
-        session = played(cfg, place, uri) if place else {}
+    with server_of(cfg, uri, log=out / "server.log") as address:
+        session = played(cfg, address, uri) if address else {}
         for name, value in session.items():
             registry.set_model_version_tag(cfg.model, version, f"session.{name}", f"{value:g}")
-        note = "{pictures_per_s:g} pictures a second, {latency_p50_ms:.0f} ms to a key" if place else "no server here"
+        note = "{pictures_per_s:g} pictures a second, {latency_p50_ms:.0f} ms to a key" if address else "no server here"
         run.progress(3, 4, note.format(**session))
         # 4. the alias
         with alias_on(registry, cfg, version):
@@ -157,11 +157,11 @@ def server_of(cfg: Deploy, export: str, *, log: Path) -> AbstractContextManager[
     return serving(export, *options, log=log, start_s=cfg.start_s)
 
 
-def played(cfg: Deploy, place: str, export: str) -> dict[str, float]:
+def played(cfg: Deploy, address: str, export: str) -> dict[str, float]:
     """A session in the export, and in no other that a Service may still lead to."""
-    key = os.environ.get(talk.KEY, "")
+    key = os.environ.get(client.KEY, "")
     return visit.play(
-        place, pictures=cfg.pictures, picture_s=cfg.picture_s, key=key, export=artifacts.split(export)[2],
+        address, pictures=cfg.pictures, picture_s=cfg.picture_s, key=key, export=artifacts.split(export)[2],
         wait_s=cfg.start_s,
     )  # fmt: skip
 
@@ -192,8 +192,8 @@ def warm(process: subprocess.Popen, log: Path, until: float) -> str:
             last = said.strip().splitlines()[-1:] or ["nothing"]
             raise RuntimeError(f"the server has ended with exit code {process.returncode} and said: {last[0]}")
         if found := re.search(r" is open at (http://\S+)", said):
-            talk.ask("GET", f"{found[1]}/healthz")  # raises with the fault of an engine that does not run
-            if talk.ask("GET", f"{found[1]}/v1/world")["ready"]:
+            client.ask("GET", f"{found[1]}/healthz")  # raises with the fault of an engine that does not run
+            if client.ask("GET", f"{found[1]}/v1/world")["ready"]:
                 return found[1]
         time.sleep(0.1)
     raise RuntimeError(f"the server is not ready in time; see {log}")

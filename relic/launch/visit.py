@@ -7,40 +7,36 @@ import time
 
 import numpy as np
 from PIL import Image
-from websockets.sync.client import ClientConnection
 
-from relic.serve.talk import ask, follow, hear, say, see
+from relic.serve import client
 
 LEAST_CONTRAST = 1.0  # standard deviation of a picture's grey values, of 255: below it is one flat colour
 LEAST_CHANGE = 1.0  # mean difference of two pictures' grey values, of 255: below it nothing moves
 
 
 def play(
-    place: str, *, pictures: int, picture_s: float, key: str = "", export: str = "", wait_s: float = 0.0
+    address: str, *, pictures: int, picture_s: float, key: str = "", export: str = "", wait_s: float = 0.0
 ) -> dict[str, float]:
     """Walks from the first example, key after key, each held until a picture shows it; then deletes the session.
 
-    `key`, `export` and `wait_s` are those of `follow`. Returns the median latency from a key press to its first
+    `key`, `export` and `wait_s` are those of `client.begin`. Returns the median latency from a key press to its first
     picture, the pictures' rate, and how much they change. A session that is refused, ends, stands still or shows
     nothing is a RuntimeError of one sentence."""
     latencies_ms: list[float] = []  # of every key press
     shown: list[np.ndarray] = []  # every picture
     at: list[float] = []  # when it came
-    with follow(place, key=key, export=export, wait_s=wait_s) as (session, stream):
-        keys = itertools.cycle(ask("GET", f"{place}/v1/world")["trained"])
+    with client.begin(address, key=key, export=export, wait_s=wait_s) as walk:
+        keys = itertools.cycle(client.ask("GET", f"{address}/v1/world")["trained"])
         while len(shown) < pictures:
-            seq, receipt, pressed = len(latencies_ms) + 1, 0, time.monotonic()
-            say(stream, "action", seq=seq, keys=[next(keys)])
-            while receipt != seq:
+            receipt, pressed, seen = walk.act(next(keys)), time.monotonic(), 0
+            while seen != receipt:
                 if time.monotonic() > pressed + picture_s:
-                    raise RuntimeError(f"no picture has shown key press {seq} within {picture_s:g} s")
-                header, jpeg = next_picture(stream, picture_s)
-                receipt = header["receipt"]
-                shown.append(grey(jpeg))
+                    raise RuntimeError(f"no picture has shown key press {receipt} within {picture_s:g} s")
+                frame = next_frame(walk, picture_s)
+                seen = frame.receipt
+                shown.append(grey(frame.data))
                 at.append(time.monotonic())
             latencies_ms.append(1e3 * (at[-1] - pressed))
-        ask("DELETE", f"{place}/v1/sessions/{session['id']}", token=session["token"])
-        hear(stream, "ended")
     contrast = float(shown[-1].std())
     change = float(np.abs(shown[-1] - shown[len(shown) // 2]).mean())
     if contrast < LEAST_CONTRAST:
@@ -53,11 +49,14 @@ def play(
     }  # fmt: skip
 
 
-def next_picture(stream: ClientConnection, timeout_s: float) -> tuple[dict, bytes]:
-    try:
-        return see(stream, timeout_s)
-    except TimeoutError as error:
-        raise RuntimeError(f"no picture has come within {timeout_s:g} s") from error
+def next_frame(walk: client.Walk, timeout_s: float) -> client.Frame:
+    frame = walk.frame(timeout_s)
+    if frame is None:
+        raise RuntimeError(
+            f"the session has ended: {walk.over['message']}" if walk.over else
+            f"no picture has come within {timeout_s:g} s"
+        )  # fmt: skip
+    return frame
 
 
 def grey(jpeg: bytes) -> np.ndarray:

@@ -116,10 +116,14 @@ class Memory:
         return self.cfg.slots(self.num_latents, self.forgotten)
 
     @property
+    def stores(self) -> list[Store]:
+        """All storage; branches may share some."""
+        return [self.window, *self.pages.values(), *self.free, *([self.landmarks.store] if self.landmarks else [])]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all storage, scales included; constant unless the walk is branched."""
-        bank = [self.landmarks.store] if self.landmarks else []
-        return sum(store.num_bytes for store in (self.window, *self.pages.values(), *self.free, *bank))
+        return sum(store.num_bytes for store in self.stores)
 
     def time(self, latent: int) -> int:
         """Temporal position of a latent, remembered or to come: its index less those forgotten; the image's is 0."""

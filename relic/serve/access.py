@@ -16,6 +16,7 @@ from relic.serve.config import Serve
 
 CALLER = "x-relic-caller"  # the header by which a router tells whom it speaks for: "ADDRESS SIGNATURE"
 ROUTER = "router"  # the name in a router's token; no session's id is this short
+PREFIX = 8  # characters of an export's key that begin the ids of its sessions, before a dot
 HASHED = "sha256:"  # before the hash of a key, in the file of keys
 
 

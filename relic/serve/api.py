@@ -5,7 +5,7 @@ What is refused is refused with one sentence, {"error": "..."}; `stream` says it
 
 import asyncio
 import contextlib
-import math
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -21,14 +21,14 @@ from starlette.requests import HTTPConnection
 
 from relic import __version__
 from relic.geometry.actions import ACTIONS
-from relic.serve import images, metrics, schema
-from relic.serve.access import CALLER, Access, Refused, bearer
-from relic.serve.asking import Bodies, speed_of, start_of
+from relic.serve import images, reception, schema
+from relic.serve.access import CALLER, Access, Refused, bearer, network
 from relic.serve.config import FORMATS, Serve
-from relic.serve.door import Door
+from relic.serve.door import Door, start_of
 from relic.serve.engine import Engine
 from relic.serve.gate import Gate
-from relic.serve.limits import Creates, Sockets
+from relic.serve.limits import Bodies, Creates, Sockets
+from relic.serve.metrics import Exposition
 from relic.serve.schema import errors
 from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
@@ -41,15 +41,17 @@ KEY = HTTPBearer(scheme_name="key", description="an API key, where the server ha
 TOKEN = HTTPBearer(scheme_name="token", description="a session's token, or its creator's API key", auto_error=False)
 
 
-def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> FastAPI:
+def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gate:
     """The application around an engine that is loaded."""
     door = Door(seconds=cfg.image_seconds, memory=cfg.image_memory)
     creates, sockets, bodies = Creates(cfg.creates_per_minute), Sockets(cfg.most_sockets), Bodies()
-    world, scheduler = engine.world, transfer.scheduler
+    world, scheduler, process = engine.world, transfer.scheduler, secrets.token_urlsafe(12)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         work = [asyncio.create_task(scheduler.run()), asyncio.create_task(transfer.tidy())]
+        for task in work:
+            task.add_done_callback(scheduler.part_ended)
         opening = asyncio.create_task(door.start())
         try:
             yield
@@ -67,12 +69,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
 
     def answer(error: Refused) -> JSONResponse:
         scheduler.metrics.refused(error)
-        headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
-        if error.status == 401:
-            headers["www-authenticate"] = "Bearer"
-        return JSONResponse({"error": error.sentence}, error.status, headers)
-
-    app.add_middleware(Gate, origins=cfg.origins, answer=answer)
+        return reception.answer(error)
 
     @app.exception_handler(Refused)
     async def refused(connection: HTTPConnection, error: Refused) -> JSONResponse:
@@ -87,9 +84,10 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
     async def broken(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "the server has failed in this request; its log says how"}, 500)
 
-    def principal_of(request: Request) -> str:
-        peer = request.client.host if request.client else "unknown"
-        return access.principal(request.headers.get("authorization"), access.caller(request.headers.get(CALLER), peer))
+    def caller_of(connection: HTTPConnection) -> str:
+        """The address, which a router may tell."""
+        peer = connection.client.host if connection.client else "unknown"
+        return access.caller(connection.headers.get(CALLER), peer)
 
     def owner(request: Request, identity: str) -> Callable[[str], None]:
         """Refuses sessions of another principal, for who holds this one's token or an API key."""
@@ -121,12 +119,12 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
     )
     async def create(request: Request) -> dict:
         """Begins a walk in a free place."""
-        principal = principal_of(request)
+        principal = access.principal(request.headers.get("authorization"), caller_of(request))
         scheduler.check_room(principal)  # before any work on its image
         creates.take(principal, time.monotonic())
-        asked = await bodies.read(request, cfg)
+        asked = schema.parse(await bodies.read(request, principal, cfg), cfg)
         image, caption = await start_of(asked, world, cfg, door)
-        said = Asked(caption=caption, seed=asked.seed, speed=speed_of(asked.speed, cfg), format=asked.format)
+        said = Asked(caption=caption, seed=asked.seed, speed=asked.speed, format=asked.format)
         return opened(request, scheduler.admit(principal=principal, image=image, asked=said))
 
     def opened(request: Request, session: Session) -> dict:
@@ -171,8 +169,9 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
 
     @app.websocket("/v1/sessions/{identity}/stream")
     async def walk(socket: WebSocket, identity: str) -> None:
-        sockets.check()
-        await Stream(socket, identity, transfer, access, world, cfg, sockets).run()
+        caller = network(caller_of(socket))
+        sockets.check(caller)
+        await Stream(socket, identity, transfer, access, world, cfg, sockets, caller).run()
 
     @app.get("/v1/world", response_model=schema.WorldShown)
     async def show_world() -> dict:
@@ -184,7 +183,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
         return {
             "recipe": world.recipe, "width": world.width, "height": world.height, "fps": world.fps,
             "actions": list(ACTIONS), "trained": world.actions, "examples": examples, "about": world.about,
-            "slots": cfg.slots, "free": max(0, cfg.slots - len(scheduler.sessions)), "ready": scheduler.ready,
+            "slots": cfg.slots, "free": max(0, cfg.slots - scheduler.num_taken), "ready": scheduler.ready,
             "key_needed": access.keys_needed, "max_speed": cfg.max_speed,
             "max_magnitude": cfg.max_magnitude, "prompt_characters": cfg.prompt_characters,
             "image": {"formats": FORMATS, "bytes": cfg.image_bytes, "pixels": cfg.image_pixels},
@@ -203,10 +202,10 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
     async def replica(request: Request) -> dict:
         """This server and its walks, for the router."""
         access.check_router(request.headers.get("authorization"))
-        identities = [*scheduler.sessions, *scheduler.arriving]
         return {
-            "name": gethostname(), "ready": scheduler.ready, "draining": scheduler.draining, "slots": cfg.slots,
-            "active": len(identities), "sessions": identities, "export": world.export,
+            "process": process, "name": gethostname(), "ready": scheduler.ready, "draining": scheduler.draining,
+            "slots": cfg.slots, "active": scheduler.num_taken,
+            "sessions": [*scheduler.sessions, *scheduler.arriving], "export": world.export,
         }  # fmt: skip
 
     @app.post(
@@ -229,16 +228,15 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
     async def readiness() -> JSONResponse:
         """Whether walks are admitted."""
         said: dict[str, bool | int] = {"ready": scheduler.ready, "warm": scheduler.warm, "draining": scheduler.draining}
-        said |= {"slots": cfg.slots, "active": len(scheduler.sessions)}
+        said |= {"slots": cfg.slots, "active": scheduler.num_taken}
         return JSONResponse(said, 200 if scheduler.ready else 503)
 
     @app.get("/metrics", response_class=Exposition)
     async def show_metrics() -> Response:
         """All that is counted, for Prometheus."""
-        walks = [session.walk for session in scheduler.sessions.values() if session.walk is not None]
         return Exposition(scheduler.metrics.show(
-            active=len(scheduler.sessions), slots=cfg.slots, ready=scheduler.ready, streams=sockets.open,
-            walk_bytes=sum(walk.num_bytes for walk in walks),
+            active=scheduler.num_taken, slots=cfg.slots, ready=scheduler.ready, streams=sockets.open.held.total(),
+            walk_bytes=scheduler.num_bytes,
         ))  # fmt: skip
 
     @app.get("/", include_in_schema=False)
@@ -247,8 +245,4 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Fas
 
     app.mount("/web", StaticFiles(directory=WEB), name="web")
     schema.tidy(app.openapi())  # which keeps it
-    return app
-
-
-class Exposition(Response):
-    media_type = metrics.TYPE
+    return Gate(app, origins=cfg.origins, answer=answer)

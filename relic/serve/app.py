@@ -9,15 +9,14 @@ import time
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from relic import place
 from relic.serve import engine, logs, ranks
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
-from relic.serve.connections import bounded
-from relic.serve.listener import address, bind
+from relic.serve.listener import address, bind, bounded
 from relic.serve.scheduler import Scheduler
 from relic.serve.snapshots import Snapshots
 from relic.serve.transfer import Transfer, hanging
@@ -74,7 +73,7 @@ def snapshots(export: str, cfg: Serve, access: Access) -> Snapshots | None:
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first lets the sessions come to their end; SIGINT and a second signal do not wait."""
 
-    def __init__(self, app: FastAPI, transfer: Transfer, cfg: Serve):
+    def __init__(self, app: ASGIApp, transfer: Transfer, cfg: Serve):
         super().__init__(uvicorn.Config(
             app, http=bounded(cfg.most_sockets + MOST_ASKING),
             ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,

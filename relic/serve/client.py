@@ -6,7 +6,6 @@
             show(frame.image)
 
 A walk comes back by itself after a lost connection and goes on where it was, on another server if it was moved there.
-`serve/talk.py` has what it is made of, for who must see every message.
 """
 
 import base64
@@ -16,23 +15,36 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
 
 import numpy as np
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 from websockets.sync.client import ClientConnection, connect
 
-from relic.serve.config import STILL
-from relic.serve.talk import PASSING, Answered, admitted, ask, say, stream_url, unpacked
+from relic.serve.wire import STILL, unpacked
 
+KEY = "RELIC_API_KEY"  # the variable with an API key, of `relic play` and of a deployment's own session
+PASSING = (429, 503)  # answers of a server that is full, warming up or closing
+RETRY_S = 1.0  # between two tries to begin a walk
 AGAIN_S = 0.2  # between two tries to come back to a walk
 QUEUE = 64  # messages that wait to be read; beyond them the server waits, and drops the oldest pictures
 READY_S = 10.0  # for a server to say ready
+direct = build_opener(ProxyHandler({}))  # a server of this machine is not reached through a proxy
+
+
+class Answered(RuntimeError):
+    """A request that the server refuses."""
+
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
 
 
 class Ended(RuntimeError):
@@ -57,8 +69,21 @@ class Frame:
         return np.asarray(Image.open(io.BytesIO(self.data)).convert("RGB"))
 
 
+def ask(method: str, url: str, *, body: Any = None, token: str = "", timeout_s: float = 10.0) -> Any:
+    """The JSON answer to a request; None where there is none."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {token}"} if token else {})
+    request = Request(url, method=method, headers=headers, data=None if body is None else json.dumps(body).encode())
+    try:
+        with direct.open(request, timeout=timeout_s) as answer:
+            data = answer.read()
+    except HTTPError as error:
+        said = f"{method} {url} is answered by {error.code}: {error.read().decode()}"
+        raise Answered(error.code, said) from error
+    return json.loads(data) if data else None
+
+
 def begin(
-    place: str,
+    address: str,
     *,
     example: str = "",
     image: Path | bytes | None = None,
@@ -67,22 +92,34 @@ def begin(
     speed: float = 1.0,
     format: str = "jpeg",
     key: str = "",
+    export: str = "",
     wait_s: float = 0.0,
 ) -> "Walk":
     """A new walk from an example (the first one where nothing is said) or from an image file, or its bytes.
 
-    `key` is an API key; a server that is full or warming up is asked again for `wait_s`. What the server refuses is
-    `Answered`, with its status and sentence."""
-    asked: dict[str, Any] = {"seed": seed, "speed": speed}
-    if format != "jpeg":
-        asked["format"] = format
-    if prompt is not None:
-        asked["prompt"] = prompt
+    `key` is an API key, `export` the key of the export that must be walked in. For `wait_s` it is asked again: all
+    slots may be taken, and behind a Service a server that closes may still be asked, or for a moment nobody answer.
+    What the server refuses is `Answered`, with its status and sentence."""
+    asked: dict[str, Any] = {"seed": seed, "speed": speed, "format": format, "prompt": prompt}
     if image is not None:
         asked["image"] = base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode()
-    else:
-        asked["example"] = example or ask("GET", f"{place}/v1/world")["examples"][0]["id"]
-    return Walk(place, admitted(place, asked, key=key, export="", until=time.monotonic() + wait_s))
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            if image is None:
+                asked["example"] = example or ask("GET", f"{address}/v1/world")["examples"][0]["id"]
+            session = ask("POST", f"{address}/v1/sessions", body=asked, token=key)
+            if export in ("", session["export"]):
+                return Walk(address, session)
+            ask("DELETE", f"{address}/v1/sessions/{session['id']}", token=session["token"])
+            refused: Exception = RuntimeError(f"{address} serves the export {session['export']}, not {export}")
+        except (Answered, OSError) as error:
+            if isinstance(error, Answered) and error.status not in PASSING:
+                raise
+            refused = error
+        if time.monotonic() > until:
+            raise refused
+        time.sleep(RETRY_S)
 
 
 class Walk:
@@ -91,8 +128,8 @@ class Walk:
     Tokens are short-lived, and fresh ones come while frames are read. So who reads none for longer than
     `session["token_seconds"]` cannot come back after a lost connection."""
 
-    def __init__(self, place: str, session: dict[str, Any]):
-        self.place, self.session = place, session  # what POST answered
+    def __init__(self, address: str, session: dict[str, Any]):
+        self.address, self.session = address, session  # what POST answered
         self.token = session["token"]
         self.ready: dict[str, Any] = {}  # the latest of each of these messages
         self.state: dict[str, Any] = {}
@@ -137,24 +174,23 @@ class Walk:
 
     def branch(self) -> "Walk":
         """Another walk, which goes on from the present moment of this one."""
-        return Walk(self.place, ask("POST", f"{self.place}/v1/sessions/{self.id}/branch", token=self.token))
+        return Walk(self.address, ask("POST", f"{self.address}/v1/sessions/{self.id}/branch", token=self.token))
 
     def close(self) -> None:
-        """Ends the walk, if it has not ended, and gives its place back."""
-        if not self.over:
-            try:
-                ask("DELETE", f"{self.place}/v1/sessions/{self.id}", token=self.token)
-            except Answered as error:
-                if error.status not in (404, 410):  # it has ended already
-                    raise
-        self.connection.close()
+        """Ends the walk, if it has not ended, and gives its slot back."""
+        try:
+            if not self.over:
+                ask("DELETE", f"{self.address}/v1/sessions/{self.id}", token=self.token)
+        except Answered as error:
+            if error.status not in (404, 410):  # it has ended already
+                raise
+        finally:
+            self.connection.close()
 
     def __enter__(self) -> "Walk":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:  # whatever closing would say hides nothing
@@ -175,7 +211,8 @@ class Walk:
             now, stream = time.monotonic(), self.stream
             if now > self.ping_at:
                 self.ping_at = now + self.session["token_seconds"] / 3
-                self._say("ping", at=now)
+                with suppress(ConnectionClosed):  # `recv` says so too, behind what was still sent
+                    say(stream, "ping", at=now)
             try:
                 message = stream.recv(max(0.0, until - now))
             except TimeoutError:
@@ -240,10 +277,10 @@ class Walk:
 
     def _connected(self) -> ClientConnection:
         self.connection.close()
+        scheme, host = urlsplit(self.address)[:2]
+        url = f"{'wss' if scheme == 'https' else 'ws'}://{host}{self.session['path']}"
         stream = self.connection.enter_context(
-            connect(
-                stream_url(self.place, self.session), max_queue=QUEUE, proxy=None, compression=None, close_timeout=1
-            )
+            connect(url, max_queue=QUEUE, proxy=None, compression=None, close_timeout=1)
         )
         say(stream, "hello", token=self.token)
         while True:
@@ -258,6 +295,10 @@ class Walk:
                 self.connection.close()
                 raise Ended(said["message"])
             self._hear(said)
+
+
+def say(stream: ClientConnection, kind: str, **values: Any) -> None:
+    stream.send(json.dumps({"type": kind, **values}))
 
 
 def frame_of(message: bytes) -> Frame:

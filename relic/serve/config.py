@@ -1,8 +1,7 @@
-"""Dials of the export and of the server, and what a server and its callers must agree on. Loads no torch."""
+"""Dials of the export, the server, its router and its callers. Loads no torch."""
 
 import ipaddress
 import re
-import struct
 from dataclasses import dataclass, field
 
 from relic.generate.config import Rollout, Sampler
@@ -10,9 +9,13 @@ from relic.geometry.config import Actions
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
 PICTURES = ("jpeg", "webp")  # formats of the pictures of a walk
+IMAGE_BYTES = 8 << 20  # of an uploaded start image, where nothing else is said
 LEAST_IMAGE_MEMORY = 1 << 28  # bytes: what the process that decodes needs for itself, and a small image
-HEADER = struct.Struct("<BBHIIdd12f")  # before the bytes of a picture: see serve/wire.py
-STILL = 1  # of the header's flags: the start image
+
+
+def body_around(image_bytes: int) -> int:
+    """The largest body of a request: an image in base64 and what is around it."""
+    return image_bytes * 4 // 3 + 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class Serve:
     creates_per_minute: float = 30.0  # requests for a walk by one principal; as many at once
     messages_per_s: float = 120.0  # of one stream; as many at once
     message_bytes: int = 8192  # of one message of a client
-    image_bytes: int = 8 << 20  # of an uploaded image
+    image_bytes: int = IMAGE_BYTES  # of an uploaded image
     image_pixels: int = 32_000_000  # of an uploaded image
     image_seconds: float = 10.0  # for decoding one
     image_memory: int = 1 << 30  # bytes of address space of the process that decodes it
@@ -143,8 +146,7 @@ class Serve:
 
     @property
     def body_bytes(self) -> int:
-        """The largest body of a request: an image in base64 and what is around it."""
-        return self.image_bytes * 4 // 3 + 65536
+        return body_around(self.image_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,16 +164,16 @@ class Router:
     ask_s: float = 1.0  # between two questions to a replica how it is
     dead_s: float = 5.0  # a replica that is silent for longer has died; one that refuses a connection has at once
     answer_s: float = 60.0  # for a replica's answer to a caller's request
-    header_s: float = 10.0  # for the head of a request, and between two parts of its body
+    header_s: float = 10.0  # for the head of a request
     hello_s: float = 10.0  # for the first message of a connection
 
     sockets: int = 2048  # connections of callers that may be open
-    body_bytes: int = (8 << 20) * 4 // 3 + 65536  # of a request: an image in base64 and what is around it
+    body_bytes: int = body_around(IMAGE_BYTES)  # of a request
     message_bytes: int = 8192  # of one message of a caller
     queue: int = 4  # pictures of a stream that wait in the router for a slow reader
 
     def __post_init__(self) -> None:
-        assert self.places
+        assert self.addresses
         if not self.token_secret:
             raise ValueError("token_secret is empty; it must be the file with the secret that the replicas have too")
         if self.log_format not in ("text", "json"):
@@ -184,7 +186,7 @@ class Router:
             raise ValueError("sockets, body_bytes, message_bytes and queue must all be at least 1")
 
     @property
-    def places(self) -> tuple[tuple[str, int], ...]:
+    def addresses(self) -> tuple[tuple[str, int], ...]:
         """The names and ports of `replicas`."""
         found = [re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:]+):(\d{1,5})", one) for one in self.replicas.split(",")]
         if not all(found):

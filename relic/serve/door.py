@@ -17,11 +17,18 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from relic.serve import images
+from relic.serve.access import Refused
+from relic.serve.config import Serve
 from relic.serve.images import KINDS, TooLarge
+
+if TYPE_CHECKING:  # the process that decodes loads neither
+    from relic.serve.engine import World
+    from relic.serve.schema import NewSession
 
 HEAD = struct.Struct("<IIQI")
 REPLY = struct.Struct("<BI")
@@ -115,6 +122,27 @@ class Door:
         if kind == 0:
             return np.frombuffer(answer, np.uint8).reshape(height, width, 3)
         raise (TooLarge if kind == 2 else ValueError)(answer.decode(errors="replace"))
+
+
+async def start_of(asked: "NewSession", world: "World", cfg: Serve, door: Door) -> tuple[np.ndarray, str]:
+    """The start image uint8 [H, W, 3] and the caption of a new walk, or `Refused`."""
+    if asked.example is not None:
+        example = world.example(asked.example)
+        if example is None:
+            known = ", ".join(e.id for e in world.examples[:8])
+            raise Refused(422, f"there is no example {images.shown(asked.example)}; there are {known}")
+        return example.image, example.caption if asked.prompt is None else asked.prompt
+    assert asked.image is not None
+    try:
+        data = images.from_base64(asked.image, cfg.image_bytes)
+        image = await door.decode(data, height=world.height, width=world.width, most_pixels=cfg.image_pixels)
+    except Busy as error:
+        raise Refused(503, str(error), 5, reason="image_door") from error
+    except TooLarge as error:
+        raise Refused(413, str(error)) from error
+    except ValueError as error:
+        raise Refused(422, str(error)) from error
+    return image, asked.prompt or ""
 
 
 # --- in the process -------------------------------------------------------------------------------------------------

@@ -86,9 +86,8 @@ class Walk(Protocol):
         """Frames of the next chunk."""
         ...
 
-    @property
-    def num_bytes(self) -> int:
-        """Of the device's memory, what is this walk's own."""
+    def storage(self) -> dict[int, int]:
+        """Bytes of the device's memory that the walk holds, by their address: branches share some."""
         ...
 
     def step(self, actions: np.ndarray) -> Pictures:
@@ -169,10 +168,10 @@ class StudentWalk:
     def num_actions(self) -> int:
         return self.rollout.num_actions
 
-    @property
-    def num_bytes(self) -> int:
-        """Pages that branches share are counted for each."""
-        return self.rollout.memory.num_bytes + sum(x.nbytes for x in self.stream.tensors().values())
+    def storage(self) -> dict[int, int]:
+        held = [x for store in self.rollout.memory.stores for x in store.tensors().values()]
+        whole = [x.untyped_storage() for x in (*held, *self.stream.tensors().values())]
+        return {x.data_ptr(): x.nbytes() for x in whole}
 
     @property
     def decode_s(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from relic import artifacts
 from relic.generate import sampler, script
 from relic.generate.config import Rollout, Sampler
-from relic.geometry.actions import ACTIONS, STATIC, integrate, magnitudes, signed
+from relic.geometry.actions import ACTIONS, STATIC, integrate
 from relic.geometry.config import Actions
 from relic.model.codec import PATCH, VideoCodec
 from relic.model.conditions import Conditions
@@ -109,7 +109,9 @@ def rows(held: list[script.Held], sizes: dict[str, float], *, speed: float, chun
 
     What is held last is held until the end of its chunk: T = 4 (F - 1) + 1 for whole chunks of F latents."""
     moves = [
-        magnitudes(signed(wire.usual(part.actions, sizes) * speed)) for part in held for _ in range(part.num_frames)
+        torch.from_numpy(wire.settled(wire.usual(part.actions, sizes) * speed))
+        for part in held
+        for _ in range(part.num_frames)
     ]
     num_latents = -(-(1 + -(-len(moves) // 4)) // chunk) * chunk
     moves += moves[-1:] * (4 * (num_latents - 1) - len(moves))

@@ -20,7 +20,7 @@ from collections.abc import Collection
 
 import httpx
 
-from relic.serve.access import ROUTER, Access, Refused
+from relic.serve.access import PREFIX, ROUTER, Access, Refused
 from relic.serve.config import Router
 
 logger = logging.getLogger("relic.serve.router")
@@ -28,7 +28,6 @@ logger = logging.getLogger("relic.serve.router")
 DIED = "the server of this walk has died; start another one"
 ANSWER_S = 2.0  # for a replica to say how it is
 MOST_HOMES = 1 << 16  # sessions whose last server is remembered
-PREFIX = 8  # characters of an export's key that begin the ids of its sessions, before a dot
 
 
 class Replica:
@@ -36,7 +35,7 @@ class Replica:
 
     def __init__(self, address: str, now: float):
         self.address, self.heard = address, now
-        self.name = self.export = ""
+        self.process = self.name = self.export = ""
         self.ready = self.draining = False
         self.slots = 0
         self.sessions: set[str] = set()
@@ -79,11 +78,11 @@ class Fleet:
 
     async def resolve(self) -> None:
         """Takes new addresses in. Old ones stay until nobody answers there."""
-        for name, port in self.cfg.places:
+        for name, port in self.cfg.addresses:
             with contextlib.suppress(socket.gaierror):  # a Service without a ready pod has no address
                 found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
-                for family, _, _, _, place in found:
-                    host = f"[{place[0]}]" if family == socket.AF_INET6 else place[0]
+                for family, _, _, _, (ip, *_) in found:
+                    host = f"[{ip}]" if family == socket.AF_INET6 else ip
                     self.replicas.setdefault(f"{host}:{port}", Replica(f"{host}:{port}", time.monotonic()))
 
     async def ask_all(self) -> None:
@@ -127,11 +126,12 @@ class Fleet:
 
     def hear(self, replica: Replica, said: dict) -> None:
         """Takes a replica's own words in."""
-        if replica.name not in ("", said["name"]):  # another process has taken the address
-            self.bury(replica, f"{said['name']} has its address")
+        if replica.process not in ("", said["process"]):
+            self.bury(replica, "another process has its address")
             replica = self.replicas[replica.address] = Replica(replica.address, time.monotonic())
         replica.heard, replica.complaint = time.monotonic(), ""
-        replica.name, replica.export, replica.slots = said["name"], said["export"], said["slots"]
+        replica.process, replica.name = said["process"], said["name"]
+        replica.export, replica.slots = said["export"], said["slots"]
         replica.draining, replica.ready = said["draining"], said["ready"] and not said["draining"]
         replica.sessions = set(said["sessions"])
         for identity in replica.sessions:

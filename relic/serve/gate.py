@@ -1,7 +1,6 @@
 """The first to see a request: pages of other sites are turned away, and every answer gets the same headers."""
 
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -34,7 +33,7 @@ class Gate:
             return
 
         async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
@@ -42,7 +41,7 @@ class Gate:
         if changes and not self.welcome(Headers(scope=scope)):
             refused = self.answer(Refused(403, "pages of another site may not call this server", reason="origin"))
             if scope["type"] == "websocket":
-                await WebSocket(scope, receive, send).send_denial_response(refused)
+                await WebSocket(scope, receive, with_headers).send_denial_response(refused)
             else:
                 await refused(scope, receive, with_headers)
             return
@@ -53,4 +52,6 @@ class Gate:
 
         The scheme is not compared: a proxy that speaks TLS stands between."""
         origin = headers.get("origin", "").lower()
-        return not origin or origin in self.origins or urlsplit(origin).netloc == headers.get("host", "").lower() != ""
+        return (
+            not origin or origin in self.origins or origin.partition("://")[2] == headers.get("host", "").lower() != ""
+        )

@@ -1,11 +1,20 @@
-"""How often and how many: rates by token buckets, and the streams that may be open. Times are seconds of one clock."""
+"""How often and how many: rates by token buckets, and the streams and bodies that there may be at a time.
 
+Times are seconds of one clock."""
+
+import asyncio
 import contextlib
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterator
 
+from starlette.requests import Request
+
+from relic.serve import images
 from relic.serve.access import Refused
+from relic.serve.config import Serve
 
+BODY_S = 30.0  # for a request's body
+MOST_BODIES = 8  # that are read at a time; each is held in memory
 MOST_KNOWN = 4096  # principals whose rate is remembered; the one that was quiet longest is forgotten first
 FLOOD_S = 5.0  # a stream that is over its rate for this long is closed
 REMIND_S = 1.0  # between two sentences about it
@@ -70,33 +79,69 @@ class Messages:
         return False
 
 
-class Sockets:
-    """The streams that are open, at most `most`; at most half of these have not said who they are."""
+class Shares:
+    """Who has how many of `most`. One caller has half of them at most, so the others find some left."""
 
     def __init__(self, most: int):
         self.most = most
-        self.open = self.silent = 0
+        self.held: Counter[str] = Counter()  # by caller
 
-    def check(self) -> None:
-        if self.open >= self.most or self.silent >= max(1, self.most // 2):
-            said = (
-                f"{self.open} streams are open already, {self.silent} of them without a hello; come again in a moment"
-            )
-            raise Refused(503, said, 2, reason="sockets")
+    def left(self, caller: str) -> bool:
+        return self.held.total() < max(1, self.most) and self.held[caller] < max(1, self.most // 2)
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        self.open += 1
+    def hold(self, caller: str) -> Iterator[None]:
+        self.held[caller] += 1
         try:
             yield
         finally:
-            self.open -= 1
+            self.held[caller] -= 1
+            self.held += Counter()  # forgets whoever has none
 
-    @contextlib.contextmanager
-    def silence(self) -> Iterator[None]:
-        """Until the hello has come."""
-        self.silent += 1
+
+class Sockets:
+    """The streams that are open, at most `most`, and those of them that have not said who they are, at most half."""
+
+    def __init__(self, most: int):
+        self.open, self.silent = Shares(most), Shares(most // 2)
+
+    def check(self, caller: str) -> None:
+        if not (self.open.left(caller) and self.silent.left(caller)):
+            all, silent, own = self.open.held.total(), self.silent.held.total(), self.open.held[caller]
+            said = f"{all} streams are open already, {silent} of them without a hello, {own} of them yours"
+            raise Refused(503, f"{said}; come again in a moment", 2, reason="sockets")
+
+
+class Bodies:
+    """The bodies that are being read."""
+
+    def __init__(self) -> None:
+        self.reading = Shares(MOST_BODIES)
+
+    async def read(self, request: Request, caller: str, cfg: Serve) -> bytes:
+        """The body of a request in JSON, or `Refused`."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        if kind != "application/json":  # a page of another site cannot send this type without asking first
+            raise Refused(415, f"the content type is {images.shown(kind)}; allowed is application/json")
+        if not self.reading.left(caller):
+            all, own = self.reading.held.total(), self.reading.held[caller]
+            raise Refused(503, f"{all} bodies are on their way already, {own} of them yours", 2, reason="bodies")
+        with self.reading.hold(caller):
+            return b"".join([part async for part in parts_of(request, cfg.body_bytes)])
+
+
+async def parts_of(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
+    """A request's body as it comes, all of it within `BODY_S`, or `Refused`."""
+    parts, size, until = aiter(request.stream()), 0, asyncio.get_running_loop().time() + BODY_S
+    while True:
         try:
-            yield
-        finally:
-            self.silent -= 1
+            async with asyncio.timeout_at(until):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise Refused(408, f"the body did not come within {BODY_S:g} s") from error
+        size += len(part)
+        if size > most_bytes:
+            raise Refused(413, f"the body is larger than {most_bytes} bytes")
+        yield part

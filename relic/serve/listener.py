@@ -1,8 +1,16 @@
-"""The port of a server or of a router. Loads no torch."""
+"""The port of a server or of a router, and its HTTP connections: so many at most, and none that holds its place
+without asking for something. Loads no torch."""
 
+import asyncio
 import errno
 import socket
+from collections import Counter
 
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from relic.serve.access import network
+
+HEAD_S = 10.0  # for the head of a request, from the connection's begin or the last answer; also the time between looks
 SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
 
 
@@ -32,3 +40,52 @@ def address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Bounded(H11Protocol):
+    """uvicorn's protocol for HTTP/1.1; what becomes a WebSocket is looked after by `stream` from then on."""
+
+    most: int
+    head_s: float
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.network = network(self.client[0]) if self.client else "unknown"
+        if len(self.connections) > self.most and not self.displace():
+            transport.abort()
+        else:
+            self.loop.call_later(self.head_s, self.look, self.cycle, 0)
+
+    def displace(self) -> bool:
+        """Closes a connection of who has the most, one that waits for its caller, unless that would be a loss to who
+        has no more than this one's caller."""
+        open = [one for one in self.connections if isinstance(one, Bounded) and not one.transport.is_closing()]
+        ((largest, count),) = Counter(one.network for one in open).most_common(1)
+        waiting = (one for one in open if one.network == largest and one.waits())
+        loser = next(waiting, None) if count > sum(one.network == self.network for one in open) else None
+        if loser is not None:
+            loser.transport.abort()
+        return loser is not None
+
+    def waits(self) -> bool:
+        """Whether it is the caller's turn: to ask for something, or to take what was answered."""
+        return self.cycle is None or self.cycle.response_complete or self.transport.get_write_buffer_size() > 0
+
+    def look(self, before: object, unread: int) -> None:
+        """Closes a connection whose caller has done nothing since the last look, which saw the request `before`, and so
+        many bytes of answers `unread`.
+
+        So a body that still comes when its request has long been refused is not read for ever, and an answer that
+        nobody takes is not kept."""
+        if self not in self.connections:
+            return  # it has ended, or is a WebSocket
+        still = self.transport.get_write_buffer_size()
+        if self.cycle is before and still == unread and self.waits():
+            self.transport.abort()
+        else:
+            self.loop.call_later(self.head_s, self.look, self.cycle, still)
+
+
+def bounded(most: int, head_s: float = HEAD_S) -> type[Bounded]:
+    """The protocol with its limits, which uvicorn makes for every connection."""
+    return type("Bounded", (Bounded,), {"most": most, "head_s": head_s})

@@ -1,35 +1,64 @@
-"""What the server counts, for Prometheus: who is there, who was refused, how long chunks and answers take."""
+"""What a server and a router count, for Prometheus: who is there, who was refused, how long chunks and answers take."""
 
 import os
 import resource
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from starlette.responses import Response
 
 from relic.serve.access import Refused
+from relic.serve.fleet import Replica
 from relic.serve.logs import note
 
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 ENDINGS = ("bye", "deleted", "idle", "lifetime", "lease", "failed", "closing", "moved")
-TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of the exposition format
 PAGE = resource.getpagesize()
 
 disable_created_metrics()  # else each counter has a second series with the time of its birth
 
 
-class Metrics:
-    """The counters of one server, in a registry of its own."""
+class Exposition(Response):
+    media_type = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Counted:
+    """Counters in a registry of their own, and among them, under a name, that of refusals."""
+
+    def __init__(self, refusals: str):
+        self.registry = CollectorRegistry()
+        self.refusals = self._counter(refusals, "Requests and streams refused", "status", "reason")
+
+    def refused(self, error: Refused) -> None:
+        """Counts and logs a refusal; its sentence, which may quote the caller, stays with the caller."""
+        self.refusals.labels(str(error.status), error.reason).inc()
+        note("refused", status=error.status, reason=error.reason)
+
+    def _gauge(self, name: str, said: str, *labels: str) -> Gauge:
+        return Gauge(name, said, labels, registry=self.registry)
+
+    def _counter(self, name: str, said: str, *labels: str) -> Counter:
+        return Counter(name, said, labels, registry=self.registry)
+
+    def _histogram(self, name: str, said: str) -> Histogram:
+        return Histogram(name, said, buckets=SECONDS, registry=self.registry)
+
+
+class Metrics(Counted):
+    """The counters of one server."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        super().__init__("relic_refusals")
         self.active = self._gauge("relic_sessions_active", "Walks that have a place")
         self.slots = self._gauge("relic_session_slots", "Places for walks")
         self.used = self._gauge("relic_session_slots_used", "Share of the places that are taken, 0 to 1")
         self.ready = self._gauge("relic_ready", "1 while walks are admitted")
         self.streams = self._gauge("relic_streams_open", "Connections that are open to a walk's stream")
-        self.memory = self._gauge("relic_memory_bytes", "Memory of all walks' own, and of the whole process", "of")
+        self.memory = self._gauge(
+            "relic_memory_bytes", "Of the device for walks and their moments; of the process", "of"
+        )
         self.created = self._counter("relic_sessions_created", "Walks that were begun")
         self.ended = self._counter("relic_sessions_ended", "Walks that have ended, by reason", "reason")
-        self.refusals = self._counter("relic_refusals", "Requests and streams refused", "status", "reason")
         self.frames_sent = self._counter("relic_frames_sent", "Pictures sent")
         self.frames_dropped = self._counter("relic_frames_dropped", "Pictures made and dropped: the reader was slow")
         self.snapshots = self._counter("relic_snapshots", "Walks saved and restored, and failures of both", "result")
@@ -38,11 +67,6 @@ class Metrics:
         self.queue_wait = self._histogram("relic_queue_wait_seconds", "How long a chunk that was due waited its turn")
         for reason in ENDINGS:
             self.ended.labels(reason)  # a rate needs its first zero
-
-    def refused(self, error: Refused) -> None:
-        """Counts and logs a refusal; its sentence, which may quote the caller, stays with the caller."""
-        self.refusals.labels(str(error.status), error.reason).inc()
-        note("refused", status=error.status, reason=error.reason)
 
     def show(self, *, active: int, slots: int, ready: bool, streams: int, walk_bytes: int) -> bytes:
         """All of it in the exposition format, with what is so at this moment."""
@@ -55,14 +79,31 @@ class Metrics:
         self.memory.labels("process").set(resident_bytes())
         return generate_latest(self.registry)
 
-    def _gauge(self, name: str, said: str, *labels: str) -> Gauge:
-        return Gauge(name, said, labels, registry=self.registry)
 
-    def _counter(self, name: str, said: str, *labels: str) -> Counter:
-        return Counter(name, said, labels, registry=self.registry)
+class RouterMetrics(Counted):
+    """The counters of a router."""
 
-    def _histogram(self, name: str, said: str) -> Histogram:
-        return Histogram(name, said, buckets=SECONDS, registry=self.registry)
+    def __init__(self) -> None:
+        super().__init__("relic_router_refusals")
+        self.known = self._gauge("relic_router_replicas", "Servers that answer")
+        self.ready = self._gauge("relic_router_replicas_ready", "Servers that take new walks")
+        self.sessions = self._gauge("relic_router_sessions", "Walks of a server", "replica", "address")
+        self.slots = self._gauge("relic_router_slots", "Slots of a server", "replica", "address")
+        self.streams = self._gauge("relic_router_streams_open", "Streams that go through")
+        self.messages = self._counter("relic_router_messages", "Messages passed on to callers")
+        self.moved = self._counter("relic_router_moved", "Walks told to move to another server")
+
+    def show(self, replicas: Iterable[Replica]) -> bytes:
+        """All of it in the exposition format; a replica that has gone has no series left."""
+        known = [one for one in replicas if one.name]
+        self.known.set(len(known))
+        self.ready.set(sum(one.ready for one in known))
+        self.sessions.clear()
+        self.slots.clear()
+        for one in known:
+            self.sessions.labels(one.name, one.address).set(len(one.sessions))
+            self.slots.labels(one.name, one.address).set(one.slots)
+        return generate_latest(self.registry)
 
 
 def resident_bytes() -> int:

@@ -13,20 +13,20 @@ import httpx
 from relic.serve.access import ROUTER, Access
 from relic.serve.config import Router
 from relic.serve.fleet import Fleet, Replica
+from relic.serve.metrics import RouterMetrics
 
 logger = logging.getLogger("relic.serve.router")
 
 LOOK_S = 0.1  # between two looks whether a walk has left
 MOVE_S = 60.0  # for a walk to be saved
-ON_THE_WAY_S = 5.0  # how long a place is kept for a walk that has left
+ON_THE_WAY_S = 5.0  # how long a slot is kept for a walk that has left
 
 
 class Mover:
-    def __init__(self, cfg: Router, access: Access, fleet: Fleet):
-        self.cfg, self.access, self.fleet = cfg, access, fleet
+    def __init__(self, cfg: Router, access: Access, fleet: Fleet, metrics: RouterMetrics):
+        self.cfg, self.access, self.fleet, self.metrics = cfg, access, fleet, metrics
         self.emptying: dict[Replica, asyncio.Task[None]] = {}
-        self.on_the_way: dict[str, float] = {}  # session -> until when a place is kept for it
-        self.num_moved = 0
+        self.on_the_way: dict[str, float] = {}  # session -> until when a slot is kept for it
 
     async def run(self) -> None:
         """Empties whoever drains, until cancelled."""
@@ -65,7 +65,7 @@ class Mover:
                 return
             if answer.status_code == 202:
                 self.on_the_way[identity] = time.monotonic() + MOVE_S + ON_THE_WAY_S
-                self.num_moved += 1
+                self.metrics.moved.inc()
                 await self.until_left(identity, replica)
                 self.on_the_way[identity] = time.monotonic() + ON_THE_WAY_S
             else:  # it has ended, or is only arriving
@@ -79,7 +79,7 @@ class Mover:
             await self.fleet.ask(replica)
 
     def room(self, replica: Replica) -> int:
-        """Places for walks of this replica's export elsewhere."""
+        """Slots for walks of this replica's export elsewhere."""
         now = time.monotonic()
         self.on_the_way = {
             identity: until for identity, until in self.on_the_way.items()

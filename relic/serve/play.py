@@ -22,9 +22,8 @@ from PIL import Image
 from relic.generate import script
 from relic.mistakes import UserError
 from relic.serve import client
-from relic.serve.client import Frame, Walk
+from relic.serve.client import KEY, Frame, Walk, ask
 from relic.serve.config import Play
-from relic.serve.talk import KEY, ask
 
 HOLD_S = 0.5  # how long a key is held after a press, a little longer than a terminal waits before it repeats
 LOOK_S = 0.02  # between two looks at the keyboard
@@ -68,20 +67,20 @@ class Meter:
 def main(cfg: Play) -> tuple[str, list[Frame], float]:
     """Walks. Returns what was measured as a sentence, the frames where `cfg.out` is a video, and the frames a second of
     the world; a folder has its frames then."""
-    place = cfg.address.rstrip("/")
+    address = cfg.address.rstrip("/")
     key = Path(cfg.key_file).read_text().strip() if cfg.key_file else os.environ.get(KEY, "")
     image = Path(cfg.image) if cfg.image else None
     try:
-        fps = ask("GET", f"{place}/v1/world")["fps"]
+        fps = ask("GET", f"{address}/v1/world")["fps"]
     except OSError as error:
-        raise UserError(f"nobody answers at {place} ({error}); give the address that relic serve prints") from error
+        raise UserError(f"nobody answers at {address} ({error}); give the address that relic serve prints") from error
     held = script.parse(cfg.script, fps) if cfg.script else []
     if not held and not sys.stdin.isatty():
         raise UserError("there is no terminal whose keys could be read; give --script, such as 'w 2s, left 1s'")
     frames: list[Frame] = []
     meter = Meter()
     with client.begin(
-        place, example=cfg.example, image=image, prompt=cfg.prompt or None, seed=cfg.seed, speed=cfg.speed,
+        address, example=cfg.example, image=image, prompt=cfg.prompt or None, seed=cfg.seed, speed=cfg.speed,
         format=cfg.format, key=key, wait_s=cfg.wait_s,
     ) as walk:  # fmt: skip
         for frame in by_script(walk, held, meter, fps) if held else by_keys(walk, meter):

@@ -132,9 +132,8 @@ class LedWalk:
     def num_actions(self) -> int:
         return self.walk.num_actions
 
-    @property
-    def num_bytes(self) -> int:
-        return self.walk.num_bytes
+    def storage(self) -> dict[int, int]:
+        return self.walk.storage()
 
     @property
     def decode_s(self) -> float:

@@ -5,41 +5,37 @@ take waits in the replica, as it would without a router: here at most `queue` me
 """
 
 import asyncio
-import contextlib
-import json
 import re
 import socket as sockets
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 
 import httpx
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
 from relic.serve.access import CALLER, Access, Refused
 from relic.serve.config import Router
 from relic.serve.fleet import DIED, Fleet, Replica
+from relic.serve.metrics import RouterMetrics
+from relic.serve.reception import end, hello, turn_away
+from relic.serve.wire import MOVED
 
 HOP = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
     "transfer-encoding", "upgrade", "expect", CALLER,
 }  # fmt: skip  # headers of one connection only, and the one that is the router's own to say
 CONNECT_S = 2.0  # to a replica
-MOVED = 1012  # the close code of a walk that goes on elsewhere
 UNSENT = (1005, 1006, 1015)  # close codes that stand for none
 PICTURE_BYTES = 1 << 24  # the largest message of a replica
 RECEIVE_BUFFER = 1 << 16  # bytes: what waits there is not dropped any more
 
 
 class Relay:
-    def __init__(self, cfg: Router, access: Access, fleet: Fleet):
-        self.cfg, self.access, self.fleet = cfg, access, fleet
-        self.streams = 0  # open now
-        self.messages = 0  # passed on to callers
-        self.refusals: Counter[tuple[str, str]] = Counter()  # of the router itself, by status and reason
+    def __init__(self, cfg: Router, access: Access, fleet: Fleet, metrics: RouterMetrics):
+        self.cfg, self.access, self.fleet, self.metrics = cfg, access, fleet, metrics
         timeout = httpx.Timeout(cfg.answer_s, connect=CONNECT_S)
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=2.0)
         self.http = httpx.AsyncClient(timeout=timeout, trust_env=False, limits=limits)
@@ -61,54 +57,25 @@ class Relay:
     def introduced(self, caller: HTTPConnection) -> str:
         return self.access.introduce(caller.client.host if caller.client else "unknown")
 
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """A request's body as it comes, bounded in size and patience."""
-        size, parts = 0, aiter(request.stream())
-        while True:
-            try:
-                part = await asyncio.wait_for(anext(parts), self.cfg.header_s)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as error:
-                raise Refused(408, f"nothing came of the body for {self.cfg.header_s:g} s") from error
-            size += len(part)
-            if size > self.cfg.body_bytes:
-                raise Refused(413, f"the body is larger than {self.cfg.body_bytes} bytes")
-            yield part
-
     # --- streams --------------------------------------------------------------------------------------------------
 
     async def stream(self, socket: WebSocket, identity: str) -> None:
         """A stream between a caller and the session's replica, until one of them ends it."""
         await socket.accept()
-        self.streams += 1
-        try:
-            hello = await self.hello(socket, identity)
-            replica, upstream = await self.opened(socket, identity)
-            async with upstream:
-                code, reason = await self.through(socket, upstream, hello, replica, identity)
-            await end(socket, code, reason)
-        except Refused as error:
-            self.refusals[str(error.status), error.reason] += 1
-            await end(socket, 4000 + error.status, "", {"type": "error", "code": error.status, "message": str(error)})
-        except WebSocketDisconnect:
-            pass  # the caller has gone; its session waits for it at the replica
-        finally:
-            self.streams -= 1
-
-    async def hello(self, socket: WebSocket, identity: str) -> str:
-        """The first message. Nobody without a right token reaches a replica, or makes one look for a snapshot."""
-        try:
-            text = await asyncio.wait_for(socket.receive_text(), self.cfg.hello_s)
-            message = json.loads(text) if len(text) <= self.cfg.message_bytes else None
-        except TimeoutError as error:
-            raise Refused(408, f"no hello came within {self.cfg.hello_s:g} s") from error
-        except (KeyError, ValueError, RecursionError) as error:  # KeyError: it is binary
-            raise Refused(422, "the first message is not JSON; it must be hello with the session's token") from error
-        if not isinstance(message, dict) or message.get("type") != "hello":
-            raise Refused(401, "the first message must be hello with the session's token")
-        self.access.check(message.get("token"), identity)
-        return text
+        with self.metrics.streams.track_inprogress():
+            try:
+                first = await hello(
+                    socket, identity, self.access, self.cfg
+                )  # without it no replica hears of the caller
+                replica, upstream = await self.opened(socket, identity)
+                async with upstream:
+                    code, reason = await self.through(socket, upstream, first, replica, identity)
+                await end(socket, code if code not in UNSENT else 1000, reason)
+            except Refused as error:
+                self.metrics.refused(error)
+                await turn_away(socket, error)
+            except WebSocketDisconnect:
+                pass  # the caller has gone; its session waits for it at the replica
 
     async def opened(self, socket: WebSocket, identity: str) -> tuple[Replica, ClientConnection]:
         """Who has the session, and a connection to it; one that has just gone is looked for once more."""
@@ -142,12 +109,12 @@ class Relay:
         raise Refused(503, "the server of this walk does not answer; come again in a moment", 1, reason="replica")
 
     async def through(
-        self, socket: WebSocket, upstream: ClientConnection, hello: str, replica: Replica, identity: str
+        self, socket: WebSocket, upstream: ClientConnection, first: str, replica: Replica, identity: str
     ) -> tuple[int, str]:
         """Passes messages on both ways; returns how the stream ends for the caller, a close code and its reason."""
         ways = [
             asyncio.create_task(way)
-            for way in (self.down(upstream, socket), up(socket, upstream, hello), replica.gone.wait())
+            for way in (self.down(upstream, socket), up(socket, upstream, first), replica.gone.wait())
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -173,12 +140,12 @@ class Relay:
         while True:
             message = await upstream.recv()
             await (socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message))
-            self.messages += 1
+            self.metrics.messages.inc()
 
 
-async def up(socket: WebSocket, upstream: ClientConnection, hello: str) -> None:
+async def up(socket: WebSocket, upstream: ClientConnection, first: str) -> None:
     """The caller's messages, the first of which was read already."""
-    await upstream.send(hello)
+    await upstream.send(first)
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
@@ -187,17 +154,24 @@ async def up(socket: WebSocket, upstream: ClientConnection, hello: str) -> None:
         await upstream.send(message["bytes"] if text is None else text)
 
 
-async def end(socket: WebSocket, code: int, reason: str, last: dict | None = None) -> None:
-    """The last sentence, if there is one, and the close code; a caller who is gone hears neither."""
-    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-        if socket.client_state == socket.application_state == WebSocketState.CONNECTED:
-            if last is not None:
-                await socket.send_json(last)
-            await socket.close(code if code not in UNSENT else 1000, reason)
-
-
 def kept(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in headers if name.decode("latin-1").lower() not in HOP]
+
+
+def headers_of(answer: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """Those that are passed on; the router says its own date."""
+    return [pair for pair in kept(answer.headers.raw) if pair[0].lower() != b"date"]
+
+
+async def read(answer: httpx.Response) -> Response:
+    """A replica's answer as the caller's, read to its end: a session, or why there is none."""
+    try:
+        data = await answer.aread()
+    finally:
+        await answer.aclose()
+    response = Response(data, answer.status_code)
+    response.raw_headers = headers_of(answer)
+    return response
 
 
 def answered(answer: httpx.Response) -> Response:
@@ -211,5 +185,5 @@ def answered(answer: httpx.Response) -> Response:
             await answer.aclose()
 
     response = StreamingResponse(parts(), answer.status_code)
-    response.raw_headers = [pair for pair in kept(answer.headers.raw) if pair[0].lower() != b"date"]
+    response.raw_headers = headers_of(answer)
     return response

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import math
 from collections.abc import AsyncIterator
 
 import httpx
@@ -20,16 +19,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from relic.serve import logs
+from relic.serve import logs, reception
 from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
-from relic.serve.connections import bounded
-from relic.serve.counts import TYPE, Counts
 from relic.serve.fleet import Fleet, Replica
-from relic.serve.listener import address, bind
+from relic.serve.limits import parts_of
+from relic.serve.listener import address, bind, bounded
+from relic.serve.metrics import Exposition, RouterMetrics
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
-from relic.serve.relay import Relay, answered, kept
+from relic.serve.relay import Relay, answered, read
 
 logger = logging.getLogger("relic.serve.router")
 
@@ -62,9 +61,9 @@ def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
 def build(cfg: Router, access: Access) -> Starlette:
     """The application. It asks all replicas once before it answers anybody."""
     fleet = Fleet(cfg, access)
-    relay = Relay(cfg, access, fleet)
-    mover = Mover(cfg, access, fleet)
-    counts = Counts(fleet, relay, mover)
+    counted = RouterMetrics()
+    relay = Relay(cfg, access, fleet, counted)
+    mover = Mover(cfg, access, fleet, counted)
     costs = PodCosts() if cfg.deletion_cost else None
     work: list[asyncio.Task[None]] = []  # without end
 
@@ -86,8 +85,8 @@ def build(cfg: Router, access: Access) -> Starlette:
 
     async def create(request: Request) -> Response:
         """A new walk, at the emptiest replica; where one refuses, at the next."""
-        content, whole = await beginning(relay.body(request))
-        refusal: httpx.Response | None = None
+        content, whole = await beginning(parts_of(request, cfg.body_bytes))
+        refusals: list[Response] = []
         for replica in fleet.by_load()[:TRIES]:
             if whole is None:
                 await fleet.ask(replica)  # it cannot be asked twice, so its news are waited for
@@ -98,34 +97,25 @@ def build(cfg: Router, access: Access) -> Starlette:
                 answer = await relay.forward(request, replica, content if whole is None else whole)
                 if answer.status_code not in BUSY:
                     return await created(answer, replica)
+                refusals.append(await read(answer))
             except httpx.TransportError as error:
                 if not await nobody_heard(error, replica, again=whole is not None):
                     raise
                 continue
             finally:
                 replica.coming -= 1
-            if refusal is None:
-                refusal = answer
-            else:
-                refusal, other = sorted((refusal, answer), key=lambda one: one.status_code)
-                await other.aclose()  # "full" (429) says more than "closing" (503)
             if whole is None:
                 break
-        if refusal is None:
+        if not refusals:
             raise fleet.nobody()
-        return answered(refusal)
+        return min(refusals, key=lambda one: one.status_code)  # "full" (429) says more than "closing" (503)
 
     async def created(answer: httpx.Response, replica: Replica) -> Response:
         """The answer to who began or branched a walk, whose server is known from now on."""
         if answer.status_code != 201:
             return answered(answer)
-        try:
-            data = await answer.aread()
-        finally:
-            await answer.aclose()
-        fleet.settle(json.loads(data)["id"], replica)
-        response = Response(data, 201)
-        response.raw_headers = kept(answer.headers.raw)
+        response = await read(answer)
+        fleet.settle(json.loads(bytes(response.body))["id"], replica)
         return response
 
     async def session(request: Request) -> Response:
@@ -134,7 +124,7 @@ def build(cfg: Router, access: Access) -> Starlette:
         for _ in range(2):
             replica = await fleet.seek(request.path_params["identity"])
             try:
-                answer = await relay.forward(request, replica, relay.body(request) if has_body else None)
+                answer = await relay.forward(request, replica, parts_of(request, cfg.body_bytes) if has_body else None)
                 return await created(answer, replica)
             except httpx.TransportError as error:
                 if not await nobody_heard(error, replica, again=not has_body):
@@ -170,13 +160,12 @@ def build(cfg: Router, access: Access) -> Starlette:
                             200 if ready else 503)  # fmt: skip
 
     async def metrics(request: Request) -> Response:
-        return Response(counts.exposition(), media_type=TYPE)
+        return Exposition(counted.show(fleet.replicas.values()))
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        relay.refusals[str(error.status), error.reason] += 1
-        headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
-        return JSONResponse({"error": error.sentence}, error.status, headers)
+        counted.refused(error)
+        return reception.answer(error)
 
     async def unanswered(request: Request, error: Exception) -> Response:
         logger.warning("%s %s: %s", request.method, request.url.path, type(error).__name__)

@@ -50,16 +50,23 @@ class Scheduler:
     def check_room(self, principal: str | None) -> None:
         """`Refused`, with the reason, unless there is a slot for this principal; None: for a walk that comes back."""
         self.expire(time.monotonic())
+        if not self.alive:
+            raise Refused(503, "the device of this server has failed; it takes no walks", 30, reason="fault")
         if self.draining:
             raise Refused(503, "the server is closing and takes no new walks", 30)
         if not self.warm:
             raise Refused(503, "the server is still warming up", 2, reason="warming")
-        taken = [*(session.principal for session in self.sessions.values()), *self.arriving.values()]
-        own = 0 if principal is None else taken.count(principal)
+        walking = [session.principal for session in self.sessions.values()]
+        own = 0 if principal is None else [*walking, *self.arriving.values()].count(principal)
         if own >= self.cfg.sessions_each:
             raise Refused(409, f"this address or API key has as many walks as it may: {self.cfg.sessions_each}")
-        if len(taken) >= self.cfg.slots:
+        if self.num_taken >= self.cfg.slots:
             raise Refused(429, f"all {self.cfg.slots} places are taken; come again in a moment", self.retry_after_s())
+
+    @property
+    def num_taken(self) -> int:
+        """Slots that have a walk, or wait for one on its way here."""
+        return len(self.sessions) + len(self.arriving)
 
     def admit(self, *, principal: str, image: np.ndarray, asked: Asked) -> Session:
         """A new session in a free slot, or `Refused`."""
@@ -117,6 +124,15 @@ class Scheduler:
         ends = [s.born + self.cfg.session_s if s.attached else s.lease_until for s in self.sessions.values()]
         return min(30.0, max(2.0, min(ends, default=now) - now))
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the device's memory, what all walks and the moments they can go back to hold; what they share, once."""
+        held: dict[int, int] = {}
+        for session in self.sessions.values():
+            for walk in session.walks():
+                held |= walk.storage()
+        return sum(held.values())
+
     # --- health ---------------------------------------------------------------------------------------------------
 
     @property
@@ -127,6 +143,12 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         return self.warm and self.alive and not self.draining
+
+    def part_ended(self, task: asyncio.Task[None]) -> None:
+        """Takes a failure in the work that was to go on for ever as the server's own."""
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a part of the server has failed", exc_info=task.exception())
+            self.fault = "a part of the server has failed; its log says how"
 
     async def drain(self, grace_s: float) -> None:
         """Admits nobody, tells those who walk, and waits for them, and who arrives, for at most `grace_s`."""

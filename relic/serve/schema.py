@@ -3,9 +3,11 @@
 from typing import Any, Literal
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from relic.serve.config import FORMATS, PICTURES
+from relic.serve import images, wire
+from relic.serve.access import Refused
+from relic.serve.config import FORMATS, PICTURES, Serve
 
 MEANINGS = {
     401: "there is no API key or token",
@@ -18,7 +20,7 @@ MEANINGS = {
     415: "the body is not JSON",
     422: "a value is wrong; the sentence says what is allowed",
     429: "all places are taken, or the caller asks too often",
-    503: "the server is warming up, closing or busy",
+    503: "the server is warming up, closing, busy or out of order",
 }
 SECONDS = "until it is worth to ask again"
 JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "the picture"}}
@@ -41,6 +43,26 @@ class NewSession(BaseModel):
     seed: int = Field(0, ge=0, le=2**31 - 1)
     speed: float = Field(1.0, gt=0, description="of the motions; GET /v1/world says the highest")
     format: Literal["jpeg", "webp"] = Field("jpeg", description="of the pictures; the first bytes of each say it too")
+
+
+def parse(body: bytes, cfg: Serve) -> NewSession:
+    """What a body asks for, or `Refused`."""
+    try:
+        asked = NewSession.model_validate_json(body)
+        wire.parse_speed(asked.speed, cfg)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        wrong = f"{name if name in NewSession.model_fields else images.shown(name)} is {images.shown(first['input'])}"
+        allowed = ", ".join(NewSession.model_fields)
+        raise Refused(422, f"{wrong if name else 'the body'}: {first['msg']}; allowed are {allowed}") from error
+    except ValueError as error:
+        raise Refused(422, str(error)) from error
+    if asked.prompt is not None and len(asked.prompt) > cfg.prompt_characters:
+        raise Refused(422, f"the prompt has {len(asked.prompt)} characters; allowed are {cfg.prompt_characters}")
+    if (asked.example is None) == (asked.image is None):
+        raise Refused(422, "give either an example or an image")
+    return asked
 
 
 class Created(BaseModel):
@@ -119,7 +141,8 @@ class WorldShown(BaseModel):
 class Replica(BaseModel):
     """A server of several, as its router sees it."""
 
-    name: str
+    process: str = Field(description="another one after every start")
+    name: str = Field(description="of its host, which is a pod's")
     ready: bool
     draining: bool
     slots: int

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from relic.geometry.actions import ACTIONS, STATIC
+from relic.serve.access import PREFIX
 from relic.serve.config import Serve
 from relic.serve.engine import Walk
 from relic.serve.pace import Made, Pace
@@ -96,6 +97,10 @@ class Session:
             self.over, self.walk = (reason, sentence), None
             self.moments.clear()
             self.changed.set()
+
+    def walks(self) -> list[Walk]:
+        """Its walk, once it is open, and those of its moments."""
+        return [*([self.walk] if self.walk else []), *(moment.walk for moment in self.moments)]
 
     def tell(self, notice: dict) -> None:
         self.notices.append(notice)
@@ -260,7 +265,7 @@ class Session:
 
 def new_identity(export: str) -> str:
     """A session's id; what is before the dot tells of which export it is."""
-    return ".".join([*([export[:8]] if export else []), secrets.token_urlsafe(12)])
+    return ".".join([*([export[:PREFIX]] if export else []), secrets.token_urlsafe(12)])
 
 
 def static_row() -> np.ndarray:

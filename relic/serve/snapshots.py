@@ -24,6 +24,7 @@ import torch
 from relic import place
 from relic.artifacts import MANIFEST, digest
 from relic.model import tensors
+from relic.serve.access import PREFIX
 from relic.serve.engine import State
 
 VERSION = 1
@@ -78,7 +79,7 @@ class Snapshots:
         if not hmac.compare_digest(signature, self._signature(said).encode()) or said["folder"] != folders[-1]:
             raise Unusable("the saved walk is not signed by this server's secret; start another one")
         if (said["version"], said["export"]) != (VERSION, self.export):
-            raise Unusable(f"the saved walk is of another model ({said['export'][:8]}); start another one")
+            raise Unusable(f"the saved walk is of another model ({said['export'][:PREFIX]}); start another one")
         return Snapshot(folders[-1], said["session"], said["walk"], said["bytes"], said["sha256"])
 
     def claim(self, snapshot: Snapshot, name: str) -> tuple[State, str] | None:

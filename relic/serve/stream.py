@@ -1,8 +1,7 @@
 """The stream of a walk over a WebSocket: hello, then actions in and pictures out until one side ends it.
 
 The token travels in the first message, never in the URL. A wrong message is answered by one sentence, {"type": "error",
-"code", "message"}, and the walk goes on. What ends the connection says so first and closes with 4000 + the HTTP status
-that would have said the same.
+"code", "message"}, and the walk goes on.
 """
 
 import asyncio
@@ -10,17 +9,17 @@ import contextlib
 import time
 
 from fastapi import WebSocket
-from starlette.websockets import WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocketDisconnect
 
 from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Serve
 from relic.serve.engine import World
 from relic.serve.limits import Bucket, Messages, Sockets
+from relic.serve.reception import hello, receive, turn_away
 from relic.serve.session import Session
 from relic.serve.transfer import Transfer
 
-MOVED = 1012  # close code of a walk that goes on at another server ("service restart" of RFC 6455's registry)
 REWINDS_PER_S = 1.0  # of one stream: each copies a memory, while the other walks wait
 MOST_REWINDS = 4.0  # at once
 
@@ -29,38 +28,24 @@ class Stream:
     """One connection to the session `identity`."""
 
     def __init__(self, socket: WebSocket, identity: str, transfer: Transfer, access: Access, world: World, cfg: Serve,
-                 sockets: Sockets):  # fmt: skip
+                 sockets: Sockets, caller: str):  # fmt: skip
         self.socket, self.identity, self.transfer, self.access = socket, identity, transfer, access
-        self.world, self.cfg, self.sockets = world, cfg, sockets
+        self.world, self.cfg, self.sockets, self.caller = world, cfg, sockets, caller
         self.scheduler, self.metrics = transfer.scheduler, transfer.scheduler.metrics
 
     async def run(self) -> None:
-        with self.sockets.place():
+        with self.sockets.open.hold(self.caller):
             try:
-                with self.sockets.silence():
+                with self.sockets.silent.hold(self.caller):
                     await self.socket.accept()
-                    session = await self.hello()
+                    await hello(self.socket, self.identity, self.access, self.cfg)
+                    session = await self.transfer.find(self.identity)
                 await self.walk(session)
             except Refused as error:
                 self.metrics.refused(error)
-                await self.close(error.status, error.sentence)
+                await turn_away(self.socket, error)
             except WebSocketDisconnect:
                 pass  # the page has gone; its lease runs
-
-    async def hello(self) -> Session:
-        """The session of the first message's token."""
-        try:
-            message = wire.parse(await asyncio.wait_for(self.receive(), self.cfg.hello_s), self.cfg)
-        except TimeoutError as error:
-            raise Refused(408, f"no hello came within {self.cfg.hello_s:g} s") from error
-        except wire.TooLarge as error:
-            raise Refused(413, str(error)) from error
-        except ValueError as error:
-            raise Refused(422, str(error)) from error
-        if message["type"] != "hello":
-            raise Refused(401, f"the first message is {message['type']!r}; it must be hello with the session's token")
-        self.access.check(message.get("token"), self.identity)
-        return await self.transfer.find(self.identity)
 
     async def walk(self, session: Session) -> None:
         connection = session.attach(time.monotonic())
@@ -88,7 +73,7 @@ class Stream:
         messages, rewinds = Messages(self.cfg.messages_per_s, now), Bucket(REWINDS_PER_S, MOST_REWINDS, now)
         while True:
             try:
-                text = await self.receive()
+                text = await receive(self.socket)
                 check(session, connection)
                 if not messages.take(time.monotonic()):
                     continue
@@ -131,7 +116,7 @@ class Stream:
             if session.over is not None and session.over[0] == "moved":
                 token = self.access.issue(session.id)
                 await self.socket.send_json({"type": "moved", "token": token, "message": session.over[1]})
-                await self.socket.close(MOVED)
+                await self.socket.close(wire.MOVED)
                 return
             if session.over is not None:
                 await self.socket.send_json({"type": "ended", "reason": session.over[0], "message": session.over[1]})
@@ -148,20 +133,6 @@ class Stream:
                 continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(session.changed.wait(), session.pace.wait_s(time.monotonic()))
-
-    async def receive(self) -> str | None:
-        """The text of the next message; None of a binary one."""
-        message = await self.socket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005))
-        return message.get("text")
-
-    async def close(self, status: int, sentence: str) -> None:
-        """The sentence, then the close code that stands for it."""
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            if self.socket.client_state == self.socket.application_state == WebSocketState.CONNECTED:
-                await self.socket.send_json({"type": "error", "code": status, "message": sentence})
-                await self.socket.close(4000 + status)
 
 
 def check(session: Session, connection: int) -> None:

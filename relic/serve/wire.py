@@ -1,4 +1,4 @@
-"""What travels on a stream: messages in, frames out.
+"""What travels on a stream: messages in, frames out. Loads no torch.
 
 A frame is one binary message, little-endian: the 76 bytes of HEADER, then a JPEG or a WebP, as its first bytes say.
     version u8 · flags u8 (bit 0: the start image) · length of the header u16 · sequence u32 · receipt u32 (`seq` of the
@@ -7,20 +7,23 @@ A frame is one binary message, little-endian: the 76 bytes of HEADER, then a JPE
 """
 
 import json
+import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from relic.geometry.actions import ACTIONS, magnitudes, signed
-from relic.serve.config import HEADER, STILL, Serve
+from relic.geometry.config import ACTIONS
+from relic.serve.config import Router, Serve
 from relic.serve.images import TooLarge, shown
 
+HEADER = struct.Struct("<BBHIIdd12f")  # before the bytes of a picture
 VERSION = 1
+STILL = 1  # of the flags: the start image
 MESSAGES = ("hello", "action", "pause", "resume", "rewind", "ping", "bye")
+MOVED = 1012  # close code of a walk that goes on at another server ("service restart" of RFC 6455's registry)
 LARGEST_SEQUENCE = 2**32 - 1
 LATEST_MS = 1e15  # of a client's clock
 LONGEST_REWIND_S = 3600.0
@@ -46,7 +49,15 @@ def pack(picture: Picture, sent_ms: float) -> bytes:
     return HEADER.pack(*head, *picture.pose[:3].ravel().tolist()) + picture.encoded.result(0)
 
 
-def parse(text: str | None, cfg: Serve) -> dict:
+def unpacked(message: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header of a picture's message by name, and the JPEG or WebP."""
+    version, flags, size, sequence, receipt, made, sent, *pose = HEADER.unpack_from(message)
+    header = {"version": version, "flags": flags, "sequence": sequence, "receipt": receipt, "made": made,
+              "sent": sent, "pose": pose}  # fmt: skip
+    return header, message[size:]
+
+
+def parse(text: str | None, cfg: Serve | Router) -> dict:
     """A client's message: a JSON object with a known type. None stands for a binary one."""
     if text is None:
         raise ValueError("the message is binary; allowed is JSON text")
@@ -77,10 +88,10 @@ def parse_action(message: dict, world: Mapping[str, float], cfg: Serve, speed: f
             raise ValueError(
                 f"keys is {shown(keys)}; allowed are {len(ACTIONS)} numbers from 0 to {cfg.max_magnitude:g}, or names"
             )
-        row = torch.tensor(keys, dtype=torch.float64)
+        row = np.array(keys, np.float64)
     else:
         row = usual(keys, world)
-    return seq, magnitudes(signed(row * gamma)).numpy()
+    return seq, settled(row * gamma)
 
 
 def parse_at(message: dict) -> float | None:
@@ -91,9 +102,9 @@ def parse_at(message: dict) -> float | None:
     return at
 
 
-def usual(names: Iterable[object], world: Mapping[str, float]) -> Tensor:
+def usual(names: Iterable[object], world: Mapping[str, float]) -> np.ndarray:
     """Magnitudes [13] of the named actions together, each of its usual size; float64."""
-    row = torch.zeros(len(ACTIONS), dtype=torch.float64)
+    row = np.zeros(len(ACTIONS))
     for name in names:
         if name == "static":
             continue
@@ -101,6 +112,16 @@ def usual(names: Iterable[object], world: Mapping[str, float]) -> Tensor:
             raise ValueError(f"keys has {shown(name)}; this world's actions are {', '.join(world)} and static")
         row[ACTIONS.index(name)] = world[name]
     return row
+
+
+def settled(row: np.ndarray) -> np.ndarray:
+    """The action [13] in which opposites have cancelled, static exactly where nothing is left: what
+    `magnitudes(signed(row))` of geometry/actions.py is."""
+    motion = row[:-1:2] - row[1::2]
+    found = np.zeros_like(row)
+    found[:-1:2], found[1::2] = motion.clip(min=0), (-motion).clip(min=0)
+    found[-1] = not motion.any()
+    return found
 
 
 def parse_speed(speed: object, cfg: Serve) -> float:
