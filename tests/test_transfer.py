@@ -464,3 +464,19 @@ def test_an_id_tells_of_its_export():
         session = ask("POST", f"{place}/v1/sessions", body={"example": "e0"})
         assert session["id"].startswith("0f5d9fe3.")
         assert httpx.get(f"{place}/v1/sessions/{session['id']}").status_code == 401
+
+
+def test_a_server_that_closes_has_removed_what_it_took_on(dials, monkeypatch):
+    with serving(FakeWorld(), **dials) as one, serving(FakeWorld(), **dials) as other:
+        session, token = moved(one)
+        snapshots = other.server.transfer.snapshots
+        remove = snapshots.remove
+        monkeypatch.setattr(snapshots, "remove", lambda folder: [time.sleep(0.5), remove(folder)])
+        with back(other, session, token) as stream:
+            say(stream, "bye")
+            hear(stream, "ended")
+        other.server.handle_exit(signal.SIGTERM, None)
+        until = time.monotonic() + 5
+        while not other.server.should_exit and time.monotonic() < until:
+            time.sleep(0.01)
+        assert snapshots.place.files() == []

@@ -174,7 +174,7 @@ class Transfer:
         if save and self.snapshots is not None:
             for session in scheduler.sessions.values():
                 self.move(session)
-            while (self.moving or scheduler.arriving) and time.monotonic() < until:
+            while self.work and time.monotonic() < until:  # what leaves, what arrives, and what is removed
                 await asyncio.sleep(0.02)
         for session in list(scheduler.sessions.values()):
             scheduler.finish(session, "closing", "the server has closed")
