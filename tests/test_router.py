@@ -23,6 +23,7 @@ import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
 from talk import closing, follow, hear, see, stream_url
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from relic.serve import client, limits, relay, router
@@ -148,6 +149,20 @@ def test_a_router_that_is_started_again_finds_every_walk(two, secret):
                 say(stream, "hello", token=walk["token"])
                 hear(stream, "ready")
                 see(stream)
+
+
+def test_one_callers_streams_without_a_hello_keep_nobody_else_out(two, secret):
+    one, other, _ = two
+    with routing(secret, one, other, sockets=8) as through, contextlib.ExitStack() as stack:
+        walk = post(through).json()
+        for _ in range(2):
+            stack.enter_context(connect(stream_url(through, walk)))
+        with pytest.raises(InvalidStatus) as error, connect(stream_url(through, walk)):
+            pass
+        assert error.value.response.status_code == 503
+        with connect(stream_url(through, walk), source_address=("127.0.0.2", 0)) as stream:
+            say(stream, "hello", token=walk["token"])
+            hear(stream, "ready")
 
 
 def test_the_page_and_the_world_come_through(two):

@@ -16,9 +16,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
-from relic.serve.access import CALLER, Access, Refused
+from relic.serve.access import CALLER, Access, Refused, network
 from relic.serve.config import Router
 from relic.serve.fleet import DIED, Fleet, Replica
+from relic.serve.limits import Sockets
 from relic.serve.metrics import RouterMetrics
 from relic.serve.reception import end, hello, turn_away
 from relic.serve.wire import MOVED
@@ -39,6 +40,7 @@ class Relay:
         timeout = httpx.Timeout(cfg.answer_s, connect=CONNECT_S)
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=2.0)
         self.http = httpx.AsyncClient(timeout=timeout, trust_env=False, limits=limits)
+        self.sockets = Sockets(cfg.sockets)
         self.http.headers.clear()  # a caller's are passed on as they are
 
     # --- requests -------------------------------------------------------------------------------------------------
@@ -61,12 +63,13 @@ class Relay:
 
     async def stream(self, socket: WebSocket, identity: str) -> None:
         """A stream between a caller and the session's replica, until one of them ends it."""
-        await socket.accept()
-        with self.metrics.streams.track_inprogress():
+        caller = network(socket.client.host if socket.client else "unknown")
+        self.sockets.check(caller)
+        with self.metrics.streams.track_inprogress(), self.sockets.open.hold(caller):
             try:
-                first = await hello(
-                    socket, identity, self.access, self.cfg
-                )  # without it no replica hears of the caller
+                with self.sockets.silent.hold(caller):
+                    await socket.accept()
+                    first = await hello(socket, identity, self.access, self.cfg)
                 replica, upstream = await self.opened(socket, identity)
                 async with upstream:
                     code, reason = await self.through(socket, upstream, first, replica, identity)
