@@ -137,7 +137,7 @@ class S3Store:
 
 
 class S3Folder:
-    """A prefix in a bucket as a place of checkpoints or snapshots (place.py); an object is whole or not there by itself."""
+    """A prefix in a bucket as a place of checkpoints or snapshots (place.py); an object is whole, or not there."""
 
     def __init__(self, place: str) -> None:
         self.uri = f"s3://{place}"

@@ -71,7 +71,8 @@ class FakeWorld:
         self.chunk_s, self.warm_chunks = chunk_s, 3
         self.steps: list[tuple[str, int]] = []  # thread and walk of every step
         examples = tuple(Example(f"e{i}", f"wall {i}", "test", wall(20.0 * i, 1)) for i in range(3))
-        about: dict[str, object] = {"memory": "fp8", "capacity": 8}
+        about: dict[str, object] = {"memory": "fp8", "capacity": 8, "parameters": 5_600_000, "steps": 4}
+        about |= {"linears": "FP8 weights in bfloat16", "device": "CPU, 1 thread"}
         self.world = World("fake", 32, 48, 40.0, dict.fromkeys(TRAINED, 1.0), examples, about)
 
     def open(self, image: np.ndarray, caption: str, seed: int) -> FakeWalk:

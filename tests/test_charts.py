@@ -229,7 +229,7 @@ def test_a_folder_can_be_mounted_into_the_server() -> None:
 
 @pytest.mark.cluster
 def test_a_roll_out_has_time_for_a_drain_and_a_start() -> None:
-    spec = server("one_gpu", "--set", "drainSeconds=1464")["spec"]
+    spec = server("one_gpu", "--set", "drainSeconds=1404")["spec"]
     start = spec["template"]["spec"]["containers"][0]["startupProbe"]
     started = start["failureThreshold"] * start["periodSeconds"]
     assert spec["progressDeadlineSeconds"] > spec["template"]["spec"]["terminationGracePeriodSeconds"] + started
@@ -238,8 +238,10 @@ def test_a_roll_out_has_time_for_a_drain_and_a_start() -> None:
 @pytest.mark.cluster
 @pytest.mark.parametrize(("form", "sleeps"), [((), []), (PLAIN, [9])])
 def test_a_pod_has_time_to_drain_before_it_is_killed(form: tuple, sleeps: list[int]) -> None:
-    template = server("large", *form, "--set", "drainSeconds=77,preStopSeconds=9")["spec"]["template"]["spec"]
-    assert template["terminationGracePeriodSeconds"] > 77 + sum(sleeps)
+    template = server("large", *form, "--set", "drainSeconds=77,saveSeconds=66,preStopSeconds=9")["spec"]["template"][
+        "spec"
+    ]
+    assert template["terminationGracePeriodSeconds"] > 77 + 66 + sum(sleeps)
     assert sleeps_of(template) == sleeps
 
 
@@ -370,7 +372,7 @@ def test_a_monitor_is_as_it_is_written_here(kind: str, rendered_kind: str, place
         ("relic-platform", "kueue.topologies[1].name=x", "topologies/1.*levels"),
         ("relic-serve", "replica=2", "replica.* not allowed"),
         ("relic-serve", "memoryDtype=fp4", "memoryDtype"),
-        ("relic-serve", "progressSeconds=1835", "progressSeconds is 1835; it must be more than 1835"),
+        ("relic-serve", "progressSeconds=1895", "progressSeconds is 1895; it must be more than 1895"),
         ("relic-serve", "router.replica=2", "replica.* not allowed"),
         ("relic-serve", "autoscaling.mode=vpa", "autoscaling.*mode"),
         ("relic-serve", "autoscaling.scaleDown.periodSeconds=1801", "periodSeconds"),

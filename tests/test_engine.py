@@ -39,6 +39,12 @@ def step(walk: engine.Walk, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.concatenate(frames), np.concatenate(poses)
 
 
+@pytest.mark.parametrize(("count", "said"), [(1, "CPU, 1 thread"), (2, "CPU, 2 threads")])
+def test_a_cpu_is_named_by_its_threads(monkeypatch, count, said):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    assert engine.device_name(torch.device("cpu")) == said
+
+
 def test_a_walk_gives_a_frame_an_action_and_the_start_before_them(student):
     walk = student.open(IMAGE, "a hall", 0)
     count = walk.num_actions

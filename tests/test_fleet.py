@@ -158,3 +158,31 @@ def test_a_slot_is_kept_for_a_walk_on_its_way(fleet: Fleet) -> None:
     fleet.settle("0f5d9fe3.one", other)  # it has come
     other.slots = 3
     assert mover.room(leaving) == 1
+
+
+def test_a_walk_that_does_not_move_yet_holds_up_no_other(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaving = add(fleet, "a", draining=True, sessions=["0f5d9fe3.arriving", "0f5d9fe3.here"])
+    add(fleet, "b")
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=told(name="a", draining=True, sessions=sorted(leaving.sessions)))
+        asked.append(request.url.path.split("/")[3])
+        if asked[-1] == "0f5d9fe3.here":
+            leaving.sessions.discard(asked[-1])
+        return httpx.Response(202 if asked[-1] == "0f5d9fe3.here" else 404)
+
+    fleet.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    metrics = RouterMetrics()
+    mover = Mover(CFG, ACCESS, fleet, metrics)
+
+    async def run() -> None:
+        emptying = asyncio.create_task(mover.empty(leaving))
+        await asyncio.sleep(0.5)
+        emptying.cancel()
+
+    asyncio.run(run())
+    assert asked[:2] == ["0f5d9fe3.arriving", "0f5d9fe3.here"]
+    assert len(asked) < 10
+    assert b"relic_router_moved_total 1.0\n" in metrics.show([])

@@ -45,7 +45,7 @@ CONTRAST = """() => {
   const linear = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
   const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * linear(rgb[i]), 0.05);
   const ground = (element) => {
-    if (element.id === "stage") return Array(3).fill(document.getElementById("card").hidden ? 255 : 0.7 * 255);
+    if (element.id === "stage") return Array(3).fill(document.getElementById("card").hidden ? 255 : 0.85 * 255);
     const own = numbers(getComputedStyle(element).backgroundColor);
     if (element === document.body) return over([255, 255, 255, 0.26], own);
     return over(own, ground(element.parentElement));
@@ -236,35 +236,72 @@ def test_a_start_image_a_prompt_and_a_seed_reach_the_world(page, place):
     page.locator("#seed").fill("7")
     page.locator("#prompt").fill("a hall of glass")
     page.locator("#examples button").nth(1).wait_for()
-    page.get_by_role("button", name="Start again").click()
+    page.get_by_role("button", name="Start", exact=True).click()
     page.wait_for_selector("body[data-state=live]")
     assert (session_of(place).asked.caption, session_of(place).asked.seed) == ("a hall of glass", 7)
 
 
-def test_choosing_another_start_begins_a_new_walk(page, place):
+def test_choosing_another_start_leaves_the_walk_until_its_button_is_pressed(page, place):
     walk(page)
     page.keyboard.down("w")
     until(lambda: number(page, "distance") > 8)
     page.keyboard.up("w")
     page.locator("#examples button").nth(2).click()
+    page.get_by_role("alert").filter(has_text="This walk goes on").wait_for()
+    assert [s.asked.caption for s in sessions(place)] == ["wall 0"]
+    page.get_by_role("button", name="Start again").click()
     until(lambda: [s.asked.caption for s in place.server.scheduler.sessions.values()] == ["wall 2"])
     assert number(page, "distance") == 0
     page.keyboard.down("d")
     page.wait_for_selector("button[aria-label='right, key D'].shown")
 
 
+def test_a_chosen_start_is_seen_before_anything_begins(page, place):
+    until(lambda: page.evaluate(COLOURS, "picture") > 0)
+    before = page.evaluate(COLOURS, "picture")
+    page.locator("#examples button").nth(1).click()
+    until(lambda: page.evaluate(COLOURS, "picture") != before)
+    assert not sessions(place)
+    walk(page)
+    assert session_of(place).asked.caption == "wall 1"
+
+
 def test_a_phone_has_all_of_the_walk_on_one_screen_and_wide_enough_for_thumbs(phone):
     phone.get_by_role("button", name="Walk", exact=True).tap()
     phone.wait_for_selector("body[data-state=live]")
+    names = [found.inner_text() for found in phone.locator(".cap small").all() if found.is_visible()]
+    assert names[:2] == ["roll left", "forward"]
+    assert len(names) == len(ACTIONS) - 1  # all but standing still
     size = phone.viewport_size
     assert phone.evaluate("document.documentElement.scrollWidth") <= size["width"]
-    for part in ["#stage", "#move .cap:enabled", "#look .cap:enabled", "#tools .tool", "#speed"]:
+    for part in ["#stage", ".cap", "#tools .tool", "#speed"]:
         for box in [found.bounding_box() for found in phone.locator(part).all() if found.is_visible()]:
             assert 0 <= box["x"] <= size["width"] - box["width"]
             assert 0 <= box["y"] <= size["height"] - box["height"]
     for button in phone.locator("button:enabled").all():
         if button.is_visible():
             assert min(button.bounding_box()[side] for side in ("width", "height")) >= 44, button.inner_text()
+
+
+def test_no_room_waits_on_a_phone_for_receipts_that_have_not_come(phone):
+    assert phone.locator("#receipts").bounding_box() is None
+    phone.get_by_role("button", name="Walk", exact=True).tap()
+    phone.wait_for_selector("body[data-state=live]")
+    phone.keyboard.press("w")
+    phone.locator("#receipts li").first.wait_for()
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (1280, 720)])
+def test_a_desktop_cuts_nothing_off(browser, place, size):
+    viewport = dict(zip(("width", "height"), size, strict=True))
+    with visit(browser, place, viewport=viewport) as page:
+        walk(page)
+        for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "#about"]:
+            for box in [found.bounding_box() for found in page.locator(part).all()]:
+                assert 0 <= box["x"] <= size[0] - box["width"]
+                assert 0 <= box["y"] <= size[1] - box["height"]
+        scrolls = "(({scrollHeight, clientHeight}) => scrollHeight > clientHeight)(document.querySelector('aside'))"
+        assert not page.evaluate(scrolls)
 
 
 def test_two_thumbs_walk_and_look_at_once(phone):
@@ -414,28 +451,40 @@ def upload(page, name: str, kind: str) -> None:
     page.set_input_files("#upload", {"name": name, "mimeType": f"image/{kind.lower()}", "buffer": buffer.getvalue()})
 
 
-def test_a_walk_begins_in_an_uploaded_picture(page, place):
+def test_a_walk_begins_in_an_uploaded_picture_without_the_example_s_prompt(page, place):
     upload(page, "wall.png", "PNG")
-    page.wait_for_selector("body[data-state=live]")
-    assert page.locator("#examples button").first.get_attribute("title") == "wall.png"
+    page.locator("#examples button[title='wall.png'][aria-pressed=true]").wait_for()
+    walk(page)
+    assert session_of(place).asked.caption == ""
     assert (session_of(place).image == wall(9, 1)).all()
 
 
 def test_a_file_that_is_no_picture_is_refused_before_it_is_sent(page):
     page.set_input_files("#upload", {"name": "notes.png", "mimeType": "image/png", "buffer": b"not a picture"})
-    said = "Notes.png is no picture that can be read; allowed are PNG, JPEG, WEBP"
+    said = "The file notes.png is no picture that can be read; allowed are PNG, JPEG, WEBP"
     page.get_by_role("alert").filter(has_text=said).wait_for()
-    assert page.get_by_role("button", name="Walk", exact=True).is_visible()
+    walk(page)
+    assert page.locator("#toast").is_hidden()  # what is begun anew is free of what was said before
 
 
 def test_a_picture_that_the_server_does_not_take_is_said_and_leaves_the_gallery(guest):
     count = guest.locator("#examples button").count()
     upload(guest, "wall.gif", "GIF")
+    guest.locator("#examples button[title='wall.gif'][aria-pressed=true]").wait_for()
+    guest.get_by_role("button", name="Walk", exact=True).click()
     said = "The image is of no known format; allowed is a PNG, JPEG or WEBP in base64"
     guest.locator("#card").get_by_text(said).wait_for()
     assert guest.locator("#examples button").count() == count
     guest.get_by_role("button", name="Try again").click()
     guest.wait_for_selector("body[data-state=live]")
+
+
+def test_nothing_is_recorded_before_a_walk(page):
+    assert page.locator("#record").is_disabled()
+    page.keyboard.press("v")
+    assert page.inner_text("#record") == "Record"
+    walk(page)
+    assert page.locator("#record").is_enabled()
 
 
 def test_a_recording_is_a_video_of_what_was_seen(page, tmp_path):
@@ -455,6 +504,31 @@ def test_a_recording_is_a_video_of_what_was_seen(page, tmp_path):
     assert len(frames) > 12
     assert frames[0].shape == (480, 720, 3)
     assert abs(frames[0].astype(int) - frames[-1]).mean() > 5
+
+
+# --- who may walk --------------------------------------------------------------------------------------------------
+
+
+def test_a_server_with_keys_asks_for_one_in_a_field(browser):
+    with serving(FakeWorld(), {"k" * 16: "someone"}) as locked, visit(browser, locked, refused=True) as page:
+        page.get_by_role("button", name="Walk", exact=True).click()
+        page.get_by_text("This server asks for a key.").first.wait_for()
+        assert page.get_by_text("API key").bounding_box()["height"] < 25  # one line
+        page.get_by_label("API key").fill("wrong")
+        page.keyboard.press("Enter")
+        page.locator("#card").get_by_text("The API key is not one of this server's.").wait_for()
+        page.get_by_label("API key").fill("k" * 16)
+        page.get_by_role("button", name="Open").click()
+        page.wait_for_selector("body[data-state=live]")
+
+
+def test_a_walk_too_many_is_said_of_the_address_not_of_the_person(browser):
+    with serving(FakeWorld(), sessions_each=1) as strict, visit(browser, strict) as first:
+        walk(first)
+        with visit(browser, strict, refused=True) as second:
+            second.get_by_role("button", name="Walk", exact=True).click()
+            said = "This address or API key has as many walks as it may: 1"
+            second.locator("#card").get_by_text(said).wait_for()
 
 
 # --- coming back ---------------------------------------------------------------------------------------------------
@@ -558,6 +632,18 @@ def test_a_whole_walk_needs_no_pointer(page, place):
     until(lambda: [session.paused for session in sessions(place)] == [False, True])
     page.keyboard.press("Space")
     until(lambda: all(session.paused for session in sessions(place)))
+
+
+def test_who_does_not_see_the_picture_hears_that_the_walk_has_begun(page):
+    walk(page)
+    page.locator("#voice").get_by_text("walk 1 has begun").wait_for()
+
+
+def test_pictures_that_were_dropped_and_those_that_were_skipped_are_two_figures(page):
+    walk(page)
+    page.keyboard.down("w")
+    until(lambda: page.inner_text("#skipped") not in ("–", ""))
+    assert page.inner_text("#dropped") == "0"
 
 
 def test_text_stands_out_from_the_brightest_ground(page):

@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from fake_world import FakeWalk, FakeWorld
 
-from relic import place
+from relic import object_store, place
 from relic.serve.access import Access
 from relic.serve.engine import State
 from relic.serve.snapshots import Snapshots, Unusable
@@ -181,3 +182,54 @@ def test_a_restored_walk_is_the_uninterrupted_one(where):
     for seed in (1, 2):
         for one, other in zip(steps(walk, seed), steps(restored, seed), strict=True):
             assert (one == other).all()
+
+
+def test_what_cannot_be_read_is_not_claimed(where, monkeypatch):
+    ours = snapshots(where)
+    ours.save("e1.walk", STATE, FACTS)
+    found = ours.find("e1.walk")
+    assert found is not None
+    monkeypatch.setattr(ours.place, "read", lambda *_: (_ for _ in ()).throw(OSError("away")))
+    with pytest.raises(OSError, match="away"):
+        ours.claim(found, "one")
+    assert taken_on(snapshots(where), "e1.walk") is not None
+
+
+def test_a_claim_that_is_given_back_and_that_of_a_dead_server_are_void(where, monkeypatch):
+    ours = snapshots(where)
+    ours.save("e1.walk", STATE, FACTS)
+    found = ours.find("e1.walk")
+    assert found is not None
+    claim = ours.take(found, "one")
+    assert claim is not None
+    assert ours.take(found, "other") is None
+    ours.give_back(claim)
+    assert ours.take(found, "other") is not None
+    assert ours.take(found, "third") is None
+    later = time.time() + 16
+    monkeypatch.setattr("relic.serve.snapshots.time.time", lambda: later)
+    assert ours.take(found, "third") is not None
+    assert ours.take(found, "fourth") is None
+
+
+def test_parts_of_memory_are_read_as_one_file():
+    file = object_store.Memory([memoryview(b"abc"), memoryview(b""), memoryview(b"defgh")])
+    assert [file.read(5), file.read(1), file.read(), file.read(1)] == [b"abcde", b"f", b"gh", b""]
+
+
+def test_no_session_is_called_as_a_path(tmp_path):
+    assert snapshots(tmp_path.as_posix()).find("..") is None
+
+
+def test_a_walk_is_saved_and_read_without_a_second_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr("relic.serve.snapshots.READ", 2**20)
+    ours, data = snapshots(tmp_path.as_posix()), torch.ones(2**24)  # 64 MiB
+    tracemalloc.start()
+    ours.save("e1.walk", State({"x": data}, {}), FACTS)
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.reset_peak()
+    state = taken_on(ours, "e1.walk")
+    assert tracemalloc.get_traced_memory()[1] < 2**22  # beside the tensors, which are torch's own
+    assert state is not None
+    assert torch.equal(state.tensors["x"], data)
+    tracemalloc.stop()

@@ -1,54 +1,100 @@
-"""What waits for something new ends when it is cancelled, also in the moment in which there is something new."""
+"""One connection to a walk, without a network: how it ends, and what it may do once another has taken the walk over."""
 
 import asyncio
+import json
+import time
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_world import FakeWorld
-from test_session import walk
 
+from relic.serve.access import Access, Refused
 from relic.serve.config import Serve
+from relic.serve.limits import Sockets
 from relic.serve.scheduler import Scheduler
+from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
+from relic.serve.transfer import Transfer
 from relic.serve.wire import Picture
 
-
-async def cancelled(task: asyncio.Task[None], new: asyncio.Event, turns: int) -> bool:
-    """Whether a task has ended that is cancelled some turns of the loop after there was something new."""
-    new.set()
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.wait({task}, timeout=0.5)
-    return task.cancelled()
+CFG = Serve(run="fake")
+TAKEN = "another connection has taken this walk over"
 
 
-@pytest.mark.parametrize("turns", range(5))
-def test_a_stream_stops_showing(turns):
-    async def run() -> bool:
-        session, nothing = walk(), Any
-        session.pace.queue.append(Picture(0, 0, np.eye(4), Future(), 0.0, due=1e12))
-        transfer: Any = SimpleNamespace(scheduler=SimpleNamespace(metrics=None))
-        stream = Stream(nothing, "x", transfer, nothing, nothing, nothing, nothing, "ann")
-        task = asyncio.create_task(stream.show(session, session.attach(0.0)))
+class Deaf:
+    """A socket whose reader takes nothing after `most` messages; it says what is put into `said`."""
+
+    def __init__(self, most: int):
+        self.said: asyncio.Queue[str] = asyncio.Queue()
+        self.sent: list[dict] = []
+        self.most = most
+
+    async def send_json(self, message: dict) -> None:
+        if len(self.sent) == self.most:
+            await asyncio.Event().wait()
+        self.sent.append(message)
+
+    async def receive(self) -> dict[str, Any]:
+        return {"type": "websocket.receive", "text": await self.said.get()}
+
+
+def walked(most: int) -> tuple[Session, Deaf, "asyncio.Task[None]", Scheduler]:
+    world = FakeWorld()
+    scheduler, socket = Scheduler(world, CFG), Deaf(most)
+    session = Session("one", principal="me", image=None, asked=Asked(caption="", seed=0, speed=1.0), cfg=CFG, fps=16.0,
+                      now=time.monotonic())  # fmt: skip
+    scheduler.begun(session)
+    access = Access({}, 60.0, b"s" * 32)
+    transfer = Transfer(scheduler, None)
+    stream = Stream(socket, "one", transfer, access, world.world, CFG, Sockets(8), "me")  # type: ignore[arg-type]
+    return session, socket, asyncio.create_task(stream.walk(session)), scheduler
+
+
+@pytest.mark.parametrize("message", [{"type": "action", "seq": 7, "keys": ["pan_left"]}, {"type": "bye"}])
+def test_a_connection_that_was_taken_over_steers_and_ends_nothing(message):
+    async def run() -> None:
+        session, socket, old, scheduler = walked(most=1)
+        session.tell({"type": "state"})  # which its reader does not take
         await asyncio.sleep(0.01)
-        return await cancelled(task, session.changed, turns)
+        session.attach(time.monotonic())
+        socket.said.put_nowait(json.dumps(message))
+        with pytest.raises(Refused, match=TAKEN):
+            await asyncio.wait_for(old, 2)
+        assert (session.pending, session.over, list(scheduler.sessions)) == ([], None, ["one"])
 
-    assert asyncio.run(run())
+    asyncio.run(run())
 
 
-@pytest.mark.parametrize("turns", range(5))
-def test_a_scheduler_stops(turns):
-    async def run() -> bool:
-        scheduler = Scheduler(FakeWorld(), Serve(run="fake"))
-        task = asyncio.create_task(scheduler.run())
-        while not scheduler.warm:
-            await asyncio.sleep(0.01)
-        ended = await cancelled(task, scheduler.wake, turns)
-        scheduler.close()
-        return ended
+def test_a_connection_that_was_taken_over_takes_no_notices_of_the_new_one():
+    async def run() -> None:
+        session, socket, old, _ = walked(most=99)
+        send = socket.send_json
 
-    assert asyncio.run(run())
+        async def slowly(message: dict) -> None:
+            await send(message)
+            if message["type"] == "first":
+                session.attach(time.monotonic())
+
+        socket.send_json = slowly  # type: ignore[method-assign]
+        for kind in ("first", "second"):
+            session.tell({"type": kind})
+        with pytest.raises(Refused, match=TAKEN):
+            await asyncio.wait_for(old, 2)
+        assert [notice["type"] for notice in session.notices] == ["second"]
+
+    asyncio.run(run())
+
+
+def test_a_refusal_behind_a_wrong_message_ends_the_stream():
+    async def run() -> None:
+        session, socket, stream, _ = walked(most=99)
+        session.pace.put(Picture(0, 0, np.eye(4), Future(), 0.0), time.monotonic() + 100)
+        await asyncio.sleep(0.01)
+        for message in ("{}", "x" * 9000):  # the first wakes who shows pictures at the moment when it is cancelled
+            socket.said.put_nowait(message)
+        with pytest.raises(Refused, match="the message has 9000 characters"):
+            await asyncio.wait_for(stream, 2)
+
+    asyncio.run(run())

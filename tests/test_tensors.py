@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from relic.model import tensors
 
@@ -23,6 +23,15 @@ def test_what_is_written_is_what_safetensors_reads(tmp_path: Path) -> None:
     read = load_file(tmp_path / "x.safetensors")
     assert read.keys() == STATE.keys()
     assert all(torch.equal(read[name].float(), x.float()) and read[name].dtype == x.dtype for name, x in STATE.items())
+
+
+def test_parts_are_what_safetensors_reads_and_views_are_the_tensors() -> None:
+    state = STATE | {"odd": torch.arange(3, dtype=torch.uint8), "none": torch.zeros(0, 13)}
+    data = b"".join(tensors.parts(state))
+    for read in (load(data), tensors.views(torch.frombuffer(bytearray(data), dtype=torch.uint8))):
+        assert read.keys() == state.keys()
+        assert all(read[name].shape == x.shape and read[name].dtype == x.dtype for name, x in state.items())
+        assert all(torch.equal(read[name].double(), x.double()) for name, x in state.items())
 
 
 def test_places_say_what_safetensors_has_written(tmp_path: Path) -> None:

@@ -2,27 +2,33 @@
 
 import json
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
 from talk import follow, hear, see, stream_url
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from relic.serve import transfer
+from relic.serve import app
 from relic.serve.access import Access
 from relic.serve.client import Answered, ask, say
 from relic.serve.config import Serve
 from relic.serve.wire import unpacked
 
 SECRET = b"s" * 32
+HANGING = Path(__file__).with_name("fake_hanging_store.py").as_posix()
 
 
 @pytest.fixture
@@ -121,15 +127,71 @@ def test_a_second_signal_does_not_wait(dials):
         assert hear(stream, "ended")["reason"] == "closing"
 
 
-def test_a_store_that_hangs_does_not_hold_a_server_up(two, monkeypatch):
+def test_a_store_that_hangs_does_not_hold_a_server_up(dials, monkeypatch):
+    released = threading.Event()
+    with serving(FakeWorld(), **dials, save_s=0.2) as one:
+        monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: released.wait(20))
+        with follow(one) as (_, stream):
+            began = time.monotonic()
+            one.server.handle_exit(signal.SIGTERM, None)
+            assert hear(stream, "ended")["reason"] == "closing"
+    assert time.monotonic() - began < 10
+    released.set()
+
+
+def test_a_process_does_not_wait_for_a_store_that_hangs(dials):
+    done = subprocess.run([sys.executable, HANGING, json.dumps(dials)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "ended" in done.stdout
+
+
+def test_a_reader_that_is_gone_does_not_hold_a_server_up(monkeypatch, caplog):
+    monkeypatch.setattr(app, "LAST_S", 0.3)
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    monkeypatch.setattr("fake_world.wall", lambda x, scale: noise)
+    with serving(FakeWorld(), drain_s=0.0) as place:
+        session = ask("POST", f"{place}/v1/sessions", body={"example": "e0"})
+        raw = socket.create_connection(("127.0.0.1", urlsplit(place).port))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with connect(stream_url(place, session), sock=raw, max_queue=1, close_timeout=0.1) as deaf:
+            say(deaf, "hello", token=session["token"])
+            say(deaf, "action", seq=1, keys=["pan_left"])
+            until = time.monotonic() + 10
+            while not unread(place) and time.monotonic() < until:
+                time.sleep(0.05)
+            began = time.monotonic()
+            place.server.handle_exit(signal.SIGTERM, None)
+            while place.server.server_state.connections and time.monotonic() < began + 10:
+                time.sleep(0.02)
+            assert time.monotonic() - began < 3
+    assert "graceful shutdown exceeded" not in caplog.text
+
+
+def unread(place: Place) -> bool:
+    """Its only stream waits for its reader."""
+    return any(one.transport.get_write_buffer_size() for one in place.server.server_state.connections)
+
+
+def test_walks_are_saved_one_after_another_while_the_others_go_on(two, monkeypatch):
     one, _ = two
-    monkeypatch.setattr(transfer, "SAVE_S", 0.2)
-    monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: time.sleep(2))
-    with follow(one) as (_, stream):
-        began = time.monotonic()
+    snapshots, inside, most, walking = one.server.transfer.snapshots, [0], [0], []
+    save = snapshots.save
+
+    def slowly(*arguments):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        walking.append(sum(not session.leaving for session in one.server.scheduler.sessions.values()))
+        time.sleep(0.2)
+        inside[0] -= 1
+        return save(*arguments)
+
+    monkeypatch.setattr(snapshots, "save", slowly)
+    with follow(one) as (_, first), follow(one) as (_, second):
         one.server.handle_exit(signal.SIGTERM, None)
-        assert hear(stream, "ended")["reason"] == "closing"
-        assert time.monotonic() - began < 1.5
+        for stream in (first, second):
+            until_moved(stream)
+    assert most == [1]
+    assert walking[0] == 1
 
 
 def test_snapshots_need_the_secret_that_replicas_share():
@@ -282,14 +344,104 @@ def test_a_walk_that_ends_while_it_is_saved_does_not_come_back(two, monkeypatch)
     assert refusal(other, session, session["token"])[0] == 404
 
 
-def test_a_damaged_snapshot_is_refused_with_a_sentence(two, dials):
-    one, other = two
-    with follow(one) as (session, stream):
-        move(one, session)
+def moved(place: Place) -> tuple[dict, str]:
+    """A walk that lies between two servers, and its token."""
+    with follow(place) as (session, stream):
+        see(stream)
+        move(place, session)
         _, token = until_moved(stream)
+    return session, token
+
+
+def test_a_damaged_snapshot_is_refused_with_a_sentence_every_time(two, dials):
+    one, other = two
+    session, token = moved(one)
     (state,) = Path(dials["snapshots"]).rglob("state.safetensors")
     state.write_bytes(state.read_bytes()[:-1])
-    assert refusal(other, session, token) == (410, "the saved walk is damaged; start another one")
+    for place in (other, other, one):
+        assert refusal(place, session, token) == (410, "the saved walk is damaged; start another one")
+
+
+def test_a_store_that_fails_once_is_asked_again(two, monkeypatch, caplog):
+    one, other = two
+    session, token = moved(one)
+    store, left = other.server.transfer.snapshots.place, ["once"]
+    read = store.read
+
+    def flaky(name, *arguments):
+        if "state.safetensors" in name and left:
+            left.pop()
+            raise ConnectionError("the store is away for a moment")
+        return read(name, *arguments)
+
+    monkeypatch.setattr(store, "read", flaky)
+    assert refusal(other, session, token) == (503, "the saved walk cannot be read now; connect again")
+    with back(other, session, token) as stream:
+        see(stream)
+
+
+def test_a_walk_that_no_engine_goes_on_with_is_gone(two, monkeypatch, caplog):
+    one, other = two
+    session, token = moved(one)
+    monkeypatch.setattr(other.server.scheduler.engine, "restore", lambda state: 1 / 0)
+    assert refusal(other, session, token) == (410, "the saved walk cannot go on here; start another one")
+    assert one.server.transfer.snapshots.place.files() == []
+    assert refusal(one, session, token)[0] == 404
+
+
+def test_a_server_whose_device_is_lost_gives_the_walk_back(two, monkeypatch, caplog):
+    one, other = two
+    session, token = moved(one)
+    engine = other.server.scheduler.engine
+    monkeypatch.setattr(engine, "restore", lambda state: 1 / 0)
+    monkeypatch.setattr(engine, "check", lambda: 1 / 0)
+    assert refusal(other, session, token) == (503, "this server's device is lost; connect again")
+    with back(one, session, token) as stream:
+        see(stream)
+
+
+def test_a_walk_that_arrives_at_a_server_which_closes_goes_to_another(dials, monkeypatch):
+    with serving(FakeWorld(), **dials) as one, serving(FakeWorld(), **dials) as third:
+        with serving(FakeWorld(), **dials) as other:
+            session, token = moved(one)
+            engine, restoring, closed = other.server.scheduler.engine, threading.Event(), threading.Event()
+            restore = engine.restore
+            monkeypatch.setattr(engine, "restore", lambda state: [restoring.set(), closed.wait(5), restore(state)][-1])
+            with connect(stream_url(other, session)) as stream:
+                say(stream, "hello", token=token)
+                restoring.wait(5)
+                other.server.handle_exit(signal.SIGTERM, None)
+                while not other.server.scheduler.draining:
+                    time.sleep(0.01)
+                time.sleep(0.1)  # with nobody walking, who does not wait for it is gone by now
+                closed.set()
+                assert hear(stream, "error")["code"] == 503
+        with back(third, session, token) as stream:
+            see(stream)
+
+
+def test_a_walk_between_two_servers_can_be_ended(two):
+    one, other = two
+    session, token = moved(one)
+    with pytest.raises(Answered, match="403"):
+        ask("DELETE", f"{other}/v1/sessions/{session['id']}", token=token[:-1])
+    ask("DELETE", f"{other}/v1/sessions/{session['id']}", token=token)
+    assert one.server.transfer.snapshots.place.files() == []
+    with pytest.raises(Answered, match="404"):
+        ask("DELETE", f"{other}/v1/sessions/{session['id']}", token=token)
+
+
+def test_only_its_own_key_ends_a_walk_between_two_servers(dials):
+    keys = {"a" * 16: "anna", "b" * 16: "bert"}
+    with serving(FakeWorld(), keys, **dials) as one:
+        with follow(one, key="a" * 16) as (session, stream):
+            move(one, session)
+            until_moved(stream)
+        path = f"{one}/v1/sessions/{session['id']}"
+        with pytest.raises(Answered, match=r"403.*belongs to another API key"):
+            ask("DELETE", path, token="b" * 16)
+        ask("DELETE", path, token="a" * 16)
+        assert one.server.transfer.snapshots.place.files() == []
 
 
 def test_two_connections_at_once_take_one_walk_on(two):
@@ -312,3 +464,19 @@ def test_an_id_tells_of_its_export():
         session = ask("POST", f"{place}/v1/sessions", body={"example": "e0"})
         assert session["id"].startswith("0f5d9fe3.")
         assert httpx.get(f"{place}/v1/sessions/{session['id']}").status_code == 401
+
+
+def test_a_server_that_closes_has_removed_what_it_took_on(dials, monkeypatch):
+    with serving(FakeWorld(), **dials) as one, serving(FakeWorld(), **dials) as other:
+        session, token = moved(one)
+        snapshots = other.server.transfer.snapshots
+        remove = snapshots.remove
+        monkeypatch.setattr(snapshots, "remove", lambda folder: [time.sleep(0.5), remove(folder)])
+        with back(other, session, token) as stream:
+            say(stream, "bye")
+            hear(stream, "ended")
+        other.server.handle_exit(signal.SIGTERM, None)
+        until = time.monotonic() + 5
+        while not other.server.should_exit and time.monotonic() < until:
+            time.sleep(0.01)
+        assert snapshots.place.files() == []

@@ -59,7 +59,7 @@ class Scheduler:
         walking = [session.principal for session in self.sessions.values()]
         own = 0 if principal is None else [*walking, *self.arriving.values()].count(principal)
         if own >= self.cfg.sessions_each:
-            raise Refused(409, f"you have {own} walks already; allowed are {self.cfg.sessions_each}: end one first")
+            raise Refused(409, f"this address or API key has as many walks as it may: {self.cfg.sessions_each}")
         if self.num_taken >= self.cfg.slots:
             raise Refused(429, f"all {self.cfg.slots} places are taken; come again in a moment", self.retry_after_s())
 
@@ -176,7 +176,7 @@ class Scheduler:
                 await self.step(session)
             else:
                 try:
-                    async with asyncio.timeout(self.next_look_s(now)):  # wait_for may miss a cancellation
+                    async with asyncio.timeout(self.next_look_s(now)):  # wait_for may forget a cancellation
                         await self.wake.wait()
                 except TimeoutError:
                     continue

@@ -31,7 +31,7 @@ VERSION = 1
 STATE = "state.safetensors"
 CLAIM = "claim"
 CLAIM_S = 15.0  # longer than the engine takes to restore a walk, shorter than a lease
-READ = 2**27  # bytes that are read at once
+READ = 2**26  # bytes that are read at once
 
 
 class Unusable(ValueError):

@@ -132,7 +132,8 @@ class Stream:
                     self.metrics.answer.observe(answer_s)
                 continue
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(session.pace.wait_s(time.monotonic())):  # wait_for may miss a cancellation
+                # not wait_for: of a cancellation and a change at once, it forgets the cancellation
+                async with asyncio.timeout(session.pace.wait_s(time.monotonic())):
                     await session.changed.wait()
 
 

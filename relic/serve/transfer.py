@@ -2,8 +2,8 @@
 
 A walk leaves as a snapshot: the engine's thread copies its state, another one writes it, what was made is shown to the
 end, and its client is told to come again. Walks leave one after another, for each copy is as large as a walk's memory.
-A walk arrives when a client says hello with its token: the server that finds its snapshot takes it on in a free slot, and
-its numbers, receipts and lifetime go on. Moments to go back to do not travel.
+A walk arrives when a client says hello with its token: the server that finds its snapshot takes it on in a free slot,
+and its numbers, receipts and lifetime go on. Moments to go back to do not travel.
 """
 
 import asyncio
@@ -174,7 +174,7 @@ class Transfer:
         if save and self.snapshots is not None:
             for session in scheduler.sessions.values():
                 self.move(session)
-            while (self.moving or scheduler.arriving) and time.monotonic() < until:
+            while self.work and time.monotonic() < until:  # what leaves, what arrives, and what is removed
                 await asyncio.sleep(0.02)
         for session in list(scheduler.sessions.values()):
             scheduler.finish(session, "closing", "the server has closed")
@@ -201,7 +201,7 @@ class Transfer:
 
 
 def apart(call: Callable[..., Found], *arguments: Any) -> asyncio.Future[Found]:
-    """A call in a thread of its own: a store that hangs takes no other's, and nobody waits for it when a server ends."""
+    """A call in a thread of its own: where a store hangs, no other work waits for it, nor does a server that ends."""
     done: concurrent.futures.Future[Found] = concurrent.futures.Future()
 
     def work() -> None:

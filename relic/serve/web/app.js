@@ -12,15 +12,18 @@ import { Picture } from "/web/picture.js";
 import { Receipts } from "/web/receipts.js";
 import { Recorder, offer } from "/web/recorder.js";
 import { farewell, refuse, stopWaiting } from "/web/refusal.js";
-import { card, cardTakesKeys, hideCard, status, toast, voice } from "/web/say.js";
+import { card, cardTakesKeys, hideCard, hideToast, status, toast, voice } from "/web/say.js";
 import { Refused, ask, give } from "/web/stream.js";
 import { Tools } from "/web/tools.js";
 import { Walk, Walks } from "/web/walks.js";
 
 const $ = (id) => document.getElementById(id);
+const THUMBS = matchMedia("(pointer: coarse)").matches;
+const HOW = THUMBS ? "Your thumbs walk and turn." : "Press any key that walks, or click.";
 const picture = new Picture($("picture"), $("glow"));
 const track = new Track($("map"));
-const meters = new Meters({ fps: $("fps"), latency: $("latency"), chunk: $("chunk"), dropped: $("dropped") }, $("bars"));
+const figures = { fps: $("fps"), latency: $("latency"), chunk: $("chunk"), dropped: $("dropped"), skipped: $("skipped") };
+const meters = new Meters(figures, $("bars"));
 const receipts = new Receipts($("receipts"));
 const keys = new Keys({ move: $("move"), look: $("look") }, act);
 const walking = () => Boolean(walks.current?.live);
@@ -31,12 +34,15 @@ const tools = new Tools(
   { pause: $("pause"), rewind: $("rewind"), branch: $("branch"), record: $("record"), points: $("points") },
   { pause, rewind, branch, record },
 );
-const recorder = new Recorder(picture, { changed: (seconds) => tools.recording(seconds, recorder.ending), done: offered });
+const recorder = new Recorder(picture, {
+  changed: (seconds) => tools.recording(seconds, recorder.ending),
+  done: (blob, ending) => toast(offer(blob, ending), true),
+});
 
 let world = null;
 let gallery = null;
 let key = sessionStorage.getItem("relic-api-key") ?? "";
-let attempt = null; // the newest try to begin a walk
+let attempt = null; // the newest try to begin a walk, as long as it is under way
 
 // what a walk's connection says; only the walk that is seen is shown
 const on = {
@@ -46,7 +52,7 @@ const on = {
     status("live", "walking");
     hideCard();
     tools.show(walk);
-    if (again) voice("the walk goes on");
+    voice(again ? "the walk goes on" : `${walk.name} has begun`);
     if (!paused && (again || held.names().length)) act();
   },
   picture(walk, header, blob) {
@@ -202,30 +208,41 @@ async function begin() {
   const mine = (attempt = Symbol());
   const left = walks.current;
   status("waiting", "opening");
+  hideToast();
   card("", "Opening the world…", null);
   if (left) walks.remove(left);
   enter(null);
-  const { example, image } = gallery.start;
-  gallery.blob().then((blob) => mine === attempt && picture.still(blob), () => {}); // the server says what is wrong with it
-  const asked = { prompt: $("prompt").value, seed: Number($("seed").value) || 0, speed: speed() };
-  if (example !== undefined) asked.example = example;
-  else asked.image = image;
+  gallery.preview(picture);
+  const { example, image } = gallery.start; // one of them
+  const asked = { example, image, prompt: $("prompt").value, seed: Number($("seed").value) || 0, speed: speed() };
   try {
     await left?.stream.leave();
     if (mine !== attempt) return;
     const session = await ask("/v1/sessions", { method: "POST", key, body: asked });
     if (mine !== attempt) return give(session); // another start came in between
     if (key) sessionStorage.setItem("relic-api-key", key);
+    attempt = null;
+    $("again").textContent = "Start again";
     const walk = new Walk(session, on);
     walks.add(walk);
     walks.choose(walk);
     track.show(walk.trail, []);
-    if (!matchMedia("(pointer: coarse)").matches) $("stage").focus({ preventScroll: true });
+    if (!THUMBS) $("stage").focus({ preventScroll: true });
   } catch (error) {
     if (mine !== attempt) return;
+    attempt = null;
     if (error.status === 413 || error.status === 422) gallery.refuse();
     refuse(error, { again: begin, unlock });
   }
+}
+
+// another start lies ready; a walk that is open goes on until the button is pressed
+function chosen() {
+  if (walks.current) return toast("this walk goes on; “Start again” ends it and begins in the chosen picture", true);
+  if (attempt) return;
+  picture.restart();
+  gallery.preview(picture);
+  if ($("card-button").hidden) card("Step inside", HOW, "Walk", begin, true);
 }
 
 function unlock(given) {
@@ -247,12 +264,7 @@ function rest() {
 function record() {
   if (recorder.running) return recorder.stop();
   if (!recorder.kind) return toast("this browser records no video");
-  if (picture.bitmap) recorder.start(world);
-}
-
-function offered(blob, ending) {
-  const name = offer(blob, ending);
-  toast(`recorded ${(blob.size / 1e6).toFixed(1)} MB of ${ending.toUpperCase()}: ${name}`, true);
+  if (walking() && picture.bitmap) recorder.start(world);
 }
 
 // --- the page ------------------------------------------------------------------------------------------------------
@@ -285,13 +297,11 @@ async function open() {
   $("speed").max = world.max_speed;
   $("prompt").maxLength = world.prompt_characters;
   $("about").textContent = facts(world);
-  gallery = new Gallery(world, begin);
-  const first = gallery.first();
-  if (first) picture.still(await gallery.blob());
+  gallery = new Gallery(world, chosen);
   if (recorder.kind) tools.recording(null, recorder.ending);
   status("off", "not walking");
-  const how = matchMedia("(pointer: coarse)").matches ? "Your thumbs walk and turn." : "Press any key that walks, or click.";
-  card("Step inside", first ? how : "Choose an image of your own.", first && "Walk", begin, true);
+  card("Step inside", "Choose an image of your own.", null);
+  gallery.first();
 }
 
 open();

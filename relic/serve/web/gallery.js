@@ -5,10 +5,10 @@ import { toast } from "/web/say.js";
 const $ = (id) => document.getElementById(id);
 
 export class Gallery {
-  // `begin()` hears that a start was chosen; what it is lies in `start`: {example} or {image}, and its picture as a blob
-  constructor(world, begin) {
+  // `chosen()` hears that another start was chosen; it lies in `start`: {example} or {image}, its caption and its picture
+  constructor(world, chosen) {
     this.world = world;
-    this.begin = begin;
+    this.chosen = chosen;
     this.start = null;
     for (const { id, caption, place, image } of world.examples) {
       $("examples").append(this.thumbnail(image, place ? `${place}: ${caption}` : caption, { example: id, caption, url: image }));
@@ -24,14 +24,18 @@ export class Gallery {
     };
   }
 
-  async blob() {
-    return this.start.blob ?? (await fetch(this.start.url)).blob();
+  // the start's picture, until a walk brings its own
+  async preview(picture) {
+    const { start } = this;
+    const blob = start.blob ?? (await fetch(start.url).then((reply) => reply.blob(), () => null)); // the card says it
+    if (blob && start === this.start) picture.still(blob);
   }
 
   choose(start, button) {
     this.start = { ...start, button };
-    if (start.caption !== undefined) $("prompt").value = start.caption;
+    $("prompt").value = start.caption;
     for (const other of $("examples").children) other.setAttribute("aria-pressed", String(other === button));
+    this.chosen();
   }
 
   thumbnail(url, name, start) {
@@ -40,21 +44,13 @@ export class Gallery {
     button.title = name;
     button.setAttribute("aria-pressed", "false");
     button.append(Object.assign(document.createElement("img"), { src: url, alt: name }));
-    button.onclick = () => {
-      this.choose(start, button);
-      this.begin();
-    };
+    button.onclick = () => this.choose(start, button);
     return button;
   }
 
   // the first example, before anything is chosen
   first() {
-    $("examples").firstElementChild?.setAttribute("aria-pressed", "true");
-    const [example] = this.world.examples;
-    if (example) {
-      this.choose({ example: example.id, caption: example.caption, url: example.image }, $("examples").firstElementChild);
-    }
-    return Boolean(example);
+    $("examples").firstElementChild?.click();
   }
 
   // what the server would not take, after it said so
@@ -67,15 +63,15 @@ export class Gallery {
     if (!file) return;
     const { bytes, formats } = this.world.image;
     if (file.size > bytes) {
-      return toast(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; allowed are ${(bytes / 1e6).toFixed(1)} MB`);
+      return toast(`the file ${file.name} has ${(file.size / 1e6).toFixed(1)} MB; allowed are ${(bytes / 1e6).toFixed(1)} MB`);
     }
     const readable = await createImageBitmap(file).then((bitmap) => bitmap.close() ?? true, () => false);
-    if (!readable) return toast(`${file.name} is no picture that can be read; allowed are ${formats.join(", ")}`);
+    if (!readable) return toast(`the file ${file.name} is no picture that can be read; allowed are ${formats.join(", ")}`);
     const reader = new FileReader();
     reader.onload = () => {
-      const button = this.thumbnail(reader.result, file.name, { image: reader.result.split(",")[1], blob: file });
-      $("examples").prepend(button);
-      button.click();
+      const start = { image: reader.result.split(",")[1], caption: "", blob: file };
+      $("examples").prepend(this.thumbnail(reader.result, file.name, start));
+      $("examples").firstElementChild.click();
     };
     reader.readAsDataURL(file);
   }

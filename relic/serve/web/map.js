@@ -34,7 +34,7 @@ export class Track {
       [left, right, low, high] = [Math.min(left, x), Math.max(right, x), Math.min(low, z), Math.max(high, z)];
     }
     const { width, height } = this.canvas;
-    const margin = 84 * (width / (this.canvas.clientWidth || width));
+    const margin = Math.min(84 * (width / (this.canvas.clientWidth || width)), 0.65 * height);
     const scale = Math.min((width - margin) / Math.max(right - left, 12), (height - margin) / Math.max(high - low, 12));
     const goal = { x: (left + right) / 2, y: (low + high) / 2, scale };
     const ease = this.view.scale ? 0.12 : 1;

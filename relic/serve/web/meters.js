@@ -5,7 +5,7 @@ const GAP_MS = 1000; // a longer pause between two pictures (a rest, a lost conn
 
 export class Meters {
   constructor(shown, bars) {
-    this.shown = shown; // elements fps, latency, chunk, dropped
+    this.shown = shown; // elements fps, latency, chunk, dropped, skipped
     this.bars = bars;
     this.restart();
     setInterval(() => this.tick(), 250);
@@ -17,7 +17,7 @@ export class Meters {
     this.chunks = [];
     this.budget = 0;
     this.resting = false;
-    for (const [name, element] of Object.entries(this.shown)) element.textContent = name === "dropped" ? "0" : "–";
+    for (const element of Object.values(this.shown)) element.textContent = "–";
     this.draw();
   }
 
@@ -35,7 +35,8 @@ export class Meters {
   // a chunk's time against what its pictures last at the world's fps; `skipped` are those that this screen did not take
   state(message, fps, skipped) {
     this.shown.chunk.textContent = Math.round(message.chunk_ms);
-    this.shown.dropped.textContent = message.dropped + skipped;
+    this.shown.dropped.textContent = message.dropped;
+    this.shown.skipped.textContent = skipped;
     this.shown.chunk.parentElement.title = `${message.decode_ms} ms of it in the codec`;
     this.budget = (1000 * message.pictures) / fps;
     this.chunks = [...this.chunks.slice(1 - MOST_BARS), message.chunk_ms];

@@ -66,11 +66,11 @@ export class Recorder {
   }
 }
 
-// hands the file over as a download; returns its name
+// hands the file over as a download, and says so
 export function offer(blob, ending) {
   const name = `relic-${new Date().toISOString().slice(0, 19).replaceAll(":", "")}.${ending}`;
   const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  return name;
+  return `recorded ${(blob.size / 1e6).toFixed(1)} MB of ${ending.toUpperCase()}: ${name}`;
 }

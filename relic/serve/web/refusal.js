@@ -25,7 +25,8 @@ export function refuse(error, { again, unlock }) {
   if (!(error instanceof Refused)) return card("The server cannot be reached", "Is it still running?", "Try again", again);
   if (code === 401 || code === 403) {
     $("key-form").hidden = false;
-    return card("A key is needed", capital(message), "Open", () => unlock($("api-key").value.trim()));
+    const sentence = code === 401 ? "This server asks for a key." : `${capital(message)}.`;
+    return card("A key is needed", sentence, "Open", () => unlock($("api-key").value.trim()));
   }
   if (code === 429 || code === 503) return waitFor(capital(message), Math.max(2, retryAfter || 5), code, again);
   card(code === 409 ? "One walk too many" : "That did not work", capital(message), "Try again", again);

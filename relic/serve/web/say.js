@@ -49,5 +49,9 @@ export function toast(sentence, calm = false) {
   $("toast").textContent = capital(sentence);
   $("toast").hidden = false;
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => ($("toast").hidden = true), TOAST_MS);
+  toastTimer = setTimeout(hideToast, TOAST_MS);
+}
+
+export function hideToast() {
+  $("toast").hidden = true;
 }

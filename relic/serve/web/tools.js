@@ -10,6 +10,7 @@ export class Tools {
     this.on = on;
     this.walk = null;
     this.branching = false; // a branch is asked for
+    this.running = false; // a recording, which may outlast its walk
     elements.pause.onclick = on.pause;
     elements.rewind.onclick = () => on.rewind(this.usual());
     elements.branch.onclick = on.branch;
@@ -19,10 +20,11 @@ export class Tools {
   // what can be done with this walk; null: nothing
   show(walk) {
     this.walk = walk;
-    const { pause, rewind, branch, points } = this.elements;
+    const { pause, rewind, branch, record, points } = this.elements;
     const live = Boolean(walk?.live);
     pause.disabled = !live;
     branch.disabled = !live || this.branching;
+    record.disabled = !live && !this.running;
     pause.lastElementChild.textContent = live && walk.paused ? "Go on" : "Pause";
     pause.setAttribute("aria-label", live && walk.paused ? "go on" : "pause");
     pause.classList.toggle("paused", live && walk.paused);
@@ -56,8 +58,10 @@ export class Tools {
   recording(seconds, ending) {
     const { record } = this.elements;
     const [minutes, rest] = [Math.floor(seconds / 60), String(seconds % 60).padStart(2, "0")];
-    record.classList.toggle("running", seconds !== null);
-    record.setAttribute("aria-label", seconds === null ? `record to ${ending}` : "stop recording");
-    record.lastElementChild.textContent = seconds === null ? "Record" : `${minutes}:${rest}`;
+    this.running = seconds !== null;
+    record.classList.toggle("running", this.running);
+    record.setAttribute("aria-label", this.running ? "stop recording" : `record to ${ending}`);
+    record.lastElementChild.textContent = this.running ? `${minutes}:${rest}` : "Record";
+    this.show(this.walk);
   }
 }
