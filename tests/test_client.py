@@ -174,3 +174,19 @@ def test_who_does_not_come_back_within_the_lease_has_ended(monkeypatch):
         closes.server.should_exit = closes.server.force_exit = True
         with pytest.raises(client.Ended, match="the connection was lost and did not come back"):
             frames(walk, 1000)
+
+
+def test_an_action_that_is_refused_does_not_end_a_pause(place):
+    with client.begin(place, example="e1") as walk:
+        frames(walk, 4)
+        walk.pause()
+        walk.act("roll_cw")  # this world knows none
+        until = time.monotonic() + 5
+        while not (walk.errors and walk.paused) and time.monotonic() < until:
+            walk.frame(0.1)
+        assert walk.paused
+        walk.resume()
+        until = time.monotonic() + 5
+        while walk.state["paused"] and time.monotonic() < until:
+            walk.frame(0.1)
+        assert not walk.paused

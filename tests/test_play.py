@@ -69,7 +69,7 @@ def test_an_arrow_is_one_key():
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["http://127.0.0.1:1", "--script", "w 1s"], "nobody answers at http://127.0.0.1:1 "),
+        (["http://127.0.0.1:1", "--script", "w 1s"], "nobody answers at http://127.0.0.1:1; "),
         (["127.0.0.1:8000"], "address is '127.0.0.1:8000'; it must be a server's, such as http://127.0.0.1:8000"),
         (["http://x", "--format", "gif"], "format is 'gif'; allowed are jpeg and webp"),
         ([], "relic play needs --address"),
@@ -84,3 +84,20 @@ def test_without_a_terminal_a_script_is_asked_for(place, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     assert command.main(["play", place]) == 2
     assert "there is no terminal whose keys could be read; give --script" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--image", "nope.png"], "image is 'nope.png', which is no file"),
+        (["--key-file", "nope"], "key_file is 'nope', which is no file"),
+        (["--example", "zzz"], "there is no example 'zzz'"),
+        (["--speed", "9"], "speed is 9.0; allowed is above 0 and at most 2.5"),
+        (["--out", "walk.avi"], "out is 'walk.avi'; it must end in .mp4, or be a folder without an ending"),
+        (["--script", "e 1s"], "the script has 'roll_cw'; this world's actions are dolly_in"),
+    ],
+)
+def test_a_mistake_is_a_sentence(place, options, said, capsys):
+    assert command.main(["play", place, "--script", "w 1s", *options]) == 2
+    assert said in (found := capsys.readouterr().err)
+    assert found.count("\n") == 1

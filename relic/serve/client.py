@@ -40,11 +40,11 @@ direct = build_opener(ProxyHandler({}))  # a server of this machine is not reach
 
 
 class Answered(RuntimeError):
-    """A request that the server refuses."""
+    """A request that the server refuses; `sentence` is the server's own."""
 
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
-        self.status = status
+    def __init__(self, status: int, sentence: str, asked: str):
+        super().__init__(f"{asked} is answered by {status}: {sentence}")
+        self.status, self.sentence = status, sentence
 
 
 class Ended(RuntimeError):
@@ -77,9 +77,16 @@ def ask(method: str, url: str, *, body: Any = None, token: str = "", timeout_s: 
         with direct.open(request, timeout=timeout_s) as answer:
             data = answer.read()
     except HTTPError as error:
-        said = f"{method} {url} is answered by {error.code}: {error.read().decode()}"
-        raise Answered(error.code, said) from error
+        raise Answered(error.code, sentence_of(error.read()), f"{method} {url}") from error
     return json.loads(data) if data else None
+
+
+def sentence_of(body: bytes) -> str:
+    """What a refusal says: its `error`, or all of it where another server has answered."""
+    try:
+        return json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace")
 
 
 def begin(
@@ -233,6 +240,7 @@ class Walk:
         self.token = message.get("token", self.token)
         if message["type"] == "state":
             self.state = message
+            self.paused = message.get("paused", self.paused)  # an action that was refused has not ended a pause
         elif message["type"] == "rewound":
             self.rewound = message
         elif message["type"] == "ended":

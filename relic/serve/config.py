@@ -216,6 +216,8 @@ class Play:
             raise ValueError(f"address is {self.address!r}; it must be a server's, such as http://127.0.0.1:8000")
         if self.example and self.image:
             raise ValueError(f"both example {self.example!r} and image {self.image!r} are given; allowed is one")
+        if re.search(r"\.\w+$", self.out) and not self.out.endswith(".mp4"):
+            raise ValueError(f"out is {self.out!r}; it must end in .mp4, or be a folder without an ending")
         if self.format not in PICTURES:
             raise ValueError(f"format is {self.format!r}; allowed are {' and '.join(PICTURES)}")
         if self.speed <= 0:

@@ -68,21 +68,34 @@ def main(cfg: Play) -> tuple[str, list[Frame], float]:
     """Walks. Returns what was measured as a sentence, the frames where `cfg.out` is a video, and the frames a second of
     the world; a folder has its frames then."""
     address = cfg.address.rstrip("/")
+    for name, given in (("key_file", cfg.key_file), ("image", cfg.image)):
+        if given and not Path(given).is_file():
+            raise UserError(f"{name} is {given!r}, which is no file")
     key = Path(cfg.key_file).read_text().strip() if cfg.key_file else os.environ.get(KEY, "")
     image = Path(cfg.image) if cfg.image else None
     try:
-        fps = ask("GET", f"{address}/v1/world")["fps"]
+        world = ask("GET", f"{address}/v1/world")
     except OSError as error:
-        raise UserError(f"nobody answers at {address} ({error}); give the address that relic serve prints") from error
+        raise UserError(f"nobody answers at {address}; give the address that relic serve prints") from error
+    fps = world["fps"]
     held = script.parse(cfg.script, fps) if cfg.script else []
+    known = {"static", *world["trained"]}
+    for action in (action for part in held for action in part.actions if action not in known):
+        raise UserError(f"the script has {action!r}; this world's actions are {', '.join(world['trained'])}")
     if not held and not sys.stdin.isatty():
         raise UserError("there is no terminal whose keys could be read; give --script, such as 'w 2s, left 1s'")
     frames: list[Frame] = []
     meter = Meter()
-    with client.begin(
-        address, example=cfg.example, image=image, prompt=cfg.prompt or None, seed=cfg.seed, speed=cfg.speed,
-        format=cfg.format, key=key, wait_s=cfg.wait_s,
-    ) as walk:  # fmt: skip
+    try:
+        begun = client.begin(
+            address, example=cfg.example, image=image, prompt=cfg.prompt or None, seed=cfg.seed, speed=cfg.speed,
+            format=cfg.format, key=key, wait_s=cfg.wait_s,
+        )  # fmt: skip
+    except client.Answered as error:
+        if error.status in client.PASSING:
+            raise
+        raise UserError(error.sentence) from error
+    with begun as walk:
         for frame in by_script(walk, held, meter, fps) if held else by_keys(walk, meter):
             if cfg.out.endswith(VIDEO):
                 frames.append(frame)
