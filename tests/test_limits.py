@@ -3,6 +3,7 @@
 import contextlib
 import select
 import socket
+import time
 
 import httpx
 import pytest
@@ -147,3 +148,13 @@ def test_one_callers_slow_bodies_keep_nobody_else_out(place):
         assert b"4 bodies are on their way already, 4 of them yours" in answer
         with httpx.Client(transport=httpx.HTTPTransport(local_address=OTHER[0])) as other:
             assert other.post(f"{place}/v1/sessions", json={"example": "e0"}).status_code == 201
+
+
+def test_a_caller_who_leaves_within_a_body_is_no_failure_of_the_server(place, caplog):
+    tasks = place.server.server_state.tasks
+    with slow(place):
+        while not tasks:
+            time.sleep(0.01)
+    while tasks:
+        time.sleep(0.01)
+    assert "ClientDisconnect" not in caplog.text

@@ -17,7 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 
 from relic import __version__
 from relic.geometry.actions import ACTIONS
@@ -79,6 +79,10 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
         said = f"{request.method} {images.shown(request.url.path)}: {error.detail}"
         return JSONResponse({"error": said}, error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody reads
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
