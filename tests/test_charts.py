@@ -211,7 +211,7 @@ def server_arguments() -> list[str]:
 def test_the_router_is_given_options_that_it_knows_and_the_servers_secret() -> None:
     (container,) = router()["spec"]["template"]["spec"]["containers"]
     cfg = parse(Router, container["args"], "relic router", "")
-    assert (cfg.places, cfg.deletion_cost, cfg.log_format) == ((("relic-serve-servers", 8000),), True, "json")
+    assert (cfg.addresses, cfg.deletion_cost, cfg.log_format) == ((("relic-serve-servers", 8000),), True, "json")
     assert f"--token-secret={cfg.token_secret}" in server_arguments()
 
 

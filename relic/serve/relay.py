@@ -29,6 +29,7 @@ HOP = {
     "transfer-encoding", "upgrade", "expect", CALLER,
 }  # fmt: skip  # headers of one connection only, and the one that is the router's own to say
 CONNECT_S = 2.0  # to a replica
+LAST_WORDS, LAST_WORD_S = 10, 0.1  # how often a replica that has broken off is asked, and the wait between
 UNSENT = (1005, 1006, 1015)  # close codes that stand for none
 PICTURE_BYTES = 1 << 24  # the largest message of a replica
 RECEIVE_BUFFER = 1 << 16  # bytes: what waits there is not dropped any more
@@ -132,7 +133,11 @@ class Relay:
             if received.code == MOVED:
                 self.fleet.leave(identity, replica)
             return received.code, received.reason
-        await self.fleet.ask(replica)  # the connection broke: has the server died with it?
+        for _ in range(LAST_WORDS):  # the connection broke: has the server died with it? A dying one may still accept
+            await self.fleet.ask(replica)
+            if replica.gone.is_set() or not replica.complaint:
+                break
+            await asyncio.sleep(LAST_WORD_S)
         if replica.gone.is_set() and not replica.draining:
             await socket.send_json({"type": "ended", "reason": "died", "message": DIED})
             return 1000, ""
