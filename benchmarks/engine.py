@@ -39,6 +39,7 @@ from relic.model.codec import Codec
 from relic.model.transformer import Transformer
 from relic.pretrained import words
 from relic.serve import engine
+from relic.serve.world import World
 from relic.worlds import rooms
 from relic.worlds.config import Rooms
 
@@ -94,7 +95,7 @@ class Walking:
         )  # fmt: skip
         self.setting = setting
         own = rounded(model, setting.linears, device)
-        world = engine.World("random", 8 * shape[-2], 8 * shape[-1], 16.0, {}, (), {})
+        world = World("random", 8 * shape[-2], 8 * shape[-1], 16.0, {}, (), {})
         self.student = engine.Student(
             own, codec, cfg, words=no_words, unit=Actions(), world=world, device=device
         )  # fmt: skip
@@ -275,7 +276,7 @@ def quality(num_frames: int) -> list[dict[str, float | str]]:
 
     def walked(linears: str, memory: str) -> np.ndarray:
         cfg = replace(recipe.distill.rollout, memory=replace(recipe.distill.rollout.memory, dtype=memory))
-        world = engine.World("tiny", recipe.curate.height, recipe.curate.width, 16.0, {}, (), {})
+        world = World("tiny", recipe.curate.height, recipe.curate.width, 16.0, {}, (), {})
         said = words.of(base.cfg, "", device)
         model = rounded(base, linears, device)
         student = engine.Student(model, codec, cfg, words=said, unit=Actions(), world=world, device=device)

@@ -13,8 +13,8 @@ from relic.geometry.config import Actions
 from relic.serve import app
 from relic.serve.access import Access, read_secret
 from relic.serve.config import Serve
-from relic.serve.engine import Example, State, World
 from relic.serve.listener import address, bind
+from relic.serve.world import Example, State, World
 
 TRAINED = ("dolly_in", "dolly_out", "truck_left", "truck_right", "pan_left", "pan_right")
 

@@ -15,10 +15,11 @@ from relic.geometry.config import Actions
 from relic.memory.config import Memory
 from relic.pretrained import words
 from relic.serve import engine
+from relic.serve.world import Example, State, Walk, World
 
 ROLLOUT = Rollout(timesteps=(1000.0, 625.0), memory=Memory(window=2, capacity=6, dtype="fp8"))
 UNIT = Actions(degrees_per_unit=2.0)
-WORLD = engine.World("test", 16, 32, 16.0, {"dolly_in": 1.0}, (engine.Example("a", "a hall", "map", IMAGE),), {})
+WORLD = World("test", 16, 32, 16.0, {"dolly_in": 1.0}, (Example("a", "a hall", "map", IMAGE),), {})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def forward(count: int) -> np.ndarray:
     return actions
 
 
-def step(walk: engine.Walk, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def step(walk: Walk, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All frames and poses of a chunk."""
     frames, poses = zip(*walk.step(actions), strict=True)
     return np.concatenate(frames), np.concatenate(poses)
@@ -134,7 +135,7 @@ def test_a_walk_goes_on_from_its_state_as_if_it_had_not_stopped(chunk, memory, t
     save_file(state.tensors, tmp_path / "state.safetensors")
     facts = json.loads(json.dumps(state.facts))
     elsewhere = walked(chunk, MEMORIES[memory], chunks=2).student
-    again = elsewhere.restore(engine.State(load_file(tmp_path / "state.safetensors"), facts))
+    again = elsewhere.restore(State(load_file(tmp_path / "state.safetensors"), facts))
     for _ in range(5):
         (frames, poses), (other, places) = (step(w, forward(w.num_actions)) for w in (walk, again))
         assert (frames == other).all()

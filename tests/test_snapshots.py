@@ -17,8 +17,8 @@ from fake_world import FakeWalk, FakeWorld
 
 from relic import object_store, place
 from relic.serve.access import Access
-from relic.serve.engine import State
 from relic.serve.snapshots import Snapshots, Unusable
+from relic.serve.world import State
 
 IMAGE = np.full((32, 48, 3), 7, np.uint8)
 SECRET = b"s" * 32

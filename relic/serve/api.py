@@ -25,7 +25,6 @@ from relic.serve import images, reception, schema
 from relic.serve.access import CALLER, Access, Refused, bearer, network
 from relic.serve.config import FORMATS, Serve
 from relic.serve.door import Door, start_of
-from relic.serve.engine import Engine
 from relic.serve.gate import Gate
 from relic.serve.limits import Bodies, Creates, Sockets
 from relic.serve.metrics import Exposition
@@ -33,6 +32,7 @@ from relic.serve.schema import errors
 from relic.serve.session import Asked, Session
 from relic.serve.stream import Stream
 from relic.serve.transfer import Transfer
+from relic.serve.world import Engine
 
 WEB = Path(__file__).parent / "web"
 ABOUT = "Walks in a world. A walk itself is a WebSocket, which docs/serving.md describes."

@@ -20,6 +20,7 @@ from relic.serve.listener import address, bind, bounded
 from relic.serve.scheduler import Scheduler
 from relic.serve.snapshots import Snapshots
 from relic.serve.transfer import Transfer, hanging
+from relic.serve.world import Engine
 
 MOST_ASKING = 256  # connections beside those of streams
 CLOSE_S = 5  # for connections to end after the last session
@@ -34,7 +35,7 @@ def main(cfg: Serve) -> None:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
         if cfg.snapshots:
             place.opened(cfg.snapshots).files()  # a place that cannot be used is said before anything loads
-        loaded: engine.Engine
+        loaded: Engine
         if cfg.gpus == 1:
             loaded, followers = engine.load(cfg, engine.choose_device(cfg.device)), None
         else:
@@ -59,7 +60,7 @@ def stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def make_server(loaded: engine.Engine, cfg: Serve, access: Access) -> "Server":
+def make_server(loaded: Engine, cfg: Serve, access: Access) -> "Server":
     transfer = Transfer(Scheduler(loaded, cfg), snapshots(loaded.world.export, cfg, access))
     return Server(build(loaded, cfg, access, transfer), transfer, cfg)
 

@@ -23,6 +23,7 @@ from relic.pretrained import codecs, words
 from relic.serve import engine, export, images, wire
 from relic.serve.config import Film
 from relic.serve.decoding import pictures
+from relic.serve.world import World
 
 MOST_PIXELS = 80_000_000  # of the picture
 
@@ -33,7 +34,7 @@ class Source:
 
     folder: Path  # of the export
     nodes: dict[str, str]  # the run's artifacts; none of an export alone
-    world: engine.World
+    world: World
 
 
 def find(run: str, place: str) -> Source:
@@ -86,7 +87,7 @@ def main(cfg: Film, source: Source | None) -> np.ndarray:
         )
     if cfg.kind == "teacher":
         return by_teacher(model, codec, said, cfg, image=image, actions=actions, device=device)
-    world = engine.World(cfg.weights, cfg.height, cfg.width, cfg.fps, sizes, (), {})
+    world = World(cfg.weights, cfg.height, cfg.width, cfg.fps, sizes, (), {})
     student = engine.Student(model, codec, cfg.rollout, words=said, unit=cfg.unit, world=world, device=device)
     return by_student(student, cfg, image=image, actions=actions)
 

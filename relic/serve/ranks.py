@@ -37,7 +37,8 @@ from relic.parallel.sequence import Ulysses
 from relic.serve import engine
 from relic.serve.config import Serve
 from relic.serve.decoding import Pictures
-from relic.serve.engine import State, Student, StudentWalk
+from relic.serve.engine import Student, StudentWalk
+from relic.serve.world import State
 
 IDLE = datetime.timedelta(days=365)  # between two calls
 PLACE = "RELIC_SERVE_RANK"  # rank, world and port, of a follower

@@ -16,12 +16,12 @@ import numpy as np
 
 from relic.serve.access import Refused
 from relic.serve.config import Serve
-from relic.serve.engine import Engine, Walk
 from relic.serve.images import encode
 from relic.serve.logs import note
 from relic.serve.metrics import Metrics
 from relic.serve.pace import Made
 from relic.serve.session import Asked, Session, new_identity, static_row
+from relic.serve.world import Engine, Walk
 
 logger = logging.getLogger("relic.serve")
 

@@ -23,9 +23,9 @@ import numpy as np
 from relic.geometry.actions import ACTIONS, STATIC
 from relic.serve.access import PREFIX
 from relic.serve.config import Serve
-from relic.serve.engine import Walk
 from relic.serve.pace import Made, Pace
 from relic.serve.wire import Picture
+from relic.serve.world import Walk
 
 MOST_PENDING = 64  # actions between two chunks
 

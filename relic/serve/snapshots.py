@@ -25,7 +25,7 @@ from relic import place
 from relic.artifacts import MANIFEST, digest
 from relic.model import tensors
 from relic.serve.access import PREFIX
-from relic.serve.engine import State
+from relic.serve.world import State
 
 VERSION = 1
 STATE = "state.safetensors"

@@ -14,11 +14,11 @@ from starlette.websockets import WebSocketDisconnect
 from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Serve
-from relic.serve.engine import World
 from relic.serve.limits import Bucket, Messages, Sockets
 from relic.serve.reception import hello, receive, turn_away
 from relic.serve.session import Session
 from relic.serve.transfer import Transfer
+from relic.serve.world import World
 
 REWINDS_PER_S = 1.0  # of one stream: each copies a memory, while the other walks wait
 MOST_REWINDS = 4.0  # at once

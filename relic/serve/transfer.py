@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 
 from relic.mistakes import UserError
 from relic.serve.access import Refused
-from relic.serve.engine import State, Walk
 from relic.serve.logs import note
 from relic.serve.scheduler import Scheduler
 from relic.serve.session import Asked, Session, static_row
 from relic.serve.snapshots import Snapshot, Snapshots, Unusable
+from relic.serve.world import State, Walk
 
 logger = logging.getLogger("relic.serve")
 
