@@ -172,3 +172,12 @@ def test_the_committed_results_keep_what_the_benchmarks_promise() -> None:
     assert full >= 2
     assert {"one layer of 1.3B", "14B"} < {one["model"] for one in found["flops"]}
     assert all(abs(one["ratio"] - 1) < 0.05 for one in found["flops"])
+
+
+def test_the_committed_results_of_serving_keep_what_is_promised() -> None:
+    quiet, long = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("serve_load", "serve_load_30min"))
+    assert quiet["overhead"]["overhead"] <= 0.1
+    assert long["rows"][0]["resident_growth"] < 0.02
+    for row in (quiet["rows"][0], long["rows"][0]):
+        assert (row["sessions_held"], row["refused"], row["frames_lost"]) == (row["clients"], 1, 0)
+        assert row["fairness"] <= 1.2
