@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tiny_models import transformer
 
-from relic import artifacts, steps
+from relic import artifacts, steps, tracking
 from relic.artifacts import LocalStore
 from relic.generate.config import Rollout, Sampler
 from relic.memory.config import Memory
@@ -68,6 +69,13 @@ def inputs(
         },
     )  # fmt: skip
     return {"student": [trained], "codec": [made], "evaluation": [measured]}
+
+
+def untracked(store: Path) -> str:
+    """The URI of an export in a new store, of which MLflow hears nothing: what a fixture needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(tracking.PARENT, tracking.RUNNER)
+        return export(store, inputs(store))
 
 
 def export(store: Path, given: dict[str, list[str]], name: str = "tiny") -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exports import IMAGE, ROLLOUT, codec, export, inputs
+from exports import IMAGE, ROLLOUT, codec, export, inputs, untracked
 from safetensors.torch import load_file
 from tiny_models import transformer
 
@@ -22,10 +22,7 @@ ONE_OF_TWO = "give --run .* or --export .*; "
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of an export."""
-    store = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(tracking.PARENT, tracking.RUNNER)
-        return export(store, inputs(store))
+    return untracked(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

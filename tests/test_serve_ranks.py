@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exports import export, inputs
+from exports import untracked
 
-from relic import tracking
 from relic.serve import client, ranks
 
 SCRIPT = """
@@ -64,10 +63,7 @@ def walked(uri: str, gpus: int, out: Path, end: str = "") -> tuple[np.ndarray, s
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    store = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(tracking.PARENT, tracking.RUNNER)
-        return export(store, inputs(store))
+    return untracked(tmp_path_factory.mktemp("store"))
 
 
 def test_a_model_on_two_processes_walks_as_on_one(uri: str, tmp_path: Path):

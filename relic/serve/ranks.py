@@ -153,7 +153,7 @@ class LedWalk:
         self.leader.say("state", self.number)
         own = self.walk.state()
         every = self.leader.together.gather(own)
-        tensors = {f"{rank}/{name}": x for rank, found in enumerate(every) for name, x in found.items()}
+        tensors = {f"{rank}.{name}": x for rank, found in enumerate(every) for name, x in found.items()}
         return State(tensors, own.facts | {"ranks": len(every)})
 
 
@@ -164,8 +164,7 @@ def made(student: Student, together: Together, call: str, *given: Any) -> Studen
     data, facts = given
     if (ranks := facts.get("ranks")) != together.world:
         raise ValueError(f"the walk was made on {ranks} GPUs together; here are {together.world}")
-    mine = f"{together.rank}/"
-    own = {name.removeprefix(mine): x for name, x in load(data).items() if name.startswith(mine)}
+    own = engine.under(str(together.rank), load(data))
     return student.restore(State(own, facts))
 
 
