@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import boto3
-import moto
+import buckets
 import pytest
 import ranks
 import torch
@@ -408,14 +408,9 @@ def test_a_failure_of_the_last_save_is_said_at_the_end(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with moto.mock_aws():
-        boto3.client("s3").create_bucket(Bucket="trained")
-        yield "s3://trained/tiny"
+def bucket():
+    with buckets.bucket("trained") as found:
+        yield f"{found}/tiny"
 
 
 def test_s3_gives_back_what_was_saved_and_keeps_the_last(bucket):

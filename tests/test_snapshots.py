@@ -8,11 +8,10 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
-import moto
 import numpy as np
 import pytest
 import torch
+from buckets import bucket
 from fake_world import FakeWalk, FakeWorld
 
 from relic import object_store, place
@@ -27,17 +26,12 @@ STATE = State({"x": torch.arange(6.0), "fp8": torch.ones(3).to(torch.float8_e4m3
 
 
 @pytest.fixture(params=["folder", "s3"])
-def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "folder":
         yield tmp_path.as_posix()
         return
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    with moto.mock_aws():
-        boto3.client("s3").create_bucket(Bucket="walks")
-        yield "s3://walks/here"
+    with bucket("walks") as found:
+        yield f"{found}/here"
 
 
 def snapshots(where: str, *, export: str = "e1", secret: bytes = SECRET, lasts_s: float = 60.0) -> Snapshots:
