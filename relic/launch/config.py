@@ -52,7 +52,7 @@ class Launch:
     nodes: str = "1"  # machines; MIN:MAX may come and go while it runs
     processes: str = "auto"  # a node; auto: one a GPU, or one
     max_restarts: int = 0  # of all processes together, after one has failed or was killed
-    grace_s: int = 300  # for saving, after SIGTERM or Ctrl-C; then the processes are killed
+    grace_s: int = 300  # for saving, after SIGTERM or Ctrl-C; then the processes are killed (torch 2.11: after 30)
     dry_run: bool = False  # show what would be started
 
     endpoint: str = ""  # local: HOST:PORT of one of the nodes, where they meet; empty: one node, a free port

@@ -11,7 +11,7 @@ OF_RANKS = "*/attempt_*/*/std*.log"  # torchrun's names below its --log-dir: run
 
 @dataclass
 class Output:
-    """Rank 0's lines as they are, the other ranks' with their number on stderr, of torchrun its warnings.
+    """Rank 0's lines as they are, the other ranks' with their number on stderr, of torchrun its warnings and errors.
 
     torchrun's tracebacks say nothing of the training; RELIC_DEBUG=1 shows them."""
 
@@ -28,7 +28,7 @@ class Output:
                 else:
                     print(f"[{rank}] {line}", file=sys.stderr, flush=True)
         for line in self.lines(self.agent):
-            if re.match(r"[WE]\d{4} ", line) or os.environ.get("RELIC_DEBUG") == "1":
+            if re.match(r"[WE]\d{4} |\S+: error: ", line) or os.environ.get("RELIC_DEBUG") == "1":
                 print(line, file=sys.stderr, flush=True)
 
     def lines(self, path: Path) -> list[str]:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -107,8 +108,10 @@ def agent_command(
     """torchrun's agent of one node, as a line for bash, quoted as endpoint and job must be: they may be variables."""
     options = [
         f"--nnodes={config.nodes}", f"--nproc-per-node={processes}", f"--max-restarts={config.max_restarts}",
-        f"--shutdown-timeout={config.grace_s}", "--rdzv-backend=c10d", "--role=", *logs,
+        "--rdzv-backend=c10d", "--role=", *logs,
     ]  # fmt: skip
+    if not version("torch").startswith("2.11."):  # its torchrun knows no such option and gives 30 s
+        options.append(f"--shutdown-timeout={config.grace_s}")
     # Else torch 2.13's group shares one store over its restarts: who starts again can read the addresses of the dead,
     # and a node that joins later waits for one which was said in the first round only.
     before = ("env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
