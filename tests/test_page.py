@@ -318,6 +318,22 @@ def test_two_thumbs_walk_and_look_at_once(phone):
     phone.wait_for_selector(f"button[aria-label='{names[1]}']:not(.shown)")
 
 
+def test_a_finger_drags_the_picture_until_it_is_lifted(phone, place):
+    phone.get_by_role("button", name="Walk", exact=True).tap()
+    phone.wait_for_selector("body[data-state=live]")
+    touch = phone.context.new_cdp_session(phone)
+    x, y = (phone.locator("#stage").bounding_box()[side] + 20 for side in "xy")
+    touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    turns = []
+    for step in range(6, 240, 6):
+        touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x + step, "y": y}]})
+        turns.append(session_of(place).held[1][ACTIONS.index("pan_left")] > 0)
+        time.sleep(0.02)
+    assert sum(turns) > len(turns) / 2
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    until(lambda: session_of(place).held[1][STATIC] == 1)
+
+
 def test_help_opens_by_its_key_and_lists_what_can_be_done(page):
     page.keyboard.press("?")
     page.get_by_role("dialog", name="Keys").wait_for()
