@@ -190,6 +190,14 @@ def test_the_slider_changes_the_speed_of_the_held_key(page, place):
     until(lambda: session_of(place).held[1][0] == 2.0)
 
 
+def test_the_slider_and_its_number_agree_when_one_comes_back_to_the_page(page):
+    page.locator("#speed").fill("2")
+    page.goto("about:blank")
+    page.go_back()
+    page.get_by_role("button", name="Walk", exact=True).wait_for()
+    assert f"{float(page.input_value('#speed')):.1f}×" == page.inner_text("#speed-shown")
+
+
 def test_an_unknown_message_is_said_and_the_walk_goes_on(page):
     walk(page)
     page.evaluate("socket.send(JSON.stringify({type: 'jump'}))")
