@@ -32,6 +32,12 @@ COLOURS = """name => {
   for (let i = 0; i < data.length; i += 997) sum = (sum * 31 + data[i]) % 1000000007;
   return sum;
 }"""
+FIREFOX_TAKES_FRAMES = """() => {
+  const take = CanvasCaptureMediaStreamTrack.prototype.requestFrame;
+  delete CanvasCaptureMediaStreamTrack.prototype.requestFrame;
+  MediaStream.prototype.requestFrame = function () { take.call(this.getVideoTracks()[0]); };
+}"""
+MANY = "list => { for (let i = 0; i < 20; i++) list.append(list.lastChild.cloneNode(true)); }"
 FOCUS = """() => {
   const element = document.activeElement;
   element.dataset.test ??= element === document.body ? "body" : element.id || Math.random().toString();
@@ -511,7 +517,9 @@ def test_nothing_is_recorded_before_a_walk(page):
     assert page.locator("#record").is_enabled()
 
 
-def test_a_recording_is_a_video_of_what_was_seen(page, tmp_path):
+@pytest.mark.parametrize("way", ["() => null", FIREFOX_TAKES_FRAMES], ids=["by the track", "by the stream"])
+def test_a_recording_is_a_video_of_what_was_seen(page, tmp_path, way):
+    page.evaluate(way)
     walk(page)
     page.keyboard.down("d")
     page.keyboard.press("v")
@@ -528,6 +536,15 @@ def test_a_recording_is_a_video_of_what_was_seen(page, tmp_path):
     assert len(frames) > 12
     assert frames[0].shape == (480, 720, 3)
     assert abs(frames[0].astype(int) - frames[-1]).mean() > 5
+
+
+def test_an_empty_recording_is_no_download(page):
+    page.evaluate("() => Object.defineProperty(BlobEvent.prototype, 'data', { get: () => new Blob() })")
+    walk(page)
+    page.keyboard.press("v")
+    page.get_by_role("button", name="stop recording").wait_for()
+    page.keyboard.press("v")
+    page.get_by_role("alert").filter(has_text="Nothing was recorded: this browser made an empty file").wait_for()
 
 
 # --- who may walk --------------------------------------------------------------------------------------------------

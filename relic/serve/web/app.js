@@ -36,7 +36,10 @@ const tools = new Tools(
 );
 const recorder = new Recorder(picture, {
   changed: (seconds) => tools.recording(seconds, recorder.ending),
-  done: (blob, ending) => toast(offer(blob, ending), true),
+  done(blob, ending) {
+    if (blob.size) toast(offer(blob, ending), true);
+    else toast("nothing was recorded: this browser made an empty file");
+  },
 });
 
 let world = null;
