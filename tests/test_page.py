@@ -305,10 +305,11 @@ def test_no_room_waits_on_a_phone_for_receipts_that_have_not_come(phone):
     phone.locator("#receipts li").first.wait_for()
 
 
-@pytest.mark.parametrize("size", [(1440, 900), (1280, 720)])
+@pytest.mark.parametrize("size", [(1440, 900), (1280, 800), (1280, 720)])
 def test_a_desktop_cuts_nothing_off(browser, place, size):
     viewport = dict(zip(("width", "height"), size, strict=True))
     with visit(browser, place, viewport=viewport) as page:
+        page.locator("#examples").evaluate(MANY)
         walk(page)
         for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "#about"]:
             for box in [found.bounding_box() for found in page.locator(part).all()]:
