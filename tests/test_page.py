@@ -545,7 +545,7 @@ def test_an_empty_recording_is_no_download(page):
     page.keyboard.press("v")
     page.get_by_role("button", name="stop recording").wait_for()
     page.keyboard.press("v")
-    page.get_by_role("alert").filter(has_text="Nothing was recorded: this browser made an empty file").wait_for()
+    page.get_by_role("alert").filter(has_text="This browser recorded nothing").wait_for()
 
 
 # --- who may walk --------------------------------------------------------------------------------------------------

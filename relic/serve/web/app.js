@@ -36,10 +36,7 @@ const tools = new Tools(
 );
 const recorder = new Recorder(picture, {
   changed: (seconds) => tools.recording(seconds, recorder.ending),
-  done(blob, ending) {
-    if (blob.size) toast(offer(blob, ending), true);
-    else toast("nothing was recorded: this browser made an empty file");
-  },
+  done: (blob, ending) => (blob.size ? toast(offer(blob, ending), true) : toast("this browser recorded nothing")),
 });
 
 let world = null;
