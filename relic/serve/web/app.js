@@ -36,7 +36,7 @@ const tools = new Tools(
 );
 const recorder = new Recorder(picture, {
   changed: (seconds) => tools.recording(seconds, recorder.ending),
-  done: (blob, ending) => toast(offer(blob, ending), true),
+  done: (blob, ending) => (blob.size ? toast(offer(blob, ending), true) : toast("this browser recorded nothing")),
 });
 
 let world = null;

@@ -13,9 +13,10 @@ export class Drag {
     this.pointer = null;
     stage.addEventListener("pointerdown", (event) => this.begin(event));
     stage.addEventListener("pointermove", (event) => this.move(event));
-    for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      stage.addEventListener(name, (event) => event.pointerId === this.pointer && this.end());
-    }
+    const ends = (event) => event.pointerId === this.pointer && this.end();
+    for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, ends);
+    // a finger that the stage takes over is lost to the picture in it, which is no end
+    stage.addEventListener("lostpointercapture", (event) => event.target === stage && ends(event));
   }
 
   begin(event) {

@@ -1,4 +1,4 @@
-// The picture, upscaled with a smooth cubic filter, and its glow on the page behind it.
+// The picture, upscaled with a smooth cubic filter (in Firefox a linear one), and its glow on the page behind it.
 
 const GLOW_MS = 400; // the glow is slow and calm, and a page is costly to repaint
 

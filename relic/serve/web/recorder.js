@@ -31,6 +31,7 @@ export class Recorder {
     context.imageSmoothingQuality = "high";
     const stream = canvas.captureStream(0);
     const [track] = stream.getVideoTracks();
+    const source = track.requestFrame ? track : stream; // Firefox takes a frame by its stream
     const bits = Math.round(Math.max(1e6, BITS * canvas.width * canvas.height * fps));
     const recorder = (this.recorder = new MediaRecorder(stream, { mimeType: this.kind, videoBitsPerSecond: bits }));
     const parts = [];
@@ -42,7 +43,7 @@ export class Recorder {
     let drawn = 0;
     this.picture.painted = (bitmap) => {
       context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-      track.requestFrame();
+      source.requestFrame();
       drawn = performance.now();
     };
     recorder.start(1000);
