@@ -202,6 +202,24 @@ def test_a_value_reaches_the_server(values: str, said: dict[str, Any]) -> None:
     assert said.items() <= cfg.items()
 
 
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("name", "values", "device"),
+    [("large", "device=auto", "cuda"), ("large", "device=cuda:0", "cuda:0"), ("test", "device=auto", "auto")],
+)
+def test_a_pod_with_a_gpu_serves_on_it_or_not_at_all(name: str, values: str, device: str) -> None:
+    (container,) = server(name, *EXPORTED, "--set", values)["spec"]["template"]["spec"]["containers"]
+    assert parse(Serve, container["args"], "relic serve", "").device == device
+
+
+@pytest.mark.cluster
+def test_several_processes_need_as_many_gpus_or_the_word_that_it_is_the_cpu() -> None:
+    values = str(ROOT / "charts" / "relic-serve" / "clusters" / "test.yaml")
+    found = helm("template x", "relic-serve", "--kube-version", "1.34", "--values", values, "--set", "gpus=2")
+    assert "gpus is 2 and resources.limits has 0 of nvidia.com/gpu" in found.stdout
+    assert server("test", "--set", "gpus=2,device=cpu")
+
+
 def server_arguments() -> list[str]:
     (container,) = server()["spec"]["template"]["spec"]["containers"]
     return container["args"]
@@ -248,6 +266,21 @@ def test_a_pod_has_time_to_drain_before_it_is_killed(form: tuple, sleeps: list[i
 def sleeps_of(pod: dict[str, Any]) -> list[int]:
     """How long the containers of a pod that is told to end wait until they hear of it."""
     return [one["lifecycle"]["preStop"]["sleep"]["seconds"] for one in pod["containers"] if "lifecycle" in one]
+
+
+@pytest.mark.cluster
+def test_a_server_that_hangs_is_killed_without_the_time_for_a_drain() -> None:
+    (container,) = server()["spec"]["template"]["spec"]["containers"]
+    probes = [container[f"{name}Probe"] for name in ("startup", "liveness")]
+    assert [probe["terminationGracePeriodSeconds"] for probe in probes] == [30, 30]
+    assert "terminationGracePeriodSeconds" not in container["readinessProbe"]  # the API server refuses it there
+
+
+@pytest.mark.cluster
+def test_a_pod_that_does_not_come_up_holds_no_drain_of_a_node_up() -> None:
+    budgets = of_kind(rendered("relic-serve", "large"), "PodDisruptionBudget")
+    assert [found["metadata"]["name"] for found in budgets] == ["relic-serve", "relic-serve-router"]
+    assert {found["spec"]["unhealthyPodEvictionPolicy"] for found in budgets} == {"AlwaysAllow"}
 
 
 # The router, and who reaches what
@@ -380,6 +413,9 @@ def test_a_monitor_is_as_it_is_written_here(kind: str, rendered_kind: str, place
         ("relic-serve", "autoscaling.mode=keda", "give autoscaling.keda.serverAddress, Prometheus's address"),
         ("relic-serve", "tokenSecret.existingSecret=", "give tokenSecret.existingSecret, which the router"),
         ("relic-serve", "gpus=4", "gpus is 4 and resources.limits has 1 of nvidia.com/gpu"),
+        ("relic-serve", "maxSurge=0%", "maxSurge and maxUnavailable are both 0"),
+        ("relic-serve", "environment.RELIC_EXPORT=x", "environment has RELIC_EXPORT; .* the chart's own"),
+        ("relic-serve", "environment.AWS_SESSION_TOKEN=x", "AWS_SESSION_TOKEN; .* come by storeSecret"),
         ("relic-serve", "snapshots=/scratch", "snapshots"),
         ("relic-serve", "origins[0]=https://a.example/page", "origins"),
         ("relic-serve", "extraVolumeMounts[0].name=umt5", "mountPath"),
@@ -392,6 +428,14 @@ def test_a_value_that_is_wrong_is_refused_in_words(chart: str, option: str, said
     found = helm("template x", chart, "--kube-version", "1.34", "--values", str(values), "--set", option)
     assert found.returncode != 0
     assert re.search(said, found.stdout)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ["my.walks", "1st", "a" * 47])
+def test_a_release_s_name_that_no_service_may_have_is_refused_in_words(name: str) -> None:
+    values = ROOT / "charts" / "relic-serve" / "clusters" / "large.yaml"
+    found = helm(f"template {name}", "relic-serve", "--kube-version", "1.34", "--values", str(values))
+    assert f"the release's name is {name}; it must be a Service's too" in found.stdout
 
 
 @pytest.mark.parametrize("chart", CHARTS)
