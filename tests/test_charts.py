@@ -438,6 +438,28 @@ def test_a_release_s_name_that_no_service_may_have_is_refused_in_words(name: str
     assert f"the release's name is {name}; it must be a Service's too" in found.stdout
 
 
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("export=s3://b/e", "relic-serve serves s3://b/e at http://relic-serve.relic:8000"),
+        ("replicas=3", "relic-serve has no servers yet: the first run that passes its gate starts 3."),
+        ("snapshots=", "the walks on a server that the autoscaler takes away end with it"),
+        ("networkPolicy.egress=null", "servers reach no store"),
+        ("networkPolicy.metrics=null", "Prometheus in another namespace reaches no server"),
+        ("service.type=NodePort", "networkPolicy.from names this namespace only: nobody else gets past the NodePort"),
+    ],
+)
+def test_the_notes_say_what_was_made_and_what_is_shut(tmp_path: Path, option: str, said: str) -> None:
+    chart = shutil.copytree(ROOT / "charts" / "relic-serve", tmp_path / "chart")
+    (chart / "templates" / "NOTES.txt").rename(chart / "notes")  # under its own name it is not rendered
+    (chart / "templates" / "notes.yaml").write_text('notes: {{ tpl (.Files.Get "notes") . | quote }}')
+    values = ("--values", str(chart / "clusters" / "large.yaml"), "--set", option)
+    place = ("--namespace", "relic", "--kube-version", "1.34", "--show-only", "templates/notes.yaml")
+    found = helm("template relic-serve", str(chart), *place, *values)
+    assert said in yaml.safe_load(found.stdout)["notes"]
+
+
 @pytest.mark.parametrize("chart", CHARTS)
 def test_no_part_of_the_values_takes_what_it_does_not_know(chart: str) -> None:
     def parts(schema: Any) -> Iterator[dict[str, Any]]:
