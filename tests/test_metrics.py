@@ -58,6 +58,14 @@ def test_what_moments_hold_is_counted_and_what_walks_share_once():
         assert found == walks[0].image.nbytes + sum(actions.values())
 
 
+def test_what_an_alert_waits_for_is_there_before_it_happens():
+    with serving(FakeWorld()) as place:
+        found = scraped(place)
+    for name in ("relic_snapshots_total save_failed", "relic_snapshots_total restore_failed"):
+        assert found[name] == 0
+    assert found["relic_sessions_ended_total failed"] == 0
+
+
 def test_refusals_are_counted_by_status_and_reason():
     with serving(FakeWorld(), slots=1, sessions_each=2) as place:
         for asked in ({"example": "e0"}, {"example": "e0"}, {"example": "nowhere"}):
