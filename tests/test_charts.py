@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from relic.options import parse
 from relic.serve.config import Router, Serve
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "charts" / "relic-serve" / "README.md"
 CHARTS = ("relic-platform", "relic-serve")
 CLUSTERS = ("test", "one_gpu", "large")
 FOREIGN = {"WorkflowTemplate", "LocalQueue", "ClusterQueue", "ResourceFlavor", "Topology"}
@@ -305,6 +307,22 @@ def test_without_the_router_the_service_leads_an_address_to_the_same_server() ->
     (service,) = of_kind(objects, "Service")
     assert service["spec"]["selector"] == server("large", *PLAIN)["spec"]["selector"]["matchLabels"]
     assert service["spec"]["sessionAffinity"] == "ClientIP"
+
+
+@pytest.mark.cluster
+def test_the_readme_s_ingress_leads_to_the_page_and_the_api_and_to_nothing_else() -> None:
+    found = re.search(r"    apiVersion: networking.*?(?=\n\n\S)", README.read_text(), re.DOTALL)
+    assert found
+    ingress = yaml.safe_load(textwrap.dedent(found[0]))
+    kubernetes_validate.validate(ingress, "1.34", strict=True)
+    (rule,) = ingress["spec"]["rules"]
+    assert {one["path"]: one["pathType"] for one in rule["http"]["paths"]} == {
+        "/": "Exact", "/web": "Prefix", "/v1": "Prefix"
+    }  # fmt: skip
+    port = named(rendered("relic-serve", "large"), "Service")["spec"]["ports"][0]["name"]
+    assert {json.dumps(one["backend"]) for one in rule["http"]["paths"]} == {
+        json.dumps({"service": {"name": "relic-serve", "port": {"name": port}}})
+    }
 
 
 @pytest.mark.cluster
