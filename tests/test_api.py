@@ -534,6 +534,19 @@ def test_nothing_but_the_engine_thread_is_left_running(place):
     assert left() <= 1
 
 
+def test_a_server_whose_engine_hangs_ends_at_sigterm() -> None:
+    script = (
+        "import os, signal, time; from fake_world import FakeWorld\n"
+        "from relic.serve import app, engine, scheduler; from relic.serve.config import Serve\n"
+        "class Hangs(FakeWorld):\n"
+        "    def open(self, *_): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        "engine.load, scheduler.LAST_S = lambda *_: Hangs(), 0.1\n"
+        "app.main(Serve(run='fake', port=0))"
+    )
+    place = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # tests' folder among them
+    assert subprocess.run([sys.executable, "-c", script], env=place, timeout=50).returncode == 0
+
+
 def test_a_server_that_still_loads_ends_at_sigterm() -> None:
     script = (
         "import os, signal, time; from relic.serve import app, engine; from relic.serve.config import Serve\n"

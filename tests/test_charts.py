@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from relic.options import parse
 from relic.serve.config import Router, Serve
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "charts" / "relic-serve" / "README.md"
 CHARTS = ("relic-platform", "relic-serve")
 CLUSTERS = ("test", "one_gpu", "large")
 FOREIGN = {"WorkflowTemplate", "LocalQueue", "ClusterQueue", "ResourceFlavor", "Topology"}
@@ -202,6 +204,24 @@ def test_a_value_reaches_the_server(values: str, said: dict[str, Any]) -> None:
     assert said.items() <= cfg.items()
 
 
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("name", "values", "device"),
+    [("large", "device=auto", "cuda"), ("large", "device=cuda:0", "cuda:0"), ("test", "device=auto", "auto")],
+)
+def test_a_pod_with_a_gpu_serves_on_it_or_not_at_all(name: str, values: str, device: str) -> None:
+    (container,) = server(name, *EXPORTED, "--set", values)["spec"]["template"]["spec"]["containers"]
+    assert parse(Serve, container["args"], "relic serve", "").device == device
+
+
+@pytest.mark.cluster
+def test_several_processes_need_as_many_gpus_or_the_word_that_it_is_the_cpu() -> None:
+    values = str(ROOT / "charts" / "relic-serve" / "clusters" / "test.yaml")
+    found = helm("template x", "relic-serve", "--kube-version", "1.34", "--values", values, "--set", "gpus=2")
+    assert "gpus is 2 and resources.limits has 0 of nvidia.com/gpu" in found.stdout
+    assert server("test", "--set", "gpus=2,device=cpu")
+
+
 def server_arguments() -> list[str]:
     (container,) = server()["spec"]["template"]["spec"]["containers"]
     return container["args"]
@@ -250,6 +270,21 @@ def sleeps_of(pod: dict[str, Any]) -> list[int]:
     return [one["lifecycle"]["preStop"]["sleep"]["seconds"] for one in pod["containers"] if "lifecycle" in one]
 
 
+@pytest.mark.cluster
+def test_a_server_that_hangs_is_killed_without_the_time_for_a_drain() -> None:
+    (container,) = server()["spec"]["template"]["spec"]["containers"]
+    probes = [container[f"{name}Probe"] for name in ("startup", "liveness")]
+    assert [probe["terminationGracePeriodSeconds"] for probe in probes] == [30, 30]
+    assert "terminationGracePeriodSeconds" not in container["readinessProbe"]  # the API server refuses it there
+
+
+@pytest.mark.cluster
+def test_a_pod_that_does_not_come_up_holds_no_drain_of_a_node_up() -> None:
+    budgets = of_kind(rendered("relic-serve", "large"), "PodDisruptionBudget")
+    assert [found["metadata"]["name"] for found in budgets] == ["relic-serve", "relic-serve-router"]
+    assert {found["spec"]["unhealthyPodEvictionPolicy"] for found in budgets} == {"AlwaysAllow"}
+
+
 # The router, and who reaches what
 
 
@@ -272,6 +307,22 @@ def test_without_the_router_the_service_leads_an_address_to_the_same_server() ->
     (service,) = of_kind(objects, "Service")
     assert service["spec"]["selector"] == server("large", *PLAIN)["spec"]["selector"]["matchLabels"]
     assert service["spec"]["sessionAffinity"] == "ClientIP"
+
+
+@pytest.mark.cluster
+def test_the_readme_s_ingress_leads_to_the_page_and_the_api_and_to_nothing_else() -> None:
+    found = re.search(r"    apiVersion: networking.*?(?=\n\n\S)", README.read_text(), re.DOTALL)
+    assert found
+    ingress = yaml.safe_load(textwrap.dedent(found[0]))
+    kubernetes_validate.validate(ingress, "1.34", strict=True)
+    (rule,) = ingress["spec"]["rules"]
+    assert {one["path"]: one["pathType"] for one in rule["http"]["paths"]} == {
+        "/": "Exact", "/web": "Prefix", "/v1": "Prefix"
+    }  # fmt: skip
+    port = named(rendered("relic-serve", "large"), "Service")["spec"]["ports"][0]["name"]
+    assert {json.dumps(one["backend"]) for one in rule["http"]["paths"]} == {
+        json.dumps({"service": {"name": "relic-serve", "port": {"name": port}}})
+    }
 
 
 @pytest.mark.cluster
@@ -380,6 +431,9 @@ def test_a_monitor_is_as_it_is_written_here(kind: str, rendered_kind: str, place
         ("relic-serve", "autoscaling.mode=keda", "give autoscaling.keda.serverAddress, Prometheus's address"),
         ("relic-serve", "tokenSecret.existingSecret=", "give tokenSecret.existingSecret, which the router"),
         ("relic-serve", "gpus=4", "gpus is 4 and resources.limits has 1 of nvidia.com/gpu"),
+        ("relic-serve", "maxSurge=0%", "maxSurge and maxUnavailable are both 0"),
+        ("relic-serve", "environment.RELIC_EXPORT=x", "environment has RELIC_EXPORT; .* the chart's own"),
+        ("relic-serve", "environment.AWS_SESSION_TOKEN=x", "AWS_SESSION_TOKEN; .* come by storeSecret"),
         ("relic-serve", "snapshots=/scratch", "snapshots"),
         ("relic-serve", "origins[0]=https://a.example/page", "origins"),
         ("relic-serve", "extraVolumeMounts[0].name=umt5", "mountPath"),
@@ -392,6 +446,36 @@ def test_a_value_that_is_wrong_is_refused_in_words(chart: str, option: str, said
     found = helm("template x", chart, "--kube-version", "1.34", "--values", str(values), "--set", option)
     assert found.returncode != 0
     assert re.search(said, found.stdout)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ["my.walks", "1st", "a" * 47])
+def test_a_release_s_name_that_no_service_may_have_is_refused_in_words(name: str) -> None:
+    values = ROOT / "charts" / "relic-serve" / "clusters" / "large.yaml"
+    found = helm(f"template {name}", "relic-serve", "--kube-version", "1.34", "--values", str(values))
+    assert f"the release's name is {name}; it must be a Service's too" in found.stdout
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("export=s3://b/e", "relic-serve serves s3://b/e at http://relic-serve.relic:8000"),
+        ("replicas=3", "relic-serve has no servers yet: the first run that passes its gate starts 3."),
+        ("snapshots=", "the walks on a server that the autoscaler takes away end with it"),
+        ("networkPolicy.egress=null", "servers reach no store"),
+        ("networkPolicy.metrics=null", "Prometheus in another namespace reaches no server"),
+        ("service.type=NodePort", "networkPolicy.from names this namespace only: nobody else gets past the NodePort"),
+    ],
+)
+def test_the_notes_say_what_was_made_and_what_is_shut(tmp_path: Path, option: str, said: str) -> None:
+    chart = shutil.copytree(ROOT / "charts" / "relic-serve", tmp_path / "chart")
+    (chart / "templates" / "NOTES.txt").rename(chart / "notes")  # under its own name it is not rendered
+    (chart / "templates" / "notes.yaml").write_text('notes: {{ tpl (.Files.Get "notes") . | quote }}')
+    values = ("--values", str(chart / "clusters" / "large.yaml"), "--set", option)
+    place = ("--namespace", "relic", "--kube-version", "1.34", "--show-only", "templates/notes.yaml")
+    found = helm("template relic-serve", str(chart), *place, *values)
+    assert said in yaml.safe_load(found.stdout)["notes"]
 
 
 @pytest.mark.parametrize("chart", CHARTS)

@@ -79,6 +79,9 @@ def test_what_fails_inside_brings_back_what_was(start: Callable[..., FakeCluster
     assert state_of(fake) == (export, replicas, False)
 
 
+STALLED = "relic-serve has not come further for 600 s"
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [
@@ -86,8 +89,8 @@ def test_what_fails_inside_brings_back_what_was(start: Callable[..., FakeCluster
         (ended(2, "loading\nrelic: no GPU\n"), "relic-serve-new has ended with exit code 2 and said: no GPU"),
         (ended(1, "Traceback", restarts=3), "relic-serve-new has ended with exit code 1 and said: Traceback"),
         (waiting("ErrImagePull", "not found"), "relic-serve-new does not start: ErrImagePull: not found"),
-        (waiting("ContainerCreating", ""), "relic-serve has not come further for 600 s"),
-        (ended(1, restarts=1), "relic-serve has not come further for 600 s"),
+        (waiting("ContainerCreating", ""), f"{STALLED}; relic-serve-new: ContainerCreating"),
+        (ended(1, restarts=1), f"{STALLED}; relic-serve-new: CrashLoopBackOff"),
     ],
 )
 def test_a_pod_that_does_not_come_up_says_why(

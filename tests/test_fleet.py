@@ -94,6 +94,20 @@ def test_a_walk_that_moved_is_not_looked_for_where_it_left(fleet: Fleet) -> None
     assert sought(fleet, "0f5d9fe3.one") == "b"
 
 
+def test_a_server_that_loads_for_long_is_complained_of_once(fleet: Fleet, caplog: pytest.LogCaptureFixture) -> None:
+    def silent(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("nothing is answered until the export is loaded")
+
+    fleet.http = httpx.AsyncClient(transport=httpx.MockTransport(silent))
+    for _ in range(3):  # it is buried each time, and its name has the address still
+        loading = fleet.replicas["a:1"] = Replica("a:1", -1e9)
+        asyncio.run(fleet.ask(loading))
+    assert loading.gone.is_set()
+    assert [record.getMessage() for record in caplog.records] == ["a replica at a:1 does not answer: ReadTimeout"]
+    fleet.hear(loading, told())
+    assert not fleet.complaints
+
+
 @pytest.mark.parametrize(
     ("draining", "sentence"),
     [

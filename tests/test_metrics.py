@@ -1,5 +1,8 @@
 """What is counted, seen as Prometheus sees it."""
 
+import re
+from pathlib import Path
+
 import httpx
 from fake_world import FakeWorld, Place, serving
 from prometheus_client.parser import text_string_to_metric_families
@@ -8,7 +11,9 @@ from test_api import post
 from test_session import row, walk
 
 from relic.serve.client import say
-from relic.serve.metrics import Metrics
+from relic.serve.metrics import Metrics, RouterMetrics
+
+ROOT = Path(__file__).parents[1]
 
 
 def scraped(place: Place) -> dict[str, float]:
@@ -56,6 +61,23 @@ def test_what_moments_hold_is_counted_and_what_walks_share_once():
         found = scraped(place)["relic_memory_bytes walks"]
         actions = {id(walk.actions): walk.actions.nbytes for walk in walks}
         assert found == walks[0].image.nbytes + sum(actions.values())
+
+
+def test_what_an_alert_waits_for_is_there_before_it_happens():
+    with serving(FakeWorld()) as place:
+        found = scraped(place)
+    for name in ("relic_snapshots_total save_failed", "relic_snapshots_total restore_failed"):
+        assert found[name] == 0
+    assert found["relic_sessions_ended_total failed"] == 0
+
+
+def test_alerts_and_the_autoscaler_ask_for_what_is_counted():
+    counted = Metrics().show(active=0, slots=1, ready=True, streams=0, walk_bytes=0) + RouterMetrics().show([])
+    files = [ROOT / "docs" / "kubernetes.md", ROOT / "docs" / "serving.md", *(ROOT / "charts/relic-serve").rglob("*.*")]
+    asked = {name for path in files for name in re.findall(r"\brelic_(?:router_)?[a-z]+_[a-z_]+", path.read_text())}
+    assert len(asked) > 20
+    for name in asked:
+        assert f"# TYPE {name.removesuffix('_bucket')} ".encode() in counted, name
 
 
 def test_refusals_are_counted_by_status_and_reason():

@@ -179,10 +179,10 @@ class Deployment:
         return ""
 
     def held_up(self, export: str) -> str:
-        """What the scheduler says of pods that have no node."""
+        """What a pod waits for: a node, or what its container needs, such as a secret that is a volume."""
         for pod in self.pods(export):
-            kind, said = pod_facts.waits(pod, CONTAINER)
-            if kind == pod_facts.NODE:
+            _, said = pod_facts.waits(pod, CONTAINER)
+            if said:
                 return f"; {pod['metadata']['name']}: {said}"
         return ""
 

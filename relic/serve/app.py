@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from relic import place
-from relic.serve import engine, logs, ranks
+from relic.serve import engine, logs, ranks, scheduler
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
@@ -51,8 +51,8 @@ def main(cfg: Serve) -> None:
         if followers:
             server.scheduler.worker.shutdown(wait=True)
             followers.end()
-        if hanging():
-            os._exit(0)  # the store's client may have threads that Python would wait for
+        if hanging() or scheduler.hanging():
+            os._exit(0)  # Python would wait for the threads of the store's client, and for the engine's
 
 
 def stop(number: int, frame: FrameType | None) -> None:

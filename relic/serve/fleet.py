@@ -41,7 +41,7 @@ class Replica:
         self.sessions: set[str] = set()
         self.coming = 0  # sessions that were sent there and are not answered yet
         self.gone = asyncio.Event()  # it answers no more
-        self.complaint = ""  # why its answer was no description, said once
+        self.complaint = ""  # why its answer was no description
 
     @property
     def load(self) -> float:
@@ -58,6 +58,7 @@ class Fleet:
         self.http = httpx.AsyncClient(timeout=ANSWER_S, trust_env=False, limits=httpx.Limits(keepalive_expiry=2.0))
         self.replicas: dict[str, Replica] = {}  # by address
         self.homes: OrderedDict[str, Replica] = OrderedDict()  # session -> who had it last, newest last
+        self.complaints: dict[str, str] = {}  # by address, said once: a server that loads is buried and met again
         self.asking: asyncio.Task[None] | None = None
 
     # --- looking --------------------------------------------------------------------------------------------------
@@ -78,12 +79,15 @@ class Fleet:
 
     async def resolve(self) -> None:
         """Takes new addresses in. Old ones stay until nobody answers there."""
+        known = set(self.replicas)
         for name, port in self.cfg.addresses:
             with contextlib.suppress(socket.gaierror):  # a Service without a ready pod has no address
                 found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
                 for family, _, _, _, (ip, *_) in found:
                     host = f"[{ip}]" if family == socket.AF_INET6 else ip
-                    self.replicas.setdefault(f"{host}:{port}", Replica(f"{host}:{port}", time.monotonic()))
+                    known.add(place := f"{host}:{port}")
+                    self.replicas.setdefault(place, Replica(place, time.monotonic()))
+        self.complaints = {place: why for place, why in self.complaints.items() if place in known}
 
     async def ask_all(self) -> None:
         """Asks every replica; who calls meanwhile waits for the same answers."""
@@ -111,8 +115,9 @@ class Fleet:
         except (KeyError, TypeError, ValueError):
             why = "does not describe itself as a server of relic does"
         replica.ready = False
-        if replica.complaint != why:
-            replica.complaint = why
+        replica.complaint = why
+        if self.complaints.get(replica.address) != why:
+            self.complaints[replica.address] = why
             logger.warning("%s at %s %s", replica.name or "a replica", replica.address, why)
         if time.monotonic() - replica.heard > self.cfg.dead_s:
             self.bury(replica, why)
@@ -130,6 +135,7 @@ class Fleet:
             self.bury(replica, "another process has its address")
             replica = self.replicas[replica.address] = Replica(replica.address, time.monotonic())
         replica.heard, replica.complaint = time.monotonic(), ""
+        self.complaints.pop(replica.address, None)
         replica.process, replica.name = said["process"], said["name"]
         replica.export, replica.slots = said["export"], said["slots"]
         replica.draining, replica.ready = said["draining"], said["ready"] and not said["draining"]

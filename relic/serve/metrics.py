@@ -13,6 +13,7 @@ from relic.serve.logs import note
 
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 ENDINGS = ("bye", "deleted", "idle", "lifetime", "lease", "failed", "closing", "moved")
+RESULTS = ("saved", "restored", "save_failed", "restore_failed")  # of snapshots
 PAGE = resource.getpagesize()
 
 disable_created_metrics()  # else each counter has a second series with the time of its birth
@@ -67,6 +68,8 @@ class Metrics(Counted):
         self.queue_wait = self._histogram("relic_queue_wait_seconds", "How long a chunk that was due waited its turn")
         for reason in ENDINGS:
             self.ended.labels(reason)  # a rate needs its first zero
+        for result in RESULTS:
+            self.snapshots.labels(result)
 
     def show(self, *, active: int, slots: int, ready: bool, streams: int, walk_bytes: int) -> bytes:
         """All of it in the exposition format, with what is so at this moment."""

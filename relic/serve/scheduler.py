@@ -7,6 +7,7 @@ each, so that a busy engine slows all of them alike and starves none. Whoever ch
 
 import asyncio
 import logging
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,7 +28,9 @@ logger = logging.getLogger("relic.serve")
 
 TICK_S = 0.25  # how often deadlines are looked at
 ENCODERS = 2  # threads
-STUCK_S = 120.0  # a call of the engine that lasts longer means a dead device
+STUCK_S = 120.0  # a call of a warm engine that lasts longer means a dead device
+THREAD = "engine"
+LAST_S = 5.0  # for the call that the engine is in when the server has closed
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
 
@@ -38,11 +41,11 @@ class Scheduler:
         self.ended: OrderedDict[str, str] = OrderedDict()  # id -> sentence
         self.arriving: dict[str, str] = {}  # id -> principal of walks on their way here, each with a slot
         self.warm = self.draining = False
-        self.fault = ""  # why the device is thought dead
+        self.fault = ""  # what has failed
         self.busy_since: float | None = None
         self.wake = asyncio.Event()
         self.turn = asyncio.Lock()
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
         self.encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
 
     # --- admission ------------------------------------------------------------------------------------------------
@@ -137,8 +140,13 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        stuck = self.busy_since is not None and time.monotonic() - self.busy_since > STUCK_S
-        return not (self.fault or stuck)
+        return not self.trouble
+
+    @property
+    def trouble(self) -> str:
+        """Why the device is thought dead; empty while it is not."""
+        stuck = self.warm and self.busy_since is not None and time.monotonic() - self.busy_since > STUCK_S
+        return self.fault or (f"a call of the engine has lasted for more than {STUCK_S:.0f} s" if stuck else "")
 
     @property
     def ready(self) -> bool:
@@ -151,13 +159,14 @@ class Scheduler:
             self.fault = "a part of the server has failed; its log says how"
 
     async def drain(self, grace_s: float) -> None:
-        """Admits nobody, tells those who walk, and waits for them, and who arrives, for at most `grace_s`."""
+        """Admits nobody, tells those who walk, and waits for them, and who arrives, for at most `grace_s`, and while
+        the device works."""
         self.draining = True
         until = time.monotonic() + grace_s
         for session in self.sessions.values():
             sentence = f"the server is closing; this walk can go on for at most {grace_s:.0f} s"
             session.tell({"type": "state", "state": "draining", "message": sentence})
-        while (self.sessions or self.arriving) and time.monotonic() < until:
+        while (self.sessions or self.arriving) and self.alive and time.monotonic() < until:
             await asyncio.sleep(0.05)
 
     # --- work -----------------------------------------------------------------------------------------------------
@@ -286,3 +295,11 @@ class Scheduler:
         except Exception as error:
             self.fault = str(error)
             logger.exception("the engine does not run")
+
+
+def hanging() -> bool:
+    """A call of the engine does not come back."""
+    calls = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
+    for thread in calls:
+        thread.join(LAST_S)
+    return any(thread.is_alive() for thread in calls)

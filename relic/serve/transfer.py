@@ -171,7 +171,7 @@ class Transfer:
         scheduler = self.scheduler
         await scheduler.drain(grace_s)
         until = time.monotonic() + scheduler.cfg.save_s
-        if save and self.snapshots is not None:
+        if save and self.snapshots is not None and scheduler.alive:
             for session in scheduler.sessions.values():
                 self.move(session)
             while self.work and time.monotonic() < until:  # what leaves, what arrives, and what is removed
