@@ -76,7 +76,8 @@ class Student:
     @property
     def facts(self) -> dict[str, Any]:
         """What a walk's state depends on."""
-        return json.loads(json.dumps({"export": self.world.export, "rollout": asdict(self.cfg)}))
+        own = {"export": self.world.export, "rollout": asdict(self.cfg), "gpus": self.model.sequence.size}
+        return json.loads(json.dumps(own))
 
     @torch.inference_mode()
     def check(self) -> None:
