@@ -142,6 +142,16 @@ def test_a_walk_goes_on_from_its_state_as_if_it_had_not_stopped(chunk, memory, t
         assert (poses == places).all()
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_restored_walk_holds_nothing_of_what_it_was_restored_from(memory):
+    def places(walk: engine.StudentWalk) -> set[int]:  # on a CPU a state is views
+        return {x.untyped_storage().data_ptr() for x in walk.state().tensors.values()}
+
+    walk = walked(memory=MEMORIES[memory])
+    again = walk.student.restore(walk.state())
+    assert not places(walk) & places(again)
+
+
 def test_a_walk_that_has_just_begun_has_a_state(student):
     walk = student.open(IMAGE, "a hall", 3)
     again = student.restore(walk.state())

@@ -67,10 +67,13 @@ class Student:
     def restore(self, state: State) -> "StudentWalk":
         if (made_by := state.facts["engine"]) != self.facts:
             raise ValueError(f"the walk was made by {made_by}; this engine is {self.facts}")
-        tensors = {name: x.to(self.device) for name, x in state.tensors.items()}
-        walk = self.begin(tensors["image"], tensors["text"], state.facts["seed"])
-        walk.rollout.load(under("rollout", tensors))
-        walk.stream.load(under("stream", tensors))
+
+        def own(x: Tensor) -> Tensor:
+            return x.to(self.device, copy=True)  # a view would keep all of the state
+
+        walk = self.begin(own(state.tensors["image"]), own(state.tensors["text"]), state.facts["seed"])
+        walk.rollout.load(under("rollout", state.tensors))
+        walk.stream.load({name: own(x) for name, x in under("stream", state.tensors).items()})
         return walk
 
     @property
