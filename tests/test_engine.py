@@ -113,10 +113,11 @@ MEMORIES = {
 }
 
 
-def walked(chunk: int = 2, memory: dict | None = None, chunks: int = 7) -> engine.StudentWalk:
+def walked(chunk: int = 2, memory: dict | None = None, chunks: int = 7, context: str = "clean") -> engine.StudentWalk:
     cfg = Rollout(
         chunk=chunk,
         timesteps=(1000.0, 625.0),
+        context=context,
         memory=Memory(**{"window": 2, "capacity": 6, "dtype": "fp8"} | (memory or {})),
     )
     said, device = words.of(CFG, "", "cpu"), torch.device("cpu")
@@ -140,6 +141,27 @@ def test_a_walk_goes_on_from_its_state_as_if_it_had_not_stopped(chunk, memory, t
         (frames, poses), (other, places) = (step(w, forward(w.num_actions)) for w in (walk, again))
         assert (frames == other).all()
         assert (poses == places).all()
+
+
+@pytest.mark.parametrize(
+    ("chunk", "context", "memory"),
+    [
+        (1, "clean", {"policy": "full", "dtype": "bf16"}),
+        (1, "noisy", {"policy": "relic_landmarks", "landmarks": 2, "retrieved": 1}),
+        (2, "noisy", {"pooled": "latents", "dtype": "fp32"}),
+        (4, "clean", {"policy": "window", "dtype": "fp32", "capacity": 8}),
+        (4, "noisy", {"capacity": 8}),
+    ],
+)
+def test_a_walk_is_the_same_alone_in_turns_gone_back_to_and_restored(chunk: int, context: str, memory: dict):
+    alone, walk = (walked(chunk, memory, 4, context) for _ in range(2))
+    moment, state, other = walk.branch(), walk.state(), walk.student.open(255 - IMAGE, "a yard", 5)
+    kept = State({name: x.clone() for name, x in state.tensors.items()}, state.facts)
+    wanted = [step(alone, forward(alone.num_actions))[0] for _ in range(3)]
+    for again in (walk, moment.branch(), moment.branch(), alone.student.restore(kept)):
+        for frames in wanted:
+            assert (step(again, forward(again.num_actions))[0] == frames).all()
+            step(other, -forward(other.num_actions)[:, ::-1])
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
