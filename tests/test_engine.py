@@ -189,6 +189,12 @@ def test_a_branch_leaves_the_walk_as_it_was():
         assert (step(walk, forward(walk.num_actions))[0] == step(alone, forward(alone.num_actions))[0]).all()
 
 
+def test_a_branch_is_made_of_the_tensors_that_functions_were_compiled_for():
+    walk = walked()
+    for one in (walk, walk.branch(), walk.student.restore(walk.state())):
+        assert all(x.is_inference() for store in one.rollout.memory.stores for x in store.tensors().values())
+
+
 def test_what_branches_share_has_one_address():
     walk = walked()
     for _ in range(6):

@@ -119,6 +119,7 @@ class StudentWalk:
         if not decoder.at_once:
             self.rollout.keep()
 
+    @torch.inference_mode()  # as `step`: for tensors of another kind a compiler makes its functions anew
     def branch(self) -> "StudentWalk":
         return StudentWalk(self.student, self.rollout.branch(), self.stream.branch())
 
