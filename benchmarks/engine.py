@@ -303,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipe", default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=0, help="passes of denoising; 0: the recipe's")
-    parser.add_argument("--cycles", type=int, default=2, help="of the memory's schedule, measured")
+    parser.add_argument("--cycles", type=int, default=2, help="half cycles of the memory's schedule")
     parser.add_argument(
         "--only",
         type=int,

@@ -72,6 +72,23 @@ def test_a_stream_keeps_one_input_a_layer_however_long_the_pieces():
     assert kept == kept[:1] * 3
 
 
+class Growing(dict):
+    """What another thread writes to, whenever it is gone through."""
+
+    def items(self):
+        for pair in super().items():
+            yield pair
+            self[len(self) + 1000] = pair
+
+
+def test_what_a_stream_remembers_may_be_asked_for_while_it_decodes():
+    stream = codec().decoder_stream()
+    stream.decode(torch.randn(1, 1, 16, 2, 3))
+    known = stream.tensors().keys()
+    stream.memories = Growing(stream.memories)
+    assert stream.tensors().keys() == known
+
+
 def taehv(state: dict[str, Tensor], latents: Tensor) -> Tensor:
     """TAEHV's decoder as published: one time step after another through all layers; the first three frames go."""
     past: dict[int, Tensor] = {}

@@ -113,10 +113,11 @@ MEMORIES = {
 }
 
 
-def walked(chunk: int = 2, memory: dict | None = None, chunks: int = 7) -> engine.StudentWalk:
+def walked(chunk: int = 2, memory: dict | None = None, chunks: int = 7, context: str = "clean") -> engine.StudentWalk:
     cfg = Rollout(
         chunk=chunk,
         timesteps=(1000.0, 625.0),
+        context=context,
         memory=Memory(**{"window": 2, "capacity": 6, "dtype": "fp8"} | (memory or {})),
     )
     said, device = words.of(CFG, "", "cpu"), torch.device("cpu")
@@ -142,6 +143,37 @@ def test_a_walk_goes_on_from_its_state_as_if_it_had_not_stopped(chunk, memory, t
         assert (poses == places).all()
 
 
+@pytest.mark.parametrize(
+    ("chunk", "context", "memory"),
+    [
+        (1, "clean", {"policy": "full", "dtype": "bf16"}),
+        (1, "noisy", {"policy": "relic_landmarks", "landmarks": 2, "retrieved": 1}),
+        (2, "noisy", {"pooled": "latents", "dtype": "fp32"}),
+        (4, "clean", {"policy": "window", "dtype": "fp32", "capacity": 8}),
+        (4, "noisy", {"capacity": 8}),
+    ],
+)
+def test_a_walk_is_the_same_alone_in_turns_gone_back_to_and_restored(chunk: int, context: str, memory: dict):
+    alone, walk = (walked(chunk, memory, 4, context) for _ in range(2))
+    moment, state, other = walk.branch(), walk.state(), walk.student.open(255 - IMAGE, "a yard", 5)
+    kept = State({name: x.clone() for name, x in state.tensors.items()}, state.facts)
+    wanted = [step(alone, forward(alone.num_actions))[0] for _ in range(3)]
+    for again in (walk, moment.branch(), moment.branch(), alone.student.restore(kept)):
+        for frames in wanted:
+            assert (step(again, forward(again.num_actions))[0] == frames).all()
+            step(other, -forward(other.num_actions)[:, ::-1])
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_restored_walk_holds_nothing_of_what_it_was_restored_from(memory):
+    def places(walk: engine.StudentWalk) -> set[int]:  # on a CPU a state is views
+        return {x.untyped_storage().data_ptr() for x in walk.state().tensors.values()}
+
+    walk = walked(memory=MEMORIES[memory])
+    again = walk.student.restore(walk.state())
+    assert not places(walk) & places(again)
+
+
 def test_a_walk_that_has_just_begun_has_a_state(student):
     walk = student.open(IMAGE, "a hall", 3)
     again = student.restore(walk.state())
@@ -155,6 +187,12 @@ def test_a_branch_leaves_the_walk_as_it_was():
         step(branch, -forward(branch.num_actions)[:, ::-1])
     for _ in range(3):
         assert (step(walk, forward(walk.num_actions))[0] == step(alone, forward(alone.num_actions))[0]).all()
+
+
+def test_a_branch_is_made_of_the_tensors_that_functions_were_compiled_for():
+    walk = walked()
+    for one in (walk, walk.branch(), walk.student.restore(walk.state())):
+        assert all(x.is_inference() for store in one.rollout.memory.stores for x in store.tensors().values())
 
 
 def test_what_branches_share_has_one_address():

@@ -8,7 +8,7 @@ from test_engine import UNIT, WORLD, forward, step
 from tiny_models import CFG, transformer
 
 from relic.generate.config import Rollout
-from relic.memory.config import Memory
+from relic.memory.config import POLICIES, Memory
 from relic.pretrained import words
 from relic.serve import engine
 
@@ -60,9 +60,28 @@ def test_a_warm_engine_captures_nothing_more():
     assert len(fast.model.forward.captured) == warm
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("context", ["clean", "noisy"])
+def test_a_warm_walk_is_the_same_alone_gone_back_to_and_restored(context: str):
+    fast = student(context)
+    engine.make_fast(fast, compile=False, replay=True)
+    other, walk = (fast.open(IMAGE, "a hall", seed) for seed in (1, 0))
+    for _ in range(fast.warm_chunks):
+        step(other, forward(other.num_actions))
+    step(walk, forward(walk.num_actions))
+    moment, restored = walk.branch(), fast.restore(walk.state())
+    wanted = [step(walk, forward(walk.num_actions))[0] for _ in range(8)]
+    for again in (moment.branch(), restored, moment.branch()):
+        for frames in wanted:
+            assert (step(again, forward(again.num_actions))[0] == frames).all()
+            step(other, forward(other.num_actions))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("chunk", "capacity"), [(1, 8), (2, 8), (4, 12), (3, 11)])
-def test_every_number_of_tokens_has_come_after_the_states(chunk: int, capacity: int):
-    memory = Memory(window=2, capacity=capacity, schedule=(1, 2, 1, 4, 2))
+def test_every_number_of_tokens_has_come_after_the_states(chunk: int, capacity: int, policy: str):
+    memory = Memory(policy=policy, window=2, capacity=capacity, schedule=(1, 2, 1, 4, 2))
     seen = [memory.tokens(6, 10, latents, chunk) for latents in range(chunk, 400, chunk)]
     states = engine.num_states(Rollout(chunk=chunk, memory=memory))
     assert set(seen[states - 1 :]) <= set(seen[: states - 1])

@@ -1,6 +1,7 @@
 """RELIC's compressed memory."""
 
 import itertools
+from collections import deque
 
 import pytest
 import torch
@@ -212,6 +213,21 @@ def test_a_page_that_two_memories_had_is_used_again_by_the_last():
     walk(branch, 60)
     walk(made, 60)
     assert len(made.free) + len(made.pages) == len(filled(2).free) + 1
+
+
+def test_four_moments_of_a_walk_at_1_3b_take_twice_what_it_takes_itself():
+    made = Memory(Config(), layers=1, batch=1, rows=30, columns=52, heads=12, head_width=128, device="meta")
+    keys = torch.zeros(1, 1, 4 * 1560, 12, 128, device="meta")
+    moments, held, blocks = deque[Memory](maxlen=4), [], 30
+    for chunk in range(60):  # a moment every two seconds
+        made.reserve(4)
+        made.append(keys, keys)
+        if chunk % 2 == 0:
+            moments.append(made.branch())
+        stores = {id(store): store.num_bytes for one in (made, *moments) for store in one.stores}
+        held.append(blocks * sum(stores.values()) / 2**30)
+    assert blocks * made.num_bytes / 2**30 == pytest.approx(3.3, abs=0.05)
+    assert max(held) == pytest.approx(10.1, abs=0.05)  # docs/serving.md
 
 
 def test_rotating_before_pooling_would_cancel_fast_frequencies():

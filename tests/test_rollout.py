@@ -1,5 +1,6 @@
 """The one rollout."""
 
+import gc
 import warnings
 
 import pytest
@@ -127,6 +128,17 @@ def test_noisy_context_saves_the_pass_over_clean_latents(monkeypatch):
         assert len(calls) == passes
         assert calls[-1]["remember"]
         assert walk.memory.num_latents == 2
+
+
+def test_a_walk_keeps_no_keys_and_values_of_a_pass_beside_its_memory():
+    def kept() -> int:
+        return sum(type(x) is KeyValue for x in gc.get_objects())
+
+    gc.collect()
+    before = kept()
+    walks = [walked(6, context=context)[0] for context in ("clean", "noisy")]
+    assert kept() == before
+    assert len(walks) == 2
 
 
 def test_what_was_truly_seen_is_remembered_like_what_was_made():

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exports import untracked
+from exports import IMAGE, untracked
+from test_engine import walked as walked_alone
 
 from relic.serve import client, ranks
 
@@ -43,7 +44,6 @@ if __name__ == "__main__":
     np.save(sys.argv[3], np.concatenate(frames))
     if cfg.gpus > 1:
         if sys.argv[4] == "kill":
-            followers.watch(lambda sentence: (print(sentence, flush=True), os._exit(1)))
             followers.processes[0].kill()
             with contextlib.suppress(RuntimeError):  # of gloo, when its peer is gone
                 while True:
@@ -78,7 +78,29 @@ def test_a_model_on_two_processes_walks_as_on_one(uri: str, tmp_path: Path):
 def test_a_rank_that_dies_is_said(uri: str, tmp_path: Path):
     _, done = walked(uri, 2, tmp_path / "two.npy", "kill")
     assert done.returncode == 1
-    assert "rank 1 of the model has ended with exit code -9" in done.stdout
+    assert "relic: rank 1 of the model has ended with exit code -9" in done.stderr
+
+
+DIES = """
+import sys
+from relic.serve import ranks
+from relic.serve.config import Serve
+
+class Followers(ranks.Followers):
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.processes[0].kill()
+
+ranks.Followers = Followers
+if __name__ == "__main__":
+    ranks.lead(Serve(export=sys.argv[1], gpus=2, device="cpu", threads=1))
+"""
+
+
+def test_a_rank_that_dies_while_the_model_loads_is_said(uri: str):
+    done = subprocess.run([sys.executable, "-c", DIES, uri], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.endswith("relic: rank 1 of the model has ended with exit code -9\n")
 
 
 @contextlib.contextmanager
@@ -107,11 +129,30 @@ def test_a_server_whose_rank_dies_tells_who_walks_and_ends(uri: str):
         assert process.wait(20) == 1
 
 
-def test_a_server_of_several_processes_leaves_none_behind(uri: str):
-    with served(uri) as (process, place, child):
-        with client.begin(place, wait_s=30) as walk:
-            assert walk.frame(10) is not None
+def test_a_server_whose_rank_hangs_ends(uri: str):
+    with served(uri) as (process, place, child), client.begin(place, wait_s=30) as walk:
+        assert walk.frame(10) is not None
+        os.kill(child, signal.SIGSTOP)
         process.terminate()
+        for _ in walk.frames():
+            pass
+        assert process.wait(20) == 1
+
+
+def listening(process: int) -> set[str]:
+    """The addresses, as the kernel writes them, on which a process takes connections."""
+    held = {os.readlink(file) for file in Path(f"/proc/{process}/fd").iterdir()}
+    lines = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()]
+    return {line[1].split(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in held}
+
+
+def test_a_server_of_several_processes_speaks_to_this_machine_only_and_leaves_none_behind(uri: str):
+    with served(uri) as (process, place, child), client.begin(place, wait_s=30) as walk:
+        assert walk.frame(10) is not None
+        assert listening(child) == {"0100007F"} >= listening(process.pid)
+        process.terminate()
+        for _ in walk.frames():
+            pass
         assert process.wait(20) == 0
         assert not Path(f"/proc/{child}").exists()
 
@@ -119,7 +160,7 @@ def test_a_server_of_several_processes_leaves_none_behind(uri: str):
 class Heard:
     """Stands for the other processes: keeps what the leader says, and says it again to a follower."""
 
-    rank, world = 0, 2
+    rank, world, size = 0, 2, 2
 
     def __init__(self) -> None:
         self.messages: list[tuple] = []
@@ -145,15 +186,21 @@ class Opened:
         return walk
 
     class Walk:
-        def step(self, actions: np.ndarray) -> list:
-            return []
+        made = 0
+
+        def step(self, actions: np.ndarray) -> Iterator[int]:
+            for self.made in range(1, 4):
+                yield self.made
+
+        def branch(self) -> None:
+            raise MemoryError("no room")
 
 
 def test_the_others_forget_a_walk_that_nobody_holds():
     heard, follower = Heard(), Opened()
     leader = ranks.Leader(Opened(), heard)
     walks = [leader.open(None, "", 0) for _ in range(3)]
-    walks[1].step(np.zeros((4, 13)))
+    assert list(walks[1].step(np.zeros((4, 13)))) == [1, 2, 3]
     del walks[:2]
     gc.collect()
     kept = leader.open(None, "", 0)
@@ -164,3 +211,36 @@ def test_the_others_forget_a_walk_that_nobody_holds():
     heard.messages.append(([], "end", 0))
     ranks.obey(follower, heard)
     assert alive == [False, False, True, True]
+
+
+def test_a_leader_that_fails_in_a_call_says_nothing_more():
+    heard = Heard()
+    leader = ranks.Leader(Opened(), heard)
+    walk, other = (leader.open(None, "", 0) for _ in range(2))
+    with pytest.raises(MemoryError):
+        walk.branch()
+    said = len(heard.messages)
+    for call in (leader.check, lambda: other.step(np.zeros((4, 13))), lambda: leader.open(None, "", 0)):
+        with pytest.raises(RuntimeError, match="has left the others: MemoryError: no room"):
+            call()
+    leader.close()
+    assert len(heard.messages) == said
+
+
+def test_a_chunk_is_made_to_its_end_whoever_reads_it():
+    leader = ranks.Leader(Opened(), Heard())
+    walk = leader.open(None, "", 0)
+    reader = walk.step(np.zeros((4, 13)))
+    assert next(reader) == 1
+    reader.close()
+    assert walk.walk.made == 3
+    assert not leader.fault
+
+
+def test_a_walk_of_several_processes_is_refused_by_one():
+    alone, shared = walked_alone(chunks=0).student, walked_alone(chunks=0).student
+    heard = shared.model.sequence = Heard()
+    heard.gather = lambda state: [state.tensors] * 2
+    state = ranks.Leader(shared, heard).open(IMAGE, "a hall", 0).state()
+    with pytest.raises(ValueError, match=r"'gpus': 2}; this engine is .*'gpus': 1"):
+        alone.restore(state)

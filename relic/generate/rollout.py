@@ -111,6 +111,7 @@ class Rollout:
     def keep(self) -> None:
         """Remembers what was made."""
         self._remember(*self._made)
+        del self._made  # with noisy context every block's keys and values
 
     @torch.no_grad()
     def see(self, actions: Tensor, latents: Tensor) -> None:
@@ -152,13 +153,16 @@ class Rollout:
         return found | {f"memory.{name}": x for name, x in self.memory.tensors().items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on where the walk was whose `tensors` these are; this one must be new, and begun with the same."""
+        """Goes on where the walk was whose `tensors` these are, which may be on another device and are copied; this one
+        must be new, and begun with the same."""
         self.num_latents, self.num_frames = tensors["counts"].tolist()
-        self.poses = tensors["pose"].to(self.poses)
+        self.poses = tensors["pose"].to(self.poses, copy=True)
         self.memory.load({name.removeprefix("memory."): x for name, x in tensors.items() if name.startswith("memory.")})
         self.recent.clear()
         for index in range(sum(name.endswith(".latent") for name in tensors)):
-            latent, actions, poses = (tensors[f"recent{index}.{name}"].to(self.image.device) for name in RECENT)
+            latent, actions, poses = (
+                tensors[f"recent{index}.{name}"].to(self.image.device, copy=True) for name in RECENT
+            )
             self.recent.append((latent, Conditions(actions, poses, self.text)))
 
     @property

@@ -205,7 +205,7 @@ class DecoderStream:
         return made
 
     def tensors(self) -> dict[str, Tensor]:
-        return {str(layer): x for layer, x in self.memories.items()}
+        return {str(layer): x for layer, x in self.memories.copy().items()}  # another thread may decode meanwhile
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.memories = {int(layer): x for layer, x in tensors.items()}

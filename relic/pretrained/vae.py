@@ -111,9 +111,8 @@ class WanDecoderStream:
 
     def tensors(self) -> dict[str, Tensor]:
         """An empty tensor stands for diffusers' word "Rep", of a layer that has seen one latent only."""
-        found = {
-            layer: torch.zeros(0) if isinstance(x, str) else x for layer, x in self.features.items() if x is not None
-        }
+        known = self.features.copy()  # another thread may decode meanwhile
+        found = {layer: torch.zeros(0) if isinstance(x, str) else x for layer, x in known.items() if x is not None}
         return {str(layer): x for layer, x in found.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:

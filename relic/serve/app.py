@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import sys
 import time
 from types import FrameType
 
@@ -43,14 +42,12 @@ def main(cfg: Serve) -> None:
         logs.announce(cfg.log_format, f"the world of {loaded.world.recipe}", address(listener))
         server = make_server(loaded, cfg, access)
         if followers:
-            followers.watch(server.give_up)
+            followers.lost = server.give_up
         server.run(sockets=[listener])
         if server.lost:
-            print(f"relic: {server.lost}", file=sys.stderr, flush=True)
-            os._exit(1)  # the engine's thread may wait for the lost one for ever
-        if followers:
-            server.scheduler.worker.shutdown(wait=True)
-            followers.end()
+            ranks.give_up(server.lost)  # the engine's thread may wait for the lost one for ever
+        if followers and not followers.end(server.scheduler.worker.shutdown):
+            os._exit(1)  # the engine's thread may wait for a rank that hangs
         if hanging() or scheduler.hanging():
             os._exit(0)  # Python would wait for the threads of the store's client, and for the engine's
 
@@ -106,8 +103,7 @@ class Server(uvicorn.Server):
         """Ends all walks and the server; from any thread."""
         self.lost = sentence
         if self.loop is None:
-            print(f"relic: {sentence}", file=sys.stderr, flush=True)
-            os._exit(1)
+            ranks.give_up(sentence)
         self.loop.call_soon_threadsafe(self.fail)
 
     def fail(self) -> None:

@@ -62,6 +62,9 @@ class Aside:
 
     def start(self, stream: Stream, latents: Tensor, poses: Tensor) -> Pictures:
         began, pieces = torch.cuda.Event(enable_timing=True), []
+        for x in (latents, poses, *stream.tensors().values()):  # the last, of a restored walk, are of another stream
+            if x.is_cuda:
+                x.record_stream(self.stream)
         self.stream.wait_stream(torch.cuda.current_stream(latents.device))
         with torch.cuda.stream(self.stream):
             began.record()
@@ -71,8 +74,6 @@ class Aside:
                 done = torch.cuda.Event(enable_timing=True)
                 done.record()
                 pieces.append((frames, done))
-        for x in (latents, poses):
-            x.record_stream(self.stream)
         return self.ready(pieces, placed, began)
 
     def ready(self, pieces: list[tuple[Tensor, torch.cuda.Event]], poses: Tensor, began: torch.cuda.Event) -> Pictures:

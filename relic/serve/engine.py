@@ -67,16 +67,20 @@ class Student:
     def restore(self, state: State) -> "StudentWalk":
         if (made_by := state.facts["engine"]) != self.facts:
             raise ValueError(f"the walk was made by {made_by}; this engine is {self.facts}")
-        tensors = {name: x.to(self.device) for name, x in state.tensors.items()}
-        walk = self.begin(tensors["image"], tensors["text"], state.facts["seed"])
-        walk.rollout.load(under("rollout", tensors))
-        walk.stream.load(under("stream", tensors))
+
+        def own(x: Tensor) -> Tensor:
+            return x.to(self.device, copy=True)  # a view would keep all of the state
+
+        walk = self.begin(own(state.tensors["image"]), own(state.tensors["text"]), state.facts["seed"])
+        walk.rollout.load(under("rollout", state.tensors))
+        walk.stream.load({name: own(x) for name, x in under("stream", state.tensors).items()})
         return walk
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a walk's state depends on."""
-        return json.loads(json.dumps({"export": self.world.export, "rollout": asdict(self.cfg)}))
+        own = {"export": self.world.export, "rollout": asdict(self.cfg), "gpus": self.model.sequence.size}
+        return json.loads(json.dumps(own))
 
     @torch.inference_mode()
     def check(self) -> None:
@@ -115,6 +119,7 @@ class StudentWalk:
         if not decoder.at_once:
             self.rollout.keep()
 
+    @torch.inference_mode()  # as `step`: for tensors of another kind a compiler makes its functions anew
     def branch(self) -> "StudentWalk":
         return StudentWalk(self.student, self.rollout.branch(), self.stream.branch())
 

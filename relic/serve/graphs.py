@@ -74,10 +74,10 @@ class Replayed:
         return result
 
     def capture(self, call: Callable[..., Result], given: list[Tensor]) -> Captured:
-        graph, own = torch.cuda.CUDAGraph(), [x.clone() for x in given]
-        torch.cuda.synchronize()
+        graph, own, device = torch.cuda.CUDAGraph(), [x.clone() for x in given], given[0].device
+        torch.cuda.synchronize(device)
         torch.clear_autocast_cache()  # weights that were cast outside would be gone at the replay
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=self.pool):  # a thread begins with the first GPU
             velocity, key_values = call(*own)
             kept = self.keep(key_values)
         torch.clear_autocast_cache()

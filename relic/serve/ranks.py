@@ -3,6 +3,7 @@
 The model's tokens and heads are shared by Ulysses (parallel/sequence.py): each process keeps the memory of its own
 heads, and all of them make the same latents. So a follower needs no orders but the calls of the engine themselves: the
 leader says each to the others (gloo, over the loopback) and then makes it, as they do. Pictures are the leader's alone.
+Where the leader fails in a call of which the others know no failure, they wait for its rest: it says nothing more.
 
 Not by torchrun: on SIGTERM its agent ends all processes within 30 s, and a server that drains needs minutes. The leader
 starts the followers itself. They end with it: by its word, by a lost connection, or by the kernel (Linux) when it dies;
@@ -15,14 +16,15 @@ import datetime
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -41,6 +43,7 @@ from relic.serve.engine import Student, StudentWalk
 from relic.serve.world import State
 
 IDLE = datetime.timedelta(days=365)  # between two calls
+PATIENCE_S = 5.0  # for the others to end
 PLACE = "RELIC_SERVE_RANK"  # rank, world and port, of a follower
 PR_SET_PDEATHSIG = 1
 LOOPBACK = "127.0.0.1"
@@ -62,6 +65,7 @@ class Together:
         self.rank, self.world = rank, world
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        os.environ["GLOO_SOCKET_IFNAME"] = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
         self.model = dist.new_group(backend=backend)
@@ -92,6 +96,7 @@ class Leader:
         self.world, self.warm_chunks = student.world, student.warm_chunks
         self.num_walks = 0
         self.gone = deque[int]()  # numbers of walks that nobody holds any more
+        self.fault = ""  # why the others are elsewhere
 
     def open(self, image: np.ndarray, caption: str, seed: int) -> "LedWalk":
         return self.lead("open", self.number(), image, caption, seed)
@@ -100,6 +105,8 @@ class Leader:
         return self.lead("restore", self.number(), save(state.tensors), state.facts)
 
     def check(self) -> None:
+        if self.fault:
+            raise RuntimeError(self.fault)
         self.student.check()
 
     def number(self) -> int:
@@ -108,18 +115,33 @@ class Leader:
 
     def lead(self, call: str, number: int, *given: Any) -> "LedWalk":
         self.say(call, number, *given)
-        return LedWalk(self, number, made(self.student, self.together, call, *given))
+        with self.in_step():
+            return LedWalk(self, number, made(self.student, self.together, call, *given))
+
+    @contextlib.contextmanager
+    def in_step(self) -> Iterator[None]:
+        """What the others do too; a ValueError refuses it at all of them."""
+        try:
+            yield
+        except ValueError:
+            raise
+        except Exception as error:
+            self.fault = f"the first process of the model has left the others: {type(error).__name__}: {error}"
+            raise
 
     def forget(self, number: int) -> None:
         """The others hear with the next call that nobody holds this walk any more; from any thread."""
         self.gone.append(number)
 
     def say(self, *message: Any) -> None:
+        if self.fault:
+            raise RuntimeError(self.fault)
         gone = [self.gone.popleft() for _ in range(len(self.gone))]
         self.together.say(gone, *message)
 
     def close(self) -> None:
-        self.say("end", 0)
+        if not self.fault:
+            self.say("end", 0)
 
 
 class LedWalk:
@@ -142,19 +164,32 @@ class LedWalk:
 
     def step(self, actions: np.ndarray) -> Pictures:
         self.leader.say("step", self.number, actions)
-        return self.walk.step(actions)
+        return self.pictures(actions)
+
+    def pictures(self, actions: np.ndarray) -> Pictures:
+        """The chunk is made to its end, as the others make it, though a reader stops before."""
+        with self.leader.in_step():
+            made = self.walk.step(actions)
+            try:
+                for latent in made:  # noqa: UP028, for `yield from` would close it
+                    yield latent
+            finally:
+                for _ in made:
+                    pass
 
     def branch(self) -> "LedWalk":
         number = self.leader.number()
         self.leader.say("branch", self.number, number)
-        return LedWalk(self.leader, number, self.walk.branch())
+        with self.leader.in_step():
+            return LedWalk(self.leader, number, self.walk.branch())
 
     def state(self) -> State:
         self.leader.say("state", self.number)
-        own = self.walk.state()
-        every = self.leader.together.gather(own)
+        with self.leader.in_step():
+            own = self.walk.state()
+            every = self.leader.together.gather(own)
         tensors = {f"{rank}.{name}": x for rank, found in enumerate(every) for name, x in found.items()}
-        return State(tensors, own.facts | {"ranks": len(every)})
+        return State(tensors, own.facts)
 
 
 def made(student: Student, together: Together, call: str, *given: Any) -> StudentWalk:
@@ -162,10 +197,7 @@ def made(student: Student, together: Together, call: str, *given: Any) -> Studen
     if call == "open":
         return student.open(*given)
     data, facts = given
-    if (ranks := facts.get("ranks")) != together.world:
-        raise ValueError(f"the walk was made on {ranks} GPUs together; here are {together.world}")
-    own = engine.under(str(together.rank), load(data))
-    return student.restore(State(own, facts))
+    return student.restore(State(engine.under(str(together.rank), load(data)), facts))
 
 
 def obey(student: Student, together: Together) -> None:
@@ -211,16 +243,14 @@ class Followers:
             process.stdin.close()
         self.ending = False
         self.goodbye: Callable[[], None] = lambda: None
-
-    def watch(self, lost: Callable[[str], None]) -> None:
-        """Calls `lost`, in a thread, with a sentence when one of them has ended before its time."""
+        self.lost: Callable[[str], object] = give_up  # called with a sentence when one has ended before its time
         for rank, process in enumerate(self.processes, 1):
-            threading.Thread(target=self._wait, args=(rank, process, lost), daemon=True).start()
+            threading.Thread(target=self._wait, args=(rank, process), daemon=True).start()
 
-    def _wait(self, rank: int, process: subprocess.Popen, lost: Callable[[str], None]) -> None:
+    def _wait(self, rank: int, process: subprocess.Popen) -> None:
         code = process.wait()
         if not self.ending:
-            lost(f"rank {rank} of the model has ended with exit code {code}")
+            self.lost(f"rank {rank} of the model has ended with exit code {code}")
 
     def kill(self) -> None:
         self.ending = True
@@ -228,15 +258,24 @@ class Followers:
             process.kill()
             process.wait()
 
-    def end(self, patience_s: float = 10.0) -> None:
-        """Says goodbye, and waits for them."""
-        self.ending = True
-        self.goodbye()
+    def end(self, last: Callable[[], object] = lambda: None) -> bool:
+        """Says goodbye after the `last` call, and waits for them; False where one did not hear it and was killed: that
+        call may not come back either."""
+        self.ending, heard = True, True
+        threading.Thread(target=lambda: (last(), self.goodbye()), daemon=True).start()
         for process in self.processes:
             try:
-                process.wait(patience_s)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+                heard = False
+        return heard
+
+
+def give_up(sentence: str) -> NoReturn:
+    """Ends this process, from any thread: while it loads it waits for the others in torch, which hears of no end."""
+    print(f"relic: {sentence}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def lead(cfg: Serve) -> tuple[Leader, Followers]:
@@ -246,7 +285,11 @@ def lead(cfg: Serve) -> tuple[Leader, Followers]:
     heads = weights.read_config(folder / "student", "transformer").heads
     if heads % cfg.gpus:
         raise ValueError(f"gpus is {cfg.gpus}; it must divide the model's {heads} heads")
-    store = dist.TCPStore(LOOPBACK, 0, cfg.gpus, is_master=True, wait_for_workers=False)
+    listener = socket.create_server((LOOPBACK, 0))  # torch's own would be open to other machines
+    port = listener.getsockname()[1]
+    store = dist.TCPStore(
+        LOOPBACK, port, cfg.gpus, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
     followers = Followers(cfg, store.port)
     try:
         together = Together(0, cfg.gpus, store, own_device(device, 0))
