@@ -331,6 +331,7 @@ def test_a_stream_that_floods_is_closed_and_another_does_not_notice(monkeypatch,
         with contextlib.suppress(ConnectionClosed):
             while True:
                 stream.send(message)
+                time.sleep(0.003)
 
     monkeypatch.setattr(limits, "FLOOD_S", 0.3)
     with serving(FakeWorld(), messages_per_s=20) as place, follow(place) as (_, quiet), follow(place) as (_, stream):

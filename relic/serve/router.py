@@ -24,7 +24,7 @@ from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
 from relic.serve.fleet import Fleet, Replica
 from relic.serve.limits import parts_of
-from relic.serve.listener import address, bind, bounded
+from relic.serve.listener import Streaming, address, bind, bounded
 from relic.serve.metrics import Exposition, RouterMetrics
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
@@ -53,7 +53,7 @@ def main(cfg: Router) -> None:
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(
         build(cfg, Access({}, TOKEN_S, secret)), http=bounded(cfg.sockets, cfg.header_s), log_config=None,
-        ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
+        ws=Streaming, ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
         server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
     ))  # fmt: skip
 
