@@ -16,7 +16,7 @@ import httpx
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
-from talk import closing, follow, hear, see
+from talk import closing, follow, hear, see, stream_url
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -349,6 +349,17 @@ def test_rewinds_have_a_rate_of_their_own(place):
             say(stream, "rewind", seconds=1)
         sentences = [hear(stream, "error")["message"] for _ in range(6)]
     assert sentences[-1] == "rewinds come too fast; allowed is 1 a second"
+
+
+def test_a_new_connection_brings_no_new_rewinds(place):
+    with follow(place) as (session, first):
+        for _ in range(5):
+            say(first, "rewind", seconds=1)
+        [hear(first, "error") for _ in range(5)]
+        with connect(stream_url(place, session), proxy=None) as second:
+            say(second, "hello", token=session["token"])
+            say(second, "rewind", seconds=1)
+            assert hear(second, "error")["message"] == "rewinds come too fast; allowed is 1 a second"
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
