@@ -272,7 +272,7 @@ def test_the_first_message_must_be_hello_and_come_in_time(place):
         say(stream, "ping")
         assert closing(stream) == ("the first message is 'ping'; it must be hello with the session's token", 4401)
     with serving(FakeWorld(), hello_s=0.1) as hasty, connect(post(hasty).json()["url"]) as stream:
-        assert closing(stream) == ("no hello came within 0.1 s", 4408)
+        assert closing(stream) == ("no hello came within 0.1 s, or before another caller needed the place", 4408)
 
 
 def test_idle_and_forgotten_sessions_end(place):
@@ -309,6 +309,21 @@ def test_one_callers_streams_without_a_hello_keep_nobody_else_out():
         with connect(session["url"], source_address=OTHER) as other:
             say(other, "hello", token=session["token"])
             hear(other, "ready")
+
+
+def test_streams_without_a_hello_of_a_few_callers_make_room_for_another():
+    with serving(FakeWorld(), sockets=8) as place, contextlib.ExitStack() as stack:
+        session = httpx.post(f"{place}/v1/sessions", json={"example": "e0"}).json()
+        silent = [
+            stack.enter_context(connect(session["url"], source_address=(f"127.0.0.{last}", 0))) for last in (2, 2, 3, 3)
+        ]
+        with connect(session["url"]) as stream:
+            say(stream, "hello", token=session["token"])
+            hear(stream, "ready")
+        assert closing(silent[0])[1] == 4408
+        for line in silent[1:]:
+            say(line, "hello", token=session["token"])
+            hear(line, "ready")
 
 
 def test_messages_over_the_rate_are_dropped_with_a_sentence_and_the_walk_goes_on(place):

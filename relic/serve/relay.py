@@ -77,7 +77,7 @@ class Relay:
             try:
                 with self.sockets.silent.hold(caller):
                     await socket.accept()
-                    first = await hello(socket, identity, self.access, self.cfg)
+                    first = await hello(socket, identity, self.access, self.cfg, self.sockets, caller)
                 replica, upstream = await self.opened(socket, identity)
                 async with upstream:
                     code, reason = await self.through(socket, upstream, first, replica, identity)

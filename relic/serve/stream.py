@@ -35,7 +35,7 @@ class Stream:
             try:
                 with self.sockets.silent.hold(self.caller):
                     await self.socket.accept()
-                    await hello(self.socket, self.identity, self.access, self.cfg)
+                    await hello(self.socket, self.identity, self.access, self.cfg, self.sockets, self.caller)
                     session = await self.transfer.find(self.identity)
                 await self.walk(session)
             except Refused as error:
