@@ -16,7 +16,7 @@ import httpx
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
-from talk import closing, follow, hear, see
+from talk import closing, follow, hear, see, stream_url
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -272,7 +272,7 @@ def test_the_first_message_must_be_hello_and_come_in_time(place):
         say(stream, "ping")
         assert closing(stream) == ("the first message is 'ping'; it must be hello with the session's token", 4401)
     with serving(FakeWorld(), hello_s=0.1) as hasty, connect(post(hasty).json()["url"]) as stream:
-        assert closing(stream) == ("no hello came within 0.1 s", 4408)
+        assert closing(stream) == ("no hello came within 0.1 s, or before another caller needed the place", 4408)
 
 
 def test_idle_and_forgotten_sessions_end(place):
@@ -311,6 +311,21 @@ def test_one_callers_streams_without_a_hello_keep_nobody_else_out():
             hear(other, "ready")
 
 
+def test_streams_without_a_hello_of_a_few_callers_make_room_for_another():
+    with serving(FakeWorld(), sockets=8) as place, contextlib.ExitStack() as stack:
+        session = httpx.post(f"{place}/v1/sessions", json={"example": "e0"}).json()
+        silent = [
+            stack.enter_context(connect(session["url"], source_address=(f"127.0.0.{last}", 0))) for last in (2, 2, 3, 3)
+        ]
+        with connect(session["url"]) as stream:
+            say(stream, "hello", token=session["token"])
+            hear(stream, "ready")
+        assert closing(silent[0])[1] == 4408
+        for line in silent[1:]:
+            say(line, "hello", token=session["token"])
+            hear(line, "ready")
+
+
 def test_messages_over_the_rate_are_dropped_with_a_sentence_and_the_walk_goes_on(place):
     with serving(FakeWorld(), messages_per_s=20) as slow, follow(slow) as (_, stream):
         for at in range(60):
@@ -331,6 +346,7 @@ def test_a_stream_that_floods_is_closed_and_another_does_not_notice(monkeypatch,
         with contextlib.suppress(ConnectionClosed):
             while True:
                 stream.send(message)
+                time.sleep(0.003)
 
     monkeypatch.setattr(limits, "FLOOD_S", 0.3)
     with serving(FakeWorld(), messages_per_s=20) as place, follow(place) as (_, quiet), follow(place) as (_, stream):
@@ -348,6 +364,17 @@ def test_rewinds_have_a_rate_of_their_own(place):
             say(stream, "rewind", seconds=1)
         sentences = [hear(stream, "error")["message"] for _ in range(6)]
     assert sentences[-1] == "rewinds come too fast; allowed is 1 a second"
+
+
+def test_a_new_connection_brings_no_new_rewinds(place):
+    with follow(place) as (session, first):
+        for _ in range(5):
+            say(first, "rewind", seconds=1)
+        [hear(first, "error") for _ in range(5)]
+        with connect(stream_url(place, session), proxy=None) as second:
+            say(second, "hello", token=session["token"])
+            say(second, "rewind", seconds=1)
+            assert hear(second, "error")["message"] == "rewinds come too fast; allowed is 1 a second"
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """What a router knows of its replicas, told to it without a network."""
 
 import asyncio
+import time
 
 import httpx
 import pytest
 
 from relic.serve.access import Access, Refused
 from relic.serve.config import Router
-from relic.serve.fleet import Fleet, Replica
+from relic.serve.fleet import ANSWER_S, Fleet, Replica
 from relic.serve.metrics import RouterMetrics
 from relic.serve.moving import Mover
 
@@ -200,3 +201,27 @@ def test_a_walk_that_does_not_move_yet_holds_up_no_other(fleet: Fleet, monkeypat
     assert asked[:2] == ["0f5d9fe3.arriving", "0f5d9fe3.here"]
     assert len(asked) < 10
     assert b"relic_router_moved_total 1.0\n" in metrics.show([])
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_router_that_is_out_of_breath_takes_silence_for_no_death(fleet: Fleet, busy: bool) -> None:
+    async def toil() -> None:
+        while True:
+            time.sleep(ANSWER_S / 25)
+            await asyncio.sleep(0)
+
+    async def ask() -> None:
+        toiling = asyncio.create_task(toil()) if busy else None
+        await fleet.ask(replica)
+        if toiling:
+            toiling.cancel()
+
+    replica = add(fleet, "a")
+    replica.heard = -1e9
+    fleet.http = httpx.AsyncClient(transport=httpx.MockTransport(unheard))
+    asyncio.run(ask())
+    assert (replica.gone.is_set(), replica.ready) == (not busy, busy)
+
+
+def unheard(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("", request=request)

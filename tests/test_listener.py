@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from fake_world import FakeWorld, Place, serving
 from test_api import OTHER
 
-from relic.serve import app
+from relic.serve import app, listener
 from relic.serve.listener import Bounded, address, bind, bounded
 
 HEAD_S = 0.2
+UPGRADE = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {22 * 'A'}=="
+TEXT, CLOSE, PING, PONG, PART = 129, 136, 137, 138, 0  # kinds of frames, as they are on the wire
 
 
 @contextlib.contextmanager
@@ -70,11 +72,37 @@ def full(place: Place, stack: contextlib.ExitStack) -> list[socket.socket]:
     return lines
 
 
-def send_for(line: socket.socket, seconds: float) -> None:
+def send_for(line: socket.socket, seconds: float, part: bytes) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        line.sendall(b"1000\r\n" + bytes(0x1000) + b"\r\n")
+        line.sendall(part)
         time.sleep(0.001)
+
+
+def frame(kind: int, said: bytes = b"") -> bytes:
+    """A frame of a WebSocket, masked with zeros; the last of its message unless `kind` is less than 128."""
+    return bytes([kind, 128 + len(said), 0, 0, 0, 0]) + said
+
+
+def upgraded(place: Place, path: str = "/v1/sessions/x/stream") -> socket.socket:
+    """A WebSocket that has not said hello, and takes little at a time."""
+    line = dial(place, f"GET {path} HTTP/1.1\r\nHost: x\r\n{UPGRADE}\r\n\r\n".encode())
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    assert line.recv(12) == b"HTTP/1.1 101"
+    return line
+
+
+def unread(place: Place) -> list[int]:
+    """Bytes that wait for each caller to take them."""
+    return [one.transport.get_write_buffer_size() for one in place.server.server_state.connections]
+
+
+def when(fact: Callable[[], bool]) -> bool:
+    """Whether it becomes so within five seconds."""
+    until = time.monotonic() + 5
+    while not fact() and time.monotonic() < until:
+        time.sleep(0.01)
+    return fact()
 
 
 def test_what_is_written_leaves_at_once() -> None:
@@ -119,7 +147,7 @@ def test_a_body_that_still_comes_when_it_is_refused_is_not_read_for_ever(hasty):
     with dial(hasty, head.encode()) as line:
         assert line.recv(12) == b"HTTP/1.1 415"
         with pytest.raises(OSError, match=r"reset|[Pp]ipe"):
-            send_for(line, 50 * HEAD_S)
+            send_for(line, 50 * HEAD_S, b"1000\r\n" + bytes(0x1000) + b"\r\n")
 
 
 def test_who_takes_nothing_of_its_answers_is_closed(hasty):
@@ -129,6 +157,42 @@ def test_who_takes_nothing_of_its_answers_is_closed(hasty):
             time.sleep(0.01)
         assert state.total_requests < 200
         assert not state.connections
+
+
+def test_a_body_in_a_flood_of_small_parts_is_cut_off(place):
+    head = "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with dial(place, head.encode()) as line, pytest.raises(OSError, match=r"reset|[Pp]ipe"):
+        send_for(line, 5, 50 * b"1\r\nx\r\n")
+
+
+@pytest.mark.parametrize("kind", [TEXT, PING, PONG, PART])
+def test_a_stream_in_a_flood_of_frames_is_cut_off(place, kind):
+    with upgraded(place) as line:
+        line.sendall(frame(1) if kind == PART else b"")
+        with pytest.raises(OSError, match=r"reset|[Pp]ipe"):
+            send_for(line, 5, 50 * frame(kind))
+
+
+@pytest.fixture
+def deaf(place, monkeypatch) -> Iterator[socket.socket]:
+    """A WebSocket that has pinged 20,000 times and reads nothing."""
+    monkeypatch.setattr(listener, "FRAMES_PER_S", 1e6)
+    monkeypatch.setattr(listener, "HEAD_S", HEAD_S)
+    with upgraded(place) as line:
+        line.sendall(20_000 * frame(PING, bytes(125)))
+        assert when(lambda: max(unread(place)) > 0)
+        yield line
+
+
+def test_who_pings_and_does_not_read_fills_no_memory(place, deaf):
+    deaf.sendall(20_000 * frame(PING, bytes(125)))
+    time.sleep(0.2)
+    assert max(unread(place)) < 1 << 17
+
+
+def test_who_does_not_take_the_end_of_a_stream_is_cut_off(place, deaf):
+    deaf.sendall(frame(CLOSE))
+    assert when(lambda: not place.server.server_state.connections)
 
 
 def test_one_that_has_asked_since_the_last_look_stays(place):

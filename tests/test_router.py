@@ -165,6 +165,44 @@ def test_one_callers_streams_without_a_hello_keep_nobody_else_out(two, secret):
             hear(stream, "ready")
 
 
+def test_one_callers_requests_keep_nobody_else_out(secret, monkeypatch):
+    monkeypatch.setattr(router, "MOST_REQUESTS", 4)
+    head = b"POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    with (
+        serving(FakeWorld(), token_secret=secret) as one,
+        routing(secret, one) as through,
+        httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2")) as other,
+        contextlib.ExitStack() as stack,
+    ):
+        host, port = through.removeprefix("http://").split(":")
+        for _ in range(2):
+            stack.enter_context(socket.create_connection((host, int(port)))).sendall(head)
+        time.sleep(0.2)
+        said = httpx.get(f"{through}/v1/world").json()["error"]
+        assert said == "2 requests are on their way already, 2 of them yours"
+        assert other.get(f"{through}/v1/world").status_code == 200
+
+
+@pytest.mark.parametrize("target", ["/#", "/web/../metrics", "/v1/sessions/%2e%2e/%1b"])
+def test_a_target_is_asked_for_as_it_is(two, target):
+    said = [raw(place, f"GET {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx") for place in (two[0], two[2])]
+    assert said[0][:13] == said[1][:13] == b"HTTP/1.1 404 "
+
+
+def test_a_length_beside_chunks_is_not_passed_on(two):
+    head = "POST /v1/sessions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4\r\n"
+    body = 'Transfer-Encoding: chunked\r\n\r\n10\r\n{"example":"e0"}\r\n0\r\n\r\n'
+    assert raw(two[2], head + body)[:12] == b"HTTP/1.1 201"
+
+
+def raw(place: str, said: str) -> bytes:
+    """The beginning of an answer to a request that no client would write."""
+    host, port = place.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as line:
+        line.sendall(said.encode())
+        return line.recv(4096)
+
+
 def test_the_page_and_the_world_come_through(two):
     _, _, through = two
     assert httpx.get(through).text == (Path(router.__file__).parent / "web/index.html").read_text()

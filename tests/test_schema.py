@@ -1,6 +1,7 @@
 """openapi.json against the server: schemathesis asks all that the document allows, and much that it does not."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -10,6 +11,10 @@ from fake_world import FakeWorld, Place, serving
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi import checks as openapi
+
+from relic.serve import schema
+from relic.serve.access import Refused
+from relic.serve.config import Serve
 
 CHECKS = [
     openapi.status_code_conformance, openapi.content_type_conformance, openapi.response_schema_conformance,
@@ -79,13 +84,27 @@ def test_every_refusal_is_one_sentence_and_every_operation_says_what_it_does(pla
 
 
 @pytest.mark.parametrize(
-    "body", ["[" * 5000, '{"a":' * 5000, "nul", '"\ud800"', '{"seed": 1e999}', '{"seed": %s}' % ("9" * 9000)]
+    "body", ["[" * 2000, '{"a":' * 500, "nul", '"\ud800"', '{"seed": 1e999}', '{"seed": %s}' % ("9" * 9000)]
 )
 def test_a_body_that_hurts_is_a_sentence(place, body):
     data = body.encode("utf-8", "surrogatepass")
     answer = httpx.post(f"{place}/v1/sessions", content=data, headers={"content-type": "application/json", **HEADERS})
     assert answer.status_code == 422
     assert len(json.loads(answer.content)["error"]) < 400
+
+
+def test_a_body_of_a_million_keys_is_refused_unread():
+    body = json.dumps(dict.fromkeys(map(str, range(1_000_000)))).encode()
+    before = time.process_time()
+    with pytest.raises(Refused, match="bytes that are not of base64; allowed are 2624") as error:
+        schema.parse(body, Serve(run="fake"))
+    assert error.value.status == 413
+    assert time.process_time() - before < 0.5
+
+
+def test_a_prompt_of_any_letters_is_read():
+    asked = json.dumps({"example": "e0", "prompt": "\U0001f600" * 400}, ensure_ascii=False, indent=2).encode()
+    assert schema.parse(asked, Serve(run="fake")).prompt == "\U0001f600" * 400
 
 
 def ask(case: schemathesis.Case) -> None:

@@ -127,7 +127,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
         scheduler.check_room(principal)  # before any work on its image
         creates.take(principal, time.monotonic())
         asked = schema.parse(await bodies.read(request, principal, cfg), cfg)
-        image, caption = await start_of(asked, world, cfg, door)
+        image, caption = await start_of(asked, world, cfg, door, principal)
         said = Asked(caption=caption, seed=asked.seed, speed=asked.speed, format=asked.format)
         return opened(request, scheduler.admit(principal=principal, image=image, asked=said))
 

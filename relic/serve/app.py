@@ -15,7 +15,7 @@ from relic.serve import engine, logs, ranks, scheduler
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
-from relic.serve.listener import address, bind, bounded
+from relic.serve.listener import Streaming, address, bind, bounded
 from relic.serve.scheduler import Scheduler
 from relic.serve.snapshots import Snapshots
 from relic.serve.transfer import Transfer, hanging
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, transfer: Transfer, cfg: Serve):
         super().__init__(uvicorn.Config(
             app, http=bounded(cfg.most_sockets + MOST_ASKING),
-            ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
+            ws=Streaming, ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
             proxy_headers=False, server_header=False, access_log=False, log_level="warning",
             timeout_graceful_shutdown=CLOSE_S, log_config=None,
         ))  # fmt: skip

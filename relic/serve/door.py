@@ -1,4 +1,5 @@
-"""The door for uploaded images: a process of its own decodes them, one at a time, with limited memory and time.
+"""The door for uploaded images: a process of its own decodes them, one at a time, with limited memory and time. Of one
+caller one image at most is at work or waits beside others' for its turn.
 
 A decoder is C code that reads what a stranger wrote. Here it has no torch, no model, no secret in its environment, no
 open file but two pipes, `image_memory` bytes of address space, `image_seconds` of CPU and no child processes. Whatever
@@ -9,6 +10,7 @@ happens to it, the caller hears one sentence, the server goes on, and the next i
 """
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
@@ -16,8 +18,10 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:  # the process that decodes loads neither
 HEAD = struct.Struct("<IIQI")
 REPLY = struct.Struct("<BI")
 MOST_SAID = 4096  # bytes of a sentence
-MOST_INSIDE = 8  # images, the one at work included; each is held in memory
+MOST_INSIDE = 8  # images, the one at work included, half of them one caller's at most; each is held in memory
 INHERITED = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # what Python needs to find its packages
 CRASHED = f"the image could not be decoded; allowed is a {KINDS} in base64"
 
@@ -57,29 +61,33 @@ class Door:
     def __init__(self, *, seconds: float, memory: int):
         self.seconds, self.memory = seconds, memory
         self.turn = asyncio.Lock()
-        self.inside = 0
+        self.turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by caller
+        self.inside: Counter[str] = Counter()  # by caller
         self.doorman: Doorman | None = None
 
-    async def decode(self, data: bytes, *, height: int, width: int, most_pixels: int) -> np.ndarray:
+    async def decode(self, data: bytes, *, caller: str, height: int, width: int, most_pixels: int) -> np.ndarray:
         """The middle of an image file as uint8 [height, width, 3]; ValueError, TooLarge or Busy in one sentence."""
-        if self.inside >= MOST_INSIDE:
-            raise Busy(f"{self.inside} images wait to be decoded already; come again in a moment")
-        self.inside += 1
+        all, own = self.inside.total(), self.inside[caller]
+        if all >= MOST_INSIDE or own >= MOST_INSIDE // 2:
+            raise Busy(f"{all} images wait to be decoded already, {own} of them yours; come again in a moment")
+        self.inside[caller] += 1
         try:
-            try:
-                async with asyncio.timeout(self.seconds):
-                    await self.turn.acquire()
-            except TimeoutError as error:
-                raise Busy(f"other images took longer than {self.seconds:g} s; come again in a moment") from error
-            try:
-                async with asyncio.timeout(self.seconds):
-                    return await self._ask(data, height=height, width=width, most_pixels=most_pixels)
-            except TimeoutError as error:
-                raise TooLarge(f"the image took longer than {self.seconds:g} s to decode") from error
-            finally:
-                self.turn.release()
+            async with contextlib.AsyncExitStack() as turns:
+                patience_s = 2 * self.seconds  # longer than another caller's slowest image
+                try:
+                    async with asyncio.timeout(patience_s):
+                        await turns.enter_async_context(self.turns.setdefault(caller, asyncio.Lock()))
+                        await turns.enter_async_context(self.turn)
+                except TimeoutError as error:
+                    raise Busy(f"other images took longer than {patience_s:g} s; come again in a moment") from error
+                try:
+                    async with asyncio.timeout(self.seconds):
+                        return await self._ask(data, height=height, width=width, most_pixels=most_pixels)
+                except TimeoutError as error:
+                    raise TooLarge(f"the image took longer than {self.seconds:g} s to decode") from error
         finally:
-            self.inside -= 1
+            self.inside[caller] -= 1
+            self.inside += Counter()  # forgets whoever has none
 
     async def start(self) -> None:
         async with self.turn:
@@ -125,7 +133,7 @@ class Door:
         raise (TooLarge if kind == 2 else ValueError)(answer.decode(errors="replace"))
 
 
-async def start_of(asked: "NewSession", world: "World", cfg: Serve, door: Door) -> tuple[np.ndarray, str]:
+async def start_of(asked: "NewSession", world: "World", cfg: Serve, door: Door, caller: str) -> tuple[np.ndarray, str]:
     """The start image uint8 [H, W, 3] and the caption of a new walk, or `Refused`."""
     if asked.example is not None:
         example = world.example(asked.example)
@@ -136,7 +144,9 @@ async def start_of(asked: "NewSession", world: "World", cfg: Serve, door: Door) 
     assert asked.image is not None
     try:
         data = images.from_base64(asked.image, cfg.image_bytes)
-        image = await door.decode(data, height=world.height, width=world.width, most_pixels=cfg.image_pixels)
+        image = await door.decode(
+            data, caller=caller, height=world.height, width=world.width, most_pixels=cfg.image_pixels
+        )
     except Busy as error:
         raise Refused(503, str(error), 5, reason="image_door") from error
     except TooLarge as error:

@@ -6,7 +6,8 @@ is where a session was seen last, for the sentence about a server that has died.
 
 A replica leaves in one of three ways. It drains: it says so, and its sessions go elsewhere. It dies: a connection is
 refused, or it is silent for `dead_s`; its sessions are lost. Its name loses its address: that alone means nothing, for
-a cluster takes a pod's address away as soon as the pod is told to end, while people still walk on it.
+a cluster takes a pod's address away as soon as the pod is told to end, while people still walk on it. Nor does silence
+while callers keep the router itself out of breath.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ logger = logging.getLogger("relic.serve.router")
 
 DIED = "the server of this walk has died; start another one"
 ANSWER_S = 2.0  # for a replica to say how it is
+TURNS = 10  # of the event loop, about what it takes to ask and hear
 MOST_HOMES = 1 << 16  # sessions whose last server is remembered
 
 
@@ -111,6 +113,8 @@ class Fleet:
             self.bury(replica, str(error))
             return
         except httpx.HTTPError as error:
+            if isinstance(error, httpx.TimeoutException) and await out_of_breath():
+                return  # it may have answered, unheard
             why = f"does not answer: {type(error).__name__}"
         except (KeyError, TypeError, ValueError):
             why = "does not describe itself as a server of relic does"
@@ -203,3 +207,11 @@ class Fleet:
 
     def nobody(self) -> Refused:
         return Refused(503, "no server is ready; come again in a moment", 2, reason="no_replica")
+
+
+async def out_of_breath() -> bool:
+    """Whether this process is too slow to hear an answer in time."""
+    began = time.monotonic()
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+    return time.monotonic() - began > ANSWER_S / 4

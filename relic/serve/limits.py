@@ -104,12 +104,34 @@ class Sockets:
 
     def __init__(self, most: int):
         self.open, self.silent = Shares(most), Shares(most // 2)
+        self.waiting: dict[asyncio.Timeout, str] = {}  # whose hello is waited for, the longest first
 
     def check(self, caller: str) -> None:
-        if not (self.open.left(caller) and self.silent.left(caller)):
+        if not (self.open.left(caller) and (self.silent.left(caller) or self.hurry(caller))):
             all, silent, own = self.open.held.total(), self.silent.held.total(), self.open.held[caller]
             said = f"{all} streams are open already, {silent} of them without a hello, {own} of them yours"
             raise Refused(503, f"{said}; come again in a moment", 2, reason="sockets")
+
+    def hurry(self, caller: str) -> bool:
+        """Ends the longest wait for a hello of whom most are waited for, unless as many are this one's caller's."""
+        held = Counter(self.waiting.values())
+        largest = max(held, key=held.__getitem__, default="")
+        if held[largest] <= self.silent.held[caller]:
+            return False
+        until = next(one for one, whose in self.waiting.items() if whose == largest)
+        del self.waiting[until]
+        until.reschedule(asyncio.get_running_loop().time())
+        return True
+
+    @contextlib.asynccontextmanager
+    async def patience(self, caller: str, seconds: float) -> AsyncIterator[None]:
+        """TimeoutError after so long, or earlier where another caller has fewer streams without a hello."""
+        async with asyncio.timeout(seconds) as until:
+            self.waiting[until] = caller
+            try:
+                yield
+            finally:
+                self.waiting.pop(until, None)
 
 
 class Bodies:

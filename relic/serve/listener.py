@@ -1,17 +1,26 @@
-"""The port of a server or of a router, and its HTTP connections: so many at most, and none that holds its place
-without asking for something. Loads no torch."""
+"""The port of a server or of a router, and its connections: so many at most, none that holds its place without asking
+for something, and none that keeps all others waiting by what it sends in pieces. Loads no torch."""
 
 import asyncio
 import errno
 import socket
+import time
 from collections import Counter
+from collections.abc import Callable
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from relic.serve.access import network
+from relic.serve.limits import Bucket
 
 HEAD_S = 10.0  # for the head of a request, from the connection's begin or the last answer; also the time between looks
 SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
+SMALL_PART = 256  # bytes of a part of a body
+SMALL_PARTS_PER_S = 100.0  # of a connection; as many at once
+FRAMES_PER_S = 500.0  # of a stream, of any kind; as many at once
+PIECE = 4096  # bytes that are looked at before anything else has its turn
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -42,14 +51,30 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Parts(h11.Connection):
+    """A connection by which a body comes in parts. Who floods it with small ones is cut off, by `flooded`."""
+
+    def __init__(self, flooded: Callable[[], None]):
+        super().__init__(h11.SERVER)
+        self.flooded, self.small = flooded, Bucket(SMALL_PARTS_PER_S, SMALL_PARTS_PER_S, time.monotonic())
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Data) and len(event.data) < SMALL_PART and self.small.take(time.monotonic()):
+            self.flooded()
+            return h11.NEED_DATA
+        return event
+
+
 class Bounded(H11Protocol):
-    """uvicorn's protocol for HTTP/1.1; what becomes a WebSocket is looked after by `stream` from then on."""
+    """uvicorn's protocol for HTTP/1.1; what becomes a WebSocket is `Streaming` from then on."""
 
     most: int
     head_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.conn = Parts(transport.abort)
         self.network = network(self.client[0]) if self.client else "unknown"
         if len(self.connections) > self.most and not self.displace():
             transport.abort()
@@ -84,6 +109,41 @@ class Bounded(H11Protocol):
             self.transport.abort()
         else:
             self.loop.call_later(self.head_s, self.look, self.cycle, still)
+
+
+class Streaming(WebSocketsSansIOProtocol):
+    """uvicorn's protocol for WebSockets. Who sends more frames than anybody has use for, messages or not, is cut off,
+    and so is who does not take what was said at the end."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.rate = Bucket(FRAMES_PER_S, FRAMES_PER_S, time.monotonic())
+        self.loop.call_later(HEAD_S, self.look, False)
+
+    def data_received(self, data: bytes) -> None:
+        for at in range(0, len(data), PIECE):
+            if self in self.connections and not self.transport.is_closing():
+                super().data_received(data[at : at + PIECE])
+
+    def handle_events(self) -> None:
+        if any(self.rate.take(time.monotonic()) for _ in self.conn.events):
+            self.transport.abort()
+        else:
+            super().handle_events()
+
+    def handle_ping(self) -> None:
+        """Answers where answers are taken; else who pings and never reads would fill the memory."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
+
+    def look(self, closing: bool) -> None:
+        """Cuts off whoever has been told the end, before the last look, and has not taken it."""
+        if self in self.connections and closing:
+            self.transport.abort()
+        elif self in self.connections:
+            self.loop.call_later(HEAD_S, self.look, self.transport.is_closing())
 
 
 def bounded(most: int, head_s: float = HEAD_S) -> type[Bounded]:

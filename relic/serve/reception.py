@@ -4,7 +4,6 @@ What ends a stream says so first, {"type": "error", "code", "message"}, and clos
 would have said the same. Loads no torch.
 """
 
-import asyncio
 import contextlib
 import math
 
@@ -14,16 +13,20 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Router, Serve
+from relic.serve.limits import Sockets
 
 
-async def hello(socket: WebSocket, identity: str, access: Access, cfg: Serve | Router) -> str:
+async def hello(
+    socket: WebSocket, identity: str, access: Access, cfg: Serve | Router, sockets: Sockets, caller: str
+) -> str:
     """The first message of a stream, whose token opens the session, or `Refused`."""
     try:
-        async with asyncio.timeout(cfg.hello_s):
+        async with sockets.patience(caller, cfg.hello_s):
             text = await receive(socket)
         message = wire.parse(text, cfg)
     except TimeoutError as error:
-        raise Refused(408, f"no hello came within {cfg.hello_s:g} s") from error
+        said = f"no hello came within {cfg.hello_s:g} s, or before another caller needed the place"
+        raise Refused(408, said) from error
     except wire.TooLarge as error:
         raise Refused(413, str(error)) from error
     except ValueError as error:

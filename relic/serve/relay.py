@@ -49,12 +49,19 @@ class Relay:
     async def forward(
         self, request: Request, replica: Replica, content: bytes | AsyncIterator[bytes] | None
     ) -> httpx.Response:
-        """A replica's answer, its body still to be read; `httpx.HTTPError` where there is none."""
+        """A replica's answer, its body still to be read; `httpx.HTTPError` where there is none.
+
+        The target goes on as it was asked for: httpx would make /metrics of /web/../metrics. A length does not where it
+        is not that of `content`."""
         host, _, port = replica.address.rpartition(":")
-        path = request.scope["raw_path"] + (b"?" + query if (query := request.scope["query_string"]) else b"")
-        url = httpx.URL(scheme="http", host=host.strip("[]"), port=int(port), raw_path=path)
+        url = httpx.URL(scheme="http", host=host.strip("[]"), port=int(port))
+        target = request.scope["raw_path"] + (b"?" + query if (query := request.scope["query_string"]) else b"")
         headers = [*kept(request.headers.raw), (CALLER.encode(), self.introduced(request).encode())]
-        built = self.http.build_request(request.method, url, headers=headers, content=content)
+        if content is None or "transfer-encoding" in request.headers:
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
+        built = self.http.build_request(
+            request.method, url, headers=headers, content=content, extensions={"target": target}
+        )
         return await self.http.send(built, stream=True)
 
     def introduced(self, caller: HTTPConnection) -> str:
@@ -70,7 +77,7 @@ class Relay:
             try:
                 with self.sockets.silent.hold(caller):
                     await socket.accept()
-                    first = await hello(socket, identity, self.access, self.cfg)
+                    first = await hello(socket, identity, self.access, self.cfg, self.sockets, caller)
                 replica, upstream = await self.opened(socket, identity)
                 async with upstream:
                     code, reason = await self.through(socket, upstream, first, replica, identity)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 import uvicorn
@@ -16,15 +16,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Route, WebSocketRoute, request_response
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from relic.serve import logs, reception
-from relic.serve.access import Access, Refused, read_secret
+from relic.serve.access import Access, Refused, network, read_secret
 from relic.serve.config import Router
 from relic.serve.fleet import Fleet, Replica
-from relic.serve.limits import parts_of
-from relic.serve.listener import address, bind, bounded
+from relic.serve.images import shown
+from relic.serve.limits import Shares, parts_of
+from relic.serve.listener import Streaming, address, bind, bounded
 from relic.serve.metrics import Exposition, RouterMetrics
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
@@ -38,6 +40,7 @@ TRIES = 4  # replicas that are asked for a new walk
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 BUSY = (429, 503)  # answers after which the next replica is asked
 CLOSE_S = 5  # for requests to end after SIGTERM; streams are told to connect again
+MOST_REQUESTS = 64  # on their way to servers, half of them one caller's at most; fewer than a server's connections
 FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -53,7 +56,7 @@ def main(cfg: Router) -> None:
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(
         build(cfg, Access({}, TOKEN_S, secret)), http=bounded(cfg.sockets, cfg.header_s), log_config=None,
-        ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
+        ws=Streaming, ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
         server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
     ))  # fmt: skip
 
@@ -65,6 +68,7 @@ def build(cfg: Router, access: Access) -> Starlette:
     relay = Relay(cfg, access, fleet, counted)
     mover = Mover(cfg, access, fleet, counted)
     costs = PodCosts() if cfg.deletion_cost else None
+    asked = Shares(MOST_REQUESTS)
     work: list[asyncio.Task[None]] = []  # without end
 
     @contextlib.asynccontextmanager
@@ -168,12 +172,12 @@ def build(cfg: Router, access: Access) -> Starlette:
         return reception.answer(error)
 
     async def unanswered(request: Request, error: Exception) -> Response:
-        logger.warning("%s %s: %s", request.method, request.url.path, type(error).__name__)
+        logger.warning("%s %s: %s", request.method, shown(request.url.path), type(error).__name__)
         return JSONResponse({"error": "the server did not answer as it should; come again in a moment"}, 502)
 
     async def failed(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
+        return JSONResponse({"error": f"{request.method} {shown(request.url.path)}: {error.detail}"}, error.status_code)
 
     async def left(request: Request, error: Exception) -> Response:
         return Response(status_code=400)  # which nobody reads
@@ -183,15 +187,31 @@ def build(cfg: Router, access: Access) -> Starlette:
         lifespan=lifespan,
         routes=[
             Route("/healthz", health), Route("/readyz", readiness), Route("/metrics", metrics),
-            Route("/v1/sessions", create, methods=["POST"]),
-            Route(one, session, methods=FORWARDED), Route(one + "/{rest:path}", session, methods=FORWARDED),
+            Route("/v1/sessions", Shared(create, asked), methods=["POST"]),
+            Route(one, Shared(session, asked), methods=FORWARDED),
+            Route(one + "/{rest:path}", Shared(session, asked), methods=FORWARDED),
             WebSocketRoute(one + "/stream", stream),
-            Route("/{path:path}", anything, methods=["GET", "HEAD"]),
+            Route("/{path:path}", Shared(anything, asked), methods=["GET", "HEAD"]),
         ],
         exception_handlers={
             Refused: refused, httpx.HTTPError: unanswered, HTTPException: failed, ClientDisconnect: left,
         },
     )  # fmt: skip
+
+
+class Shared:
+    """An endpoint of which a caller has its share only, from a request's head to the end of its answer."""
+
+    def __init__(self, endpoint: Callable[[Request], Awaitable[Response]], asked: Shares):
+        self.app, self.asked = request_response(endpoint), asked
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller = network(scope["client"][0] if scope["client"] else "unknown")
+        if not self.asked.left(caller):
+            all, own = self.asked.held.total(), self.asked.held[caller]
+            raise Refused(503, f"{all} requests are on their way already, {own} of them yours", 2, reason="requests")
+        with self.asked.hold(caller):
+            await self.app(scope, receive, send)
 
 
 def tell(task: asyncio.Task[None]) -> None:

@@ -1,5 +1,6 @@
 """The bodies of the HTTP API, in and out, and what each error means: what openapi.json is made of."""
 
+import string
 from typing import Any, Literal
 
 from fastapi import Path
@@ -22,6 +23,7 @@ MEANINGS = {
     429: "all places are taken, or the caller asks too often",
     503: "the server is warming up, closing, busy or out of order",
 }
+BASE64 = f"{string.ascii_letters}{string.digits}+/=".encode()
 SECONDS = "until it is worth to ask again"
 JPEG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "the picture"}}
 EXAMPLE = Path(description="what `image` of an example ends in")
@@ -46,7 +48,11 @@ class NewSession(BaseModel):
 
 
 def parse(body: bytes, cfg: Serve) -> NewSession:
-    """What a body asks for, or `Refused`."""
+    """What a body asks for, or `Refused`. Nothing but an image is long; of a million keys each would be named as wrong,
+    while all walks wait."""
+    beside, most = len(body.translate(None, BASE64)), 1024 + 4 * cfg.prompt_characters
+    if beside > most:
+        raise Refused(413, f"the body has {beside} bytes that are not of base64; allowed are {most}")
     try:
         asked = NewSession.model_validate_json(body)
         wire.parse_speed(asked.speed, cfg)

@@ -23,11 +23,14 @@ import numpy as np
 from relic.geometry.actions import ACTIONS, STATIC
 from relic.serve.access import PREFIX
 from relic.serve.config import Serve
+from relic.serve.limits import Bucket
 from relic.serve.pace import Made, Pace
 from relic.serve.wire import Picture
 from relic.serve.world import Walk
 
 MOST_PENDING = 64  # actions between two chunks
+REWINDS_PER_S = 1.0  # of one walk, by whatever connections: each copies a memory, while the other walks wait
+MOST_REWINDS = 4.0  # at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,7 @@ class Session:
         self.pace = Pace(fps, now)
         self.last: Picture | None = None  # the newest
         self.moments: deque[Moment] = deque(maxlen=cfg.rewind_points)
+        self.rewinds = Bucket(REWINDS_PER_S, MOST_REWINDS, now)
         self.chunk_s = self.decode_s = 0.0
 
     # --- the connection -------------------------------------------------------------------------------------------

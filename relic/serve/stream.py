@@ -14,14 +14,11 @@ from starlette.websockets import WebSocketDisconnect
 from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Serve
-from relic.serve.limits import Bucket, Messages, Sockets
+from relic.serve.limits import Messages, Sockets
 from relic.serve.reception import hello, receive, turn_away
-from relic.serve.session import Session
+from relic.serve.session import REWINDS_PER_S, Session
 from relic.serve.transfer import Transfer
 from relic.serve.world import World
-
-REWINDS_PER_S = 1.0  # of one stream: each copies a memory, while the other walks wait
-MOST_REWINDS = 4.0  # at once
 
 
 class Stream:
@@ -38,7 +35,7 @@ class Stream:
             try:
                 with self.sockets.silent.hold(self.caller):
                     await self.socket.accept()
-                    await hello(self.socket, self.identity, self.access, self.cfg)
+                    await hello(self.socket, self.identity, self.access, self.cfg, self.sockets, self.caller)
                     session = await self.transfer.find(self.identity)
                 await self.walk(session)
             except Refused as error:
@@ -69,8 +66,7 @@ class Stream:
 
     async def listen(self, session: Session, connection: int) -> None:
         """Takes messages in; a wrong one is answered by a sentence and forgotten, as is one over the rate."""
-        now = time.monotonic()
-        messages, rewinds = Messages(self.cfg.messages_per_s, now), Bucket(REWINDS_PER_S, MOST_REWINDS, now)
+        messages = Messages(self.cfg.messages_per_s, time.monotonic())
         while True:
             try:
                 text = await receive(self.socket)
@@ -91,7 +87,7 @@ class Stream:
                     self.scheduler.wake.set()
                 elif message["type"] == "rewind":
                     seconds = wire.parse_rewind(message)
-                    if rewinds.take(time.monotonic()):
+                    if session.rewinds.take(time.monotonic()):
                         raise ValueError(f"rewinds come too fast; allowed is {REWINDS_PER_S:g} a second")
                     await self.scheduler.rewind(session, seconds)
                 elif message["type"] == "ping":
