@@ -168,3 +168,8 @@ def test_launch_loads_no_torch() -> None:
         "assert not {'torch', 'ray', 'mlflow', 'fastapi', 'kubernetes'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_no_text_holds_a_merge_that_was_left_open() -> None:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "charts").rglob("*.*")]:
+        assert "\n<<<<<<< " not in path.read_text(), f"{path} holds both sides of a merge"
