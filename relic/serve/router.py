@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator
 import httpx
 import uvicorn
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -171,13 +170,6 @@ def build(cfg: Router, access: Access) -> Starlette:
         logger.warning("%s %s: %s", request.method, request.url.path, type(error).__name__)
         return JSONResponse({"error": "the server did not answer as it should; come again in a moment"}, 502)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
-
-    async def left(request: Request, error: Exception) -> Response:
-        return Response(status_code=400)  # which nobody reads
-
     one = "/v1/sessions/{identity}"
     return Starlette(
         lifespan=lifespan,
@@ -188,9 +180,7 @@ def build(cfg: Router, access: Access) -> Starlette:
             WebSocketRoute(one + "/stream", stream),
             Route("/{path:path}", anything, methods=["GET", "HEAD"]),
         ],
-        exception_handlers={
-            Refused: refused, httpx.HTTPError: unanswered, HTTPException: failed, ClientDisconnect: left,
-        },
+        exception_handlers={**reception.HANDLERS, Refused: refused, httpx.HTTPError: unanswered},
     )  # fmt: skip
 
 
