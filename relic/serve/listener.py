@@ -6,11 +6,14 @@ import errno
 import socket
 from collections import Counter
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from relic.serve.access import network
 
 HEAD_S = 10.0  # for the head of a request, from the connection's begin or the last answer; also the time between looks
+CLOSE_S = 5  # for requests to end when the server closes
 SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
 
 
@@ -86,6 +89,10 @@ class Bounded(H11Protocol):
             self.loop.call_later(self.head_s, self.look, self.cycle, still)
 
 
-def bounded(most: int, head_s: float = HEAD_S) -> type[Bounded]:
-    """The protocol with its limits, which uvicorn makes for every connection."""
-    return type("Bounded", (Bounded,), {"most": most, "head_s": head_s})
+def settings(app: ASGIApp, *, most: int, message_bytes: int, head_s: float = HEAD_S) -> uvicorn.Config:
+    """How uvicorn serves `app`: `most` connections, nothing said of itself, no header of a proxy believed."""
+    return uvicorn.Config(
+        app, http=type("Bounded", (Bounded,), {"most": most, "head_s": head_s}), ws="websockets-sansio",
+        ws_max_size=4 * message_bytes, ws_per_message_deflate=False, proxy_headers=False, server_header=False,
+        access_log=False, log_config=None, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
+    )  # fmt: skip

@@ -23,7 +23,7 @@ from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
 from relic.serve.fleet import Fleet, Replica
 from relic.serve.limits import parts_of
-from relic.serve.listener import address, bind, bounded
+from relic.serve.listener import address, bind, settings
 from relic.serve.metrics import Exposition, RouterMetrics
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
@@ -36,7 +36,6 @@ KEPT_BYTES = 1 << 16  # a body that is no longer can be sent again, to the next 
 TRIES = 4  # replicas that are asked for a new walk
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 BUSY = (429, 503)  # answers after which the next replica is asked
-CLOSE_S = 5  # for requests to end after SIGTERM; streams are told to connect again
 FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -50,11 +49,8 @@ def main(cfg: Router) -> None:
 
 
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(
-        build(cfg, Access({}, TOKEN_S, secret)), http=bounded(cfg.sockets, cfg.header_s), log_config=None,
-        ws="websockets-sansio", ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
-        server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
-    ))  # fmt: skip
+    app = build(cfg, Access({}, TOKEN_S, secret))
+    return uvicorn.Server(settings(app, most=cfg.sockets, message_bytes=cfg.message_bytes, head_s=cfg.header_s))
 
 
 def build(cfg: Router, access: Access) -> Starlette:
