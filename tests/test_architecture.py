@@ -1,6 +1,7 @@
 """Who may import whom: the table of docs/architecture.md, held by `ast`."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -128,6 +129,18 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         for name, names in files.items()
     }
     TopologicalSorter(beneath).prepare()
+
+
+def test_the_map_of_serve_has_every_file_once_and_imports_go_down_it() -> None:
+    room = ROOT / "relic" / "serve"
+    files = {path.stem: {name.split(".")[1] for name in ours(path) if name.startswith("serve.")}
+             for path in room.glob("[a-z]*.py")}  # fmt: skip
+    lines = enumerate((room / "__init__.py").read_text().splitlines())
+    stands = [(name, row) for row, line in lines for name in re.findall(r"(?:  |· )(\w+)", line) if name in files]
+    assert sorted(name for name, _ in stands) == sorted(files)
+    for name, row in stands:
+        wrong = {other for other in files[name] if dict(stands)[other] < row}
+        assert not wrong, f"{name} imports {sorted(wrong)}, which stands above it"
 
 
 @pytest.mark.parametrize("room", sorted(PURE))

@@ -18,9 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 
 from relic.serve.access import CALLER, Access, Refused, network
 from relic.serve.config import Router
-from relic.serve.fleet import DIED, Fleet, Replica
+from relic.serve.fleet import DIED, Fleet, Replica, RouterMetrics
 from relic.serve.limits import Sockets
-from relic.serve.metrics import RouterMetrics
 from relic.serve.reception import end, hello, peer, turn_away
 from relic.serve.wire import MOVED
 

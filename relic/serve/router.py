@@ -21,10 +21,10 @@ from starlette.websockets import WebSocket
 from relic.serve import logs, reception
 from relic.serve.access import Access, Refused, read_secret
 from relic.serve.config import Router
-from relic.serve.fleet import Fleet, Replica
+from relic.serve.fleet import Fleet, Replica, RouterMetrics
 from relic.serve.limits import parts_of
 from relic.serve.listener import address, bind, settings
-from relic.serve.metrics import Exposition, RouterMetrics
+from relic.serve.metrics import Exposition
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
 from relic.serve.relay import Relay, answered, read
