@@ -5,14 +5,13 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 from fake_world import FakeWorld, Place, serving
 from test_api import OTHER
 
-from relic.serve import app
-from relic.serve.listener import Bounded, address, bind, settings
+from relic.serve import app, listener
+from relic.serve.listener import Bounded, address, bind
 
 HEAD_S = 0.2
 
@@ -21,7 +20,7 @@ HEAD_S = 0.2
 def looking(patch: pytest.MonkeyPatch, head_s: float) -> Iterator[Place]:
     """A server that takes 5 connections and looks at each every `head_s`."""
     patch.setattr(app, "MOST_ASKING", 4)
-    patch.setattr(app, "settings", partial(settings, head_s=head_s))
+    patch.setattr(listener, "HEAD_S", head_s)
     with serving(FakeWorld(), sockets=1) as found:
         yield found
 

@@ -49,7 +49,6 @@ class Bounded(H11Protocol):
     """uvicorn's protocol for HTTP/1.1; what becomes a WebSocket is looked after by `stream` from then on."""
 
     most: int
-    head_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -57,7 +56,7 @@ class Bounded(H11Protocol):
         if len(self.connections) > self.most and not self.displace():
             transport.abort()
         else:
-            self.loop.call_later(self.head_s, self.look, self.cycle, 0)
+            self.loop.call_later(HEAD_S, self.look, self.cycle, 0)
 
     def displace(self) -> bool:
         """Closes a connection of who has the most, one that waits for its caller, unless that would be a loss to who
@@ -86,13 +85,13 @@ class Bounded(H11Protocol):
         if self.cycle is before and still == unread and self.waits():
             self.transport.abort()
         else:
-            self.loop.call_later(self.head_s, self.look, self.cycle, still)
+            self.loop.call_later(HEAD_S, self.look, self.cycle, still)
 
 
-def settings(app: ASGIApp, *, most: int, message_bytes: int, head_s: float = HEAD_S) -> uvicorn.Config:
+def settings(app: ASGIApp, *, most: int, message_bytes: int) -> uvicorn.Config:
     """How uvicorn serves `app`: `most` connections, nothing said of itself, no header of a proxy believed."""
     return uvicorn.Config(
-        app, http=type("Bounded", (Bounded,), {"most": most, "head_s": head_s}), ws="websockets-sansio",
+        app, http=type("Bounded", (Bounded,), {"most": most}), ws="websockets-sansio",
         ws_max_size=4 * message_bytes, ws_per_message_deflate=False, proxy_headers=False, server_header=False,
         access_log=False, log_config=None, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
     )  # fmt: skip

@@ -50,7 +50,7 @@ def main(cfg: Router) -> None:
 
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
     app = build(cfg, Access({}, TOKEN_S, secret))
-    return uvicorn.Server(settings(app, most=cfg.sockets, message_bytes=cfg.message_bytes, head_s=cfg.header_s))
+    return uvicorn.Server(settings(app, most=cfg.sockets, message_bytes=cfg.message_bytes))
 
 
 def build(cfg: Router, access: Access) -> Starlette:
