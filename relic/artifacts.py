@@ -3,13 +3,12 @@
 A key is a digest of what an artifact is made from (step, version, parameters, keys of the inputs), so a finished one is
 never made again and a pipeline's keys are known before anything runs. Work happens in KEY.partial, which outlives a
 kill: the next call goes on in it. An artifact is there when its manifest.json is; the manifest names every file with
-its size and sha256, and `fetch` verifies them. In S3 the same layout is worked on in a local mirror and uploaded.
+its size and sha256, and `verify` compares them. In S3 the same layout is worked on in a local mirror and uploaded.
 """
 
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import json
 import math
@@ -18,9 +17,9 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from relic.mistakes import UserError, allowed
+from relic.mistakes import UserError
 
 MANIFEST = "manifest.json"
 KEY_LENGTH = 20  # hexadecimal digits
@@ -102,39 +101,7 @@ def uri_of(folder: Path) -> str:
     return f"s3://{folder.relative_to(mirrored).as_posix()}" if folder.is_relative_to(mirrored) else folder.as_posix()
 
 
-# Stores
-
-
-class Store(Protocol):
-    """Where artifacts live. `local` is the store itself or the mirror in which its artifacts are worked on."""
-
-    local: "LocalStore"
-
-    def uri(self, step: str, key: str) -> str: ...
-    def manifest(self, step: str, key: str) -> dict | None: ...
-    def publish(self, step: str, key: str) -> None: ...
-    def read(self, step: str, key: str, name: str, sha256: str = "") -> bytes: ...
-    def download(self, step: str, key: str, manifest: dict) -> Path: ...
-    def check(self) -> None: ...
-
-
-def open_store(uri: str) -> Store:
-    """The store at a local path or an s3://bucket/prefix."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return LocalStore(Path(uri).expanduser().absolute())
-    if scheme != "s3" or not rest.strip("/"):
-        raise UserError(f"store {uri!r} is not allowed; give a local folder or s3://BUCKET/PREFIX")
-    return _s3_store(rest.strip("/"))
-
-
-@functools.cache
-def _s3_store(place: str) -> Store:
-    try:
-        from relic.object_store import S3Store
-    except ModuleNotFoundError as error:
-        raise UserError(f"s3:// needs {error.name}; install the extra: pip install 'relic[s3]'") from error
-    return S3Store(place)
+# In a folder
 
 
 class LocalStore:
@@ -229,45 +196,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-# Reading
-
-
-@functools.cache
-def fetch(uri: str) -> Path:
-    """The local folder of an artifact, every file verified against the manifest."""
-    root, step, name = split(uri)
-    store = open_store(root)
-    manifest = store.manifest(step, name)
-    if manifest is None:
-        raise UserError(f"{uri} is not a finished artifact: it has no {MANIFEST}")
-    folder = store.download(step, name, manifest)
-    verify(folder, manifest["files"])
-    return folder
-
-
-def read_manifest(uri: str) -> dict:
-    """The manifest of a finished artifact."""
-    root, step, name = split(uri)
-    manifest = open_store(root).manifest(step, name)
-    if manifest is None:
-        raise UserError(f"{uri} is not a finished artifact: it has no {MANIFEST}")
-    return manifest
-
-
-def read(uri: str, name: str) -> bytes:
-    """One file of a finished artifact, without the others, verified against the manifest; or the manifest itself."""
-    root, step, key = split(uri)
-    files = read_manifest(uri)["files"]
-    if name == MANIFEST:
-        return open_store(root).read(step, key, name)
-    if name not in files:
-        raise UserError(f"{uri} has no {name}; {allowed(name, list(files))}")
-    data = open_store(root).read(step, key, name, files[name]["sha256"])
-    if (found := hashlib.sha256(data).hexdigest()) != files[name]["sha256"]:
-        raise UserError(f"{uri}/{name} has sha256 {found}; the manifest says {files[name]['sha256']}")
-    return data
 
 
 def verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from relic import artifacts, steps
+from relic import steps, stores
 from relic.options import about, parse, uris, value_of
 
 
@@ -33,10 +33,10 @@ class Call:
 
     @property
     def uri(self) -> str:
-        return artifacts.open_store(self.store).uri(self.step.name, self.key)
+        return stores.open_store(self.store).uri(self.step.name, self.key)
 
     def is_finished(self) -> bool:
-        return artifacts.open_store(self.store).manifest(self.step.name, self.key) is not None
+        return stores.open_store(self.store).manifest(self.step.name, self.key) is not None
 
     def perform(self) -> str:
         """Make the artifact, or find it finished. Returns its URI."""

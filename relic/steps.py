@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from relic import artifacts, tracking
+from relic import artifacts, stores, tracking
 from relic.mistakes import UserError
 from relic.verdict import Stopped
 
@@ -114,7 +114,7 @@ def perform(
     die_with_parent()
     if step.fan_out and not 0 <= part < parts:
         raise UserError(f"part is {part} of {parts}; it must be 0 to {parts - 1}")
-    place = artifacts.open_store(store)
+    place = stores.open_store(store)
     values = parameters(step, config, part=part, parts=parts)
     name = key(step, values, inputs)
     span = {"part": part, "parts": parts} if step.fan_out else {}
@@ -162,7 +162,7 @@ def again(step: Step, config: Any, inputs: Mapping[str, list[str]], *, out: Path
     shutil.rmtree(out)
 
 
-def together(step: Step, name: str, place: artifacts.Store, work: Callable[..., None], parallel: Any) -> None:
+def together(step: Step, name: str, place: stores.Store, work: Callable[..., None], parallel: Any) -> None:
     """One of several processes makes an artifact. The first one holds the lock, and says whether there is work."""
     if not step.trains:
         raise UserError(f"{step.name} runs in one process and was started in {num_processes()}; allowed are trainings")
@@ -188,7 +188,7 @@ def together(step: Step, name: str, place: artifacts.Store, work: Callable[..., 
 
 def make(
     step: Step, config: Any, inputs: Mapping[str, list[str]], options: dict[str, Any], *,
-    out: Path, place: artifacts.Store, facts: dict[str, Any], mesh: Any = None,
+    out: Path, place: stores.Store, facts: dict[str, Any], mesh: Any = None,
 ) -> None:  # fmt: skip
     """Call the step's function in its working folder and finish the artifact."""
     local, name = place.local, facts["key"]
@@ -232,7 +232,7 @@ def fetched(inputs: Mapping[str, list[str]], mesh: Any) -> dict[str, list[Path]]
     """The inputs' local folders; of several processes on a machine the first one fetches and verifies them."""
     if mesh is not None and not is_first_here():
         mesh.wait()
-    folders = {name: [artifacts.fetch(uri) for uri in uris] for name, uris in inputs.items()}
+    folders = {name: [stores.fetch(uri) for uri in uris] for name, uris in inputs.items()}
     if mesh is not None and is_first_here():
         mesh.wait()
     return folders

@@ -1,8 +1,10 @@
 """Who may import whom: the table of docs/architecture.md, held by `ast`."""
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ HELPERS = {
     "mistakes",
     "object_store",
     "place",
+    "stores",
     "tracking",
     "verdict",
 }  # of the root, for worlds and what comes after it
@@ -44,15 +47,16 @@ KERNELS = {"attention.py": {"flash_attn"}}  # imported inside the one function t
 CONFIGS = {f"{room}.config" for room in ORDER}
 TORCH_FREE = {  # of the root and pipeline -> what of ours it may import
     "mistakes": set(),
-    "artifacts": {"mistakes", "object_store"},
+    "artifacts": {"mistakes"},
     "object_store": {"artifacts", "mistakes", "verdict"},
+    "stores": {"artifacts", "mistakes", "object_store"},
     "place": {"artifacts", "mistakes", "object_store"},
     "tracking": set(),
     "verdict": set(),
     "endings": {"verdict"},
     "options": {"mistakes"},
-    "steps": {"artifacts", "mistakes", "tracking", "verdict"},
-    "call": {"artifacts", "options", "steps"},
+    "steps": {"artifacts", "mistakes", "stores", "tracking", "verdict"},
+    "call": {"options", "steps", "stores"},
     "recipe": {"launch.config", *CONFIGS},
     "recipes_wan": {"recipe", "launch.config", *CONFIGS},
     "recipes": {"mistakes", "launch.config", "recipe", "recipes_wan", *CONFIGS},
@@ -116,6 +120,27 @@ def test_what_carries_steps_imports_only_configs_and_helpers(name: str) -> None:
                 m for m in names if not any(m == a or m.startswith(f"{a}.") for a in TORCH_FREE[name] | {"__version__"})
             }
             assert not wrong, f"{path} imports {sorted(wrong)}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = {".".join(path.relative_to(ROOT / "relic").with_suffix("").parts): ours(path) for path in FILES}
+    beneath = {
+        name: {module for one in names for module in (one, one.rpartition(".")[0]) if module in files} - {name}
+        for name, names in files.items()
+    }
+    TopologicalSorter(beneath).prepare()
+
+
+def test_the_map_of_serve_has_every_file_once_and_imports_go_down_it() -> None:
+    room = ROOT / "relic" / "serve"
+    files = {path.stem: {name.split(".")[1] for name in ours(path) if name.startswith("serve.")}
+             for path in room.glob("[a-z]*.py")}  # fmt: skip
+    lines = enumerate((room / "__init__.py").read_text().splitlines())
+    stands = [(name, row) for row, line in lines for name in re.findall(r"(?:  |· )(\w+)", line) if name in files]
+    assert sorted(name for name, _ in stands) == sorted(files)
+    for name, row in stands:
+        wrong = {other for other in files[name] if dict(stands)[other] < row}
+        assert not wrong, f"{name} imports {sorted(wrong)}, which stands above it"
 
 
 @pytest.mark.parametrize("room", sorted(PURE))

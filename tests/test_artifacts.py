@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, Incomplete
 from botocore.response import StreamingBody
 from urllib3.exceptions import ProtocolError, SSLError
 
-from relic import artifacts
+from relic import artifacts, stores
 from relic.artifacts import LocalStore
 from relic.mistakes import UserError
 from relic.verdict import Unreachable
@@ -35,7 +35,7 @@ def make(store: LocalStore, text: str = "grown", key: str = KEY) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
-    artifacts.fetch.cache_clear()
+    stores.fetch.cache_clear()
     return LocalStore(tmp_path / "store")
 
 
@@ -46,12 +46,12 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("RELIC_CACHE", str(tmp_path / "one"))
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    artifacts.fetch.cache_clear()
-    artifacts._s3_store.cache_clear()
+    stores.fetch.cache_clear()
+    stores._s3_store.cache_clear()
     with moto.mock_aws():
         boto3.client("s3").create_bucket(Bucket="walks")
-        yield artifacts.open_store("s3://walks/tiny")
-    artifacts._s3_store.cache_clear()
+        yield stores.open_store("s3://walks/tiny")
+    stores._s3_store.cache_clear()
 
 
 # Files
@@ -104,12 +104,12 @@ def test_key_is_the_same_wherever_the_store_is() -> None:
 
 def test_what_is_no_artifact_uri_is_a_sentence() -> None:
     with pytest.raises(UserError, match="'/tmp/walks' is not an artifact; it must be STORE/STEP/KEY"):
-        artifacts.fetch("/tmp/walks")
+        stores.fetch("/tmp/walks")
 
 
 def test_unknown_store_is_a_sentence() -> None:
     with pytest.raises(UserError, match="'gs://walks' is not allowed; give a local folder or s3://BUCKET/PREFIX"):
-        artifacts.open_store("gs://walks")
+        stores.open_store("gs://walks")
 
 
 # Finishing and fetching
@@ -120,9 +120,9 @@ def test_artifact_is_there_only_after_commit(store: LocalStore) -> None:
         (out / "a.txt").write_text("a")
         assert store.manifest("grow", KEY) is None
         with pytest.raises(UserError, match=r"is not a finished artifact: it has no manifest\.json"):
-            artifacts.fetch(store.uri("grow", KEY))
+            stores.fetch(store.uri("grow", KEY))
         store.commit("grow", KEY, FACTS)
-    assert artifacts.fetch(store.uri("grow", KEY)) == store.folder("grow", KEY)
+    assert stores.fetch(store.uri("grow", KEY)) == store.folder("grow", KEY)
 
 
 def test_manifest_lists_every_file_but_hidden_ones(store: LocalStore) -> None:
@@ -131,7 +131,7 @@ def test_manifest_lists_every_file_but_hidden_ones(store: LocalStore) -> None:
         (out / ".checkpoints" / "1").mkdir(parents=True)
         (out / ".checkpoints" / "1" / "manifest.json").write_text("{}")
         store.commit("grow", KEY, FACTS)
-    manifest = artifacts.read_manifest(store.uri("grow", KEY))
+    manifest = stores.read_manifest(store.uri("grow", KEY))
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert manifest["files"] == {"a.txt": {"bytes": 3, "sha256": abc}}
     assert sorted(path.name for path in store.folder("grow", KEY).iterdir()) == ["a.txt", "manifest.json"]
@@ -141,26 +141,26 @@ def test_changed_file_is_found_and_named(store: LocalStore) -> None:
     folder = make(store)
     (folder / "deep" / "a.txt").write_text("grawn")
     with pytest.raises(UserError, match=r"deep/a\.txt has sha256 \w{64}; the manifest says \w{64}"):
-        artifacts.fetch(store.uri("grow", KEY))
+        stores.fetch(store.uri("grow", KEY))
 
 
 def test_file_cut_short_is_found_and_named(store: LocalStore) -> None:
     folder = make(store)
     os.truncate(folder / "b.bin", 900)
     with pytest.raises(UserError, match=r"b\.bin has 900 bytes; the manifest says 1000"):
-        artifacts.fetch(store.uri("grow", KEY))
+        stores.fetch(store.uri("grow", KEY))
 
 
 def test_missing_file_is_found_and_named(store: LocalStore) -> None:
     (make(store) / "b.bin").unlink()
     with pytest.raises(UserError, match=r"b\.bin is missing; the manifest lists it with 1000 bytes"):
-        artifacts.fetch(store.uri("grow", KEY))
+        stores.fetch(store.uri("grow", KEY))
 
 
 def test_unchanged_files_are_hashed_once(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     make(store)
     monkeypatch.setattr(artifacts, "sha256", lambda path: pytest.fail(f"{path} was hashed again"))
-    assert artifacts.fetch(store.uri("grow", KEY)).is_dir()
+    assert stores.fetch(store.uri("grow", KEY)).is_dir()
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
@@ -171,12 +171,12 @@ def test_a_store_that_may_only_be_read_is_read(store: LocalStore, monkeypatch: p
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(artifacts, "write_bytes", refuse)
-    assert artifacts.fetch(store.uri("grow", KEY)) == folder
+    assert stores.fetch(store.uri("grow", KEY)) == folder
 
 
 def test_uri_of_a_fetched_folder_is_its_uri(store: LocalStore) -> None:
     make(store)
-    assert artifacts.uri_of(artifacts.fetch(store.uri("grow", KEY))) == store.uri("grow", KEY)
+    assert artifacts.uri_of(stores.fetch(store.uri("grow", KEY))) == store.uri("grow", KEY)
 
 
 # Kills and races
@@ -234,8 +234,8 @@ def test_s3_gives_back_what_was_published(s3, tmp_path: Path, monkeypatch: pytes
     make(s3.local)
     s3.publish("grow", KEY)
     monkeypatch.setenv("RELIC_CACHE", str(tmp_path / "another machine"))
-    artifacts._s3_store.cache_clear()
-    folder = artifacts.fetch(f"s3://walks/tiny/grow/{KEY}")
+    stores._s3_store.cache_clear()
+    folder = stores.fetch(f"s3://walks/tiny/grow/{KEY}")
     assert (folder / "deep" / "a.txt").read_text() == "grown"
     assert folder.is_relative_to(tmp_path / "another machine")
     assert artifacts.uri_of(folder) == f"s3://walks/tiny/grow/{KEY}"
@@ -246,14 +246,14 @@ def test_s3_one_file_is_read_without_the_others_and_verified(s3, monkeypatch: py
     s3.publish("grow", KEY)
     uri = f"s3://walks/tiny/grow/{KEY}"
     monkeypatch.setattr(s3, "download", lambda *_: pytest.fail("all of it came"))
-    assert artifacts.read(uri, "deep/a.txt") == b"grown"
-    assert artifacts.read(uri, artifacts.MANIFEST) == (s3.local.folder("grow", KEY) / artifacts.MANIFEST).read_bytes()
+    assert stores.read(uri, "deep/a.txt") == b"grown"
+    assert stores.read(uri, artifacts.MANIFEST) == (s3.local.folder("grow", KEY) / artifacts.MANIFEST).read_bytes()
     with pytest.raises(UserError, match=r"has no deep/b\.txt; did you mean 'deep/a\.txt'"):
-        artifacts.read(uri, "deep/b.txt")
+        stores.read(uri, "deep/b.txt")
     monkeypatch.setattr(s3, "read", lambda *_: artifacts.LocalStore.read(s3.local, *_) + b"!")
     monkeypatch.setattr(s3, "manifest", s3.local.manifest)
     with pytest.raises(UserError, match=r"deep/a\.txt has sha256 \w{64}; the manifest says"):
-        artifacts.read(uri, "deep/a.txt")
+        stores.read(uri, "deep/a.txt")
 
 
 def test_s3_manifest_comes_last(s3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,11 +270,11 @@ def test_s3_second_writer_takes_the_first_ones(s3, tmp_path: Path, monkeypatch: 
     make(s3.local, "first")
     s3.publish("grow", KEY)
     monkeypatch.setenv("RELIC_CACHE", str(tmp_path / "two"))
-    artifacts._s3_store.cache_clear()
-    other = artifacts.open_store("s3://walks/tiny")
+    stores._s3_store.cache_clear()
+    other = stores.open_store("s3://walks/tiny")
     make(other.local, "second")
     other.publish("grow", KEY)
-    assert (artifacts.fetch(other.uri("grow", KEY)) / "deep" / "a.txt").read_text() == "first"
+    assert (stores.fetch(other.uri("grow", KEY)) / "deep" / "a.txt").read_text() == "first"
 
 
 def test_s3_manifest_is_never_written_twice(s3) -> None:
@@ -289,14 +289,14 @@ def test_s3_damage_is_found_on_arrival(s3, tmp_path: Path, monkeypatch: pytest.M
     name = next(o["Key"] for o in s3.client.list_objects_v2(Bucket="walks")["Contents"] if o["Key"].endswith("a.txt"))
     s3.client.put_object(Bucket="walks", Key=name, Body=b"grawn")
     monkeypatch.setenv("RELIC_CACHE", str(tmp_path / "two"))
-    artifacts._s3_store.cache_clear()
+    stores._s3_store.cache_clear()
     with pytest.raises(UserError, match=r"deep/a\.txt has sha256 \w{64}; the manifest says"):
-        artifacts.fetch(f"s3://walks/tiny/grow/{KEY}")
+        stores.fetch(f"s3://walks/tiny/grow/{KEY}")
 
 
 def test_s3_bucket_that_is_not_there_is_a_sentence(s3) -> None:
     with pytest.raises(UserError, match=r"s3://nowhere/grow/.* cannot be used: NoSuchBucket"):
-        artifacts.open_store("s3://nowhere").manifest("grow", KEY)
+        stores.open_store("s3://nowhere").manifest("grow", KEY)
 
 
 def answered(code: str, status: int) -> ClientError:

@@ -5,12 +5,10 @@ import torch
 from relic.geometry import camera
 
 
-def test_a_ray_projects_onto_its_own_pixel_centre():
-    intrinsics = torch.tensor([48.0, 48.0, 48.0, 32.0], dtype=torch.float64)
-    pixels, depth = camera.project(camera.rays(intrinsics, 64, 96) * 7, intrinsics)
-    assert pixels[0, 0].tolist() == [0.5, 0.5]
-    assert pixels[63, 95].tolist() == [95.5, 63.5]
-    assert depth.eq(7).all()
+def test_a_ray_goes_through_its_own_pixel_centre():
+    rays = camera.rays(torch.tensor([48.0, 24.0, 48.0, 32.0]), 64, 96)
+    assert (rays[0, 0] * torch.tensor([48.0, 24.0, 1.0])).tolist() == [0.5 - 48, 0.5 - 32, 1]
+    assert (rays[63, 95] * torch.tensor([48.0, 24.0, 1.0])).tolist() == [95.5 - 48, 63.5 - 32, 1]
 
 
 def test_the_middle_ray_looks_along_the_axis():

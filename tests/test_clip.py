@@ -5,7 +5,7 @@ import pytest
 import torch
 from synthetic import recording, track
 
-from relic import artifacts
+from relic import artifacts, stores
 from relic.data import clip
 from relic.data.clip import Clip
 from relic.geometry.actions import ACTIONS, annotate
@@ -67,7 +67,7 @@ def test_a_track_of_another_length_than_its_video_is_refused(tmp_path):
 
 
 def test_a_joined_entry_is_read_from_its_part(tmp_path):
-    store = artifacts.open_store(str(tmp_path / "store"))
+    store = stores.open_store(str(tmp_path / "store"))
     with store.working("curate", "0" * artifacts.KEY_LENGTH) as out:
         entry = written(out, made())
         store.commit("curate", "0" * artifacts.KEY_LENGTH, {})

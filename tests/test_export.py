@@ -11,7 +11,7 @@ from exports import IMAGE, ROLLOUT, codec, export, inputs, untracked
 from safetensors.torch import load_file
 from tiny_models import transformer
 
-from relic import artifacts, tracking
+from relic import artifacts, stores, tracking
 from relic.mistakes import UserError
 from relic.serve import engine
 from relic.serve.config import Serve
@@ -35,7 +35,7 @@ def load(*, run: str = "", export: str = "") -> engine.Student:
 
 
 def test_an_export_holds_all_that_a_server_needs(made: str) -> None:
-    files = set(artifacts.read_manifest(made)["files"])
+    files = set(stores.read_manifest(made)["files"])
     networks = {f"{name}/{file}" for name in ("student", "codec") for file in ("model.safetensors", "config.json")}
     assert networks | {f"examples/{name}" for name in ("a.png", "examples.json", "world.json")} <= files
     assert artifacts.read_json(Path(made) / "export.json") == {
@@ -46,7 +46,7 @@ def test_an_export_holds_all_that_a_server_needs(made: str) -> None:
 
 
 def test_the_students_file_is_in_fp8_and_smaller(made: str) -> None:
-    summary = artifacts.read_manifest(made)["summary"]
+    summary = stores.read_manifest(made)["summary"]
     read = load_file(Path(made) / "student" / "model.safetensors")
     assert read["blocks.0.ffn.0.weight"].dtype == torch.float8_e4m3fn
     assert read["head.weight"].dtype == torch.float32
@@ -102,7 +102,7 @@ def test_a_flipped_byte_is_named(copied: Path, name: str) -> None:
 def test_what_is_no_export_is_said(made: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not an export: it has no manifest.json; `relic export` makes one"):
         load(export=str(tmp_path))
-    student = artifacts.read_manifest(made)["inputs"]["student"][0]
+    student = stores.read_manifest(made)["inputs"]["student"][0]
     with pytest.raises(UserError, match=r"distill/.* is not an export: it has no export.json"):
         load(export=student)
 

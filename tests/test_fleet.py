@@ -8,8 +8,7 @@ import pytest
 
 from relic.serve.access import Access, Refused
 from relic.serve.config import Router
-from relic.serve.fleet import ANSWER_S, Fleet, Replica
-from relic.serve.metrics import RouterMetrics
+from relic.serve.fleet import ANSWER_S, Fleet, Replica, RouterMetrics
 from relic.serve.moving import Mover
 
 CFG = Router(replicas="nowhere:1", token_secret="x")

@@ -11,7 +11,7 @@ from fake_world import FakeWorld, Place, serving
 from test_api import OTHER
 
 from relic.serve import app, listener
-from relic.serve.listener import Bounded, address, bind, bounded
+from relic.serve.listener import Bounded, address, bind
 
 HEAD_S = 0.2
 UPGRADE = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {22 * 'A'}=="
@@ -22,7 +22,7 @@ TEXT, CLOSE, PING, PONG, PART = 129, 136, 137, 138, 0  # kinds of frames, as the
 def looking(patch: pytest.MonkeyPatch, head_s: float) -> Iterator[Place]:
     """A server that takes 5 connections and looks at each every `head_s`."""
     patch.setattr(app, "MOST_ASKING", 4)
-    patch.setattr(app, "bounded", lambda most: bounded(most, head_s))
+    patch.setattr(listener, "HEAD_S", head_s)
     with serving(FakeWorld(), sockets=1) as found:
         yield found
 

@@ -7,14 +7,14 @@ import fake_pipeline
 import pytest
 
 from relic import __main__ as command
-from relic import artifacts, options, recipes, steps, tracking
+from relic import artifacts, options, recipes, steps, stores, tracking
 from relic.train.config import Checkpointing, Teacher
 
 
 @pytest.fixture(autouse=True)
 def _without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tracking.PARENT, tracking.RUNNER)
-    artifacts.fetch.cache_clear()
+    stores.fetch.cache_clear()
     steps.content.cache_clear()
 
 
@@ -58,14 +58,14 @@ def test_a_step_makes_its_artifact_and_says_where(tmp_path: Path, capsys: pytest
     assert fake("count", "--recipe", "even", "--store", tmp_path / "s", "--artifact", tmp_path / "deep" / "uri") == 0
     uri = capsys.readouterr().out.splitlines()[-1]
     assert (tmp_path / "deep" / "uri").read_text() == uri
-    assert artifacts.read_manifest(uri)["summary"] == {"files": 6, "pids": 1}
+    assert stores.read_manifest(uri)["summary"] == {"files": 6, "pids": 1}
 
 
 def test_an_option_overrides_the_recipe_and_changes_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for rate in ("1.0", "2.5"):
         assert fake("count", "--recipe=even", "--store", tmp_path, "--config.pace.rate", rate) == 0
     uris = [line for line in capsys.readouterr().out.splitlines() if line.startswith("/")]
-    found = [artifacts.read_manifest(uri)["parameters"]["pace"]["rate"] for uri in uris]
+    found = [stores.read_manifest(uri)["parameters"]["pace"]["rate"] for uri in uris]
     assert (found, len(set(uris))) == ([1.0, 2.5], 2)
 
 
@@ -102,7 +102,7 @@ def test_seconds_of_a_killed_call_count(tmp_path: Path, capsys: pytest.CaptureFi
     out.mkdir(parents=True)
     (out / ".seconds").write_text("100.0")
     assert fake("count", "--recipe", "even", "--store", tmp_path) == 0
-    assert artifacts.read_manifest(f"{tmp_path}/count/{key}")["seconds"] >= 100
+    assert stores.read_manifest(f"{tmp_path}/count/{key}")["seconds"] >= 100
     assert found.fan_out
 
 

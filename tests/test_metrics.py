@@ -11,7 +11,8 @@ from test_api import post
 from test_session import row, walk
 
 from relic.serve.client import say
-from relic.serve.metrics import Metrics, RouterMetrics
+from relic.serve.fleet import RouterMetrics
+from relic.serve.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 

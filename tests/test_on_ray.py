@@ -14,7 +14,7 @@ import torch
 from ray_work import dies, squares
 from test_shard import SMALL, Killed, Killing, write_clips
 
-from relic import artifacts, steps
+from relic import steps, stores
 from relic.data import curate, on_ray, shard
 from relic.data.config import Curate, Shard
 from relic.mistakes import UserError
@@ -168,4 +168,4 @@ def test_ray_is_no_part_of_a_key(tmp_path, monkeypatch):
     monkeypatch.setattr(curate, "made_on_ray", lambda cfg, stretches, out, address: pytest.fail("it was made already"))
     alone = steps.perform(steps.STEPS["curate"], WALKS, store=str(tmp_path), inputs={})
     assert steps.perform(steps.STEPS["curate"], WALKS, store=str(tmp_path), inputs={}, ray="auto") == alone
-    assert "ray" not in artifacts.read_manifest(alone)["parameters"]
+    assert "ray" not in stores.read_manifest(alone)["parameters"]

@@ -13,7 +13,7 @@ import pytest
 from fake_pipeline import TABLE, named
 from moto.server import ThreadedMotoServer
 
-from relic import artifacts, steps, tracking
+from relic import artifacts, steps, stores, tracking
 from relic import call as calls
 from relic.mistakes import UserError
 from relic.pipeline import component, graph, local, plan, progress
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def _without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tracking.PARENT, tracking.RUNNER)
-    artifacts.fetch.cache_clear()
+    stores.fetch.cache_clear()
 
 
 def values(out: Path, recipe: str = "even") -> dict[str, str]:
@@ -276,7 +276,7 @@ def test_a_runner_that_is_ended_leaves_no_child_and_goes_on_where_it_was(tmp_pat
     said, _ = again.communicate(timeout=60)
     assert again.returncode == 0, said
     assert Path(part.uri, "file-0").stat().st_mtime_ns == kept
-    assert artifacts.read_manifest(part.uri)["summary"]["pids"] == 2
+    assert stores.read_manifest(part.uri)["summary"]["pids"] == 2
 
 
 def test_a_step_that_is_asked_to_end_does_so_at_once_and_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -314,18 +314,18 @@ def test_a_pipeline_runs_against_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "AWS_DEFAULT_REGION": "us-east-1", "RELIC_CACHE": str(tmp_path / "cache"),
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    artifacts._s3_store.cache_clear()
+    stores._s3_store.cache_clear()
     try:
         boto3.client("s3").create_bucket(Bucket="walks")
         assert run(tmp_path, store="s3://walks/tiny") == 0
         assert artifacts.read_json(tmp_path / "run.json")["nodes"]["grow"].startswith("s3://walks/tiny/grow/")
         shutil.rmtree(tmp_path / "cache")
         monkeypatch.setattr(local, "start", lambda *_: pytest.fail("a finished node was started"))
-        artifacts.fetch.cache_clear()
+        stores.fetch.cache_clear()
         assert run(tmp_path, store="s3://walks/tiny") == 0
         assert artifacts.read_json(tmp_path / "report" / "report.json")["grown"] == 6
     finally:
-        artifacts._s3_store.cache_clear()
+        stores._s3_store.cache_clear()
         server.stop()
 
 
@@ -355,10 +355,10 @@ def test_a_nodes_own_speed_counts_once_it_is_known(tmp_path: Path) -> None:
 
 def test_an_earlier_artifact_says_how_long_a_step_takes(finished: tuple[Path, str]) -> None:
     out, _ = finished
-    place = artifacts.open_store(str(out / "store"))
+    place = stores.open_store(str(out / "store"))
     known = progress.expected_s(plan_of(out), place, {"grow": 77.0})
     assert known["grow"] == 77.0
-    assert known["join"] == artifacts.read_manifest(plan_of(out)[2].uri)["seconds"]
+    assert known["join"] == stores.read_manifest(plan_of(out)[2].uri)["seconds"]
 
 
 def test_spans_are_words() -> None:

@@ -19,7 +19,7 @@ from exports import GOOD, export, inputs
 from fake_world import FakeWorld, Place, serving, wall
 from tiny_models import transformer
 
-from relic import artifacts, steps, tracking
+from relic import artifacts, steps, stores, tracking
 from relic.launch import promote, visit
 from relic.launch.config import Deploy, Threshold
 from relic.mistakes import UserError
@@ -199,12 +199,12 @@ def test_the_deployment_reads_of_an_export_only_its_manifest(
 ) -> None:
     files: list[str] = []
 
-    def read(uri: str, name: str, before: Any = artifacts.read) -> bytes:
+    def read(uri: str, name: str, before: Any = stores.read) -> bytes:
         files.append(name)
         return before(uri, name)
 
-    monkeypatch.setattr(artifacts, "read", read)
-    monkeypatch.setattr(artifacts, "fetch", lambda uri: pytest.fail(f"{uri} was fetched"))
+    monkeypatch.setattr(stores, "read", read)
+    monkeypatch.setattr(stores, "fetch", lambda uri: pytest.fail(f"{uri} was fetched"))
     given = inputs(exported.store)
     uris = {"export": [export(exported.store, given)], "evaluation": given["evaluation"]}
     steps.perform(steps.STEPS["deploy"], replace(CFG, model="light"), store=str(exported.store), inputs=uris)

@@ -38,7 +38,9 @@ def unproject(depth, pose):
 
 def seen_from(house, pose, points):
     """Which points [3, N] a camera sees, by a ray to each of them, and their pixels [N, 2]."""
-    pixels, depth = camera.project((pose[:3, :3].T @ (points - pose[:3, 3:])).T, INTRINSICS)
+    x, y, depth = pose[:3, :3].T @ (points - pose[:3, 3:])
+    fx, fy, cx, cy = INTRINSICS
+    pixels = torch.stack([fx * x / depth + cx, fy * y / depth + cy], -1)
     in_picture = (depth > 0) & ((pixels >= 0) & (pixels < torch.tensor([96, 64]))).all(1)
     eye = pose[:3, 3:].float()
     return in_picture & (cast(house, eye, points.float() - eye, box_of(house, eye)).depth > 1 - 1e-3), pixels

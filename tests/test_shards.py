@@ -7,7 +7,7 @@ import safetensors.torch
 import samples
 import torch
 
-from relic import artifacts
+from relic import artifacts, stores
 from relic.data import loader, shards
 from relic.data.cache import Cache
 from relic.data.shards import JOURNAL, Damaged, LocalShards, RemoteShards, open_shards, read, read_index
@@ -129,7 +129,7 @@ def stored(tmp_path_factory) -> Iterator[str]:
         for name, value in settings.items():
             patch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket="bucket")
-        store, key = artifacts.open_store(f"s3://bucket/{place.name}"), "0" * artifacts.KEY_LENGTH
+        store, key = stores.open_store(f"s3://bucket/{place.name}"), "0" * artifacts.KEY_LENGTH
         with store.local.working("shard", key) as out:
             samples.write(out, [[0, 1], [2]])
             store.local.commit("shard", key, {"step": "shard", "key": key})
@@ -140,8 +140,8 @@ def stored(tmp_path_factory) -> Iterator[str]:
 @pytest.fixture
 def remote(stored) -> tuple[str, list[dict]]:
     """The URI and the index's entries, with nothing of it on this machine."""
-    artifacts.fetch.cache_clear()
-    mirror = artifacts.fetch(stored)
+    stores.fetch.cache_clear()
+    mirror = stores.fetch(stored)
     entries = index(mirror)
     artifacts.discard(mirror)
     return stored, entries
@@ -158,8 +158,8 @@ def test_samples_in_s3_are_read_by_range(remote, monkeypatch):
 
 def test_samples_in_s3_are_read_from_the_mirror_where_it_is_whole(remote):
     uri, _ = remote
-    artifacts.fetch.cache_clear()
-    mirror = artifacts.fetch(uri)
+    stores.fetch.cache_clear()
+    mirror = stores.fetch(uri)
     assert open_shards(uri).uri == str(mirror)
 
 
@@ -172,7 +172,7 @@ def test_joined_samples_in_s3_are_loaded_without_fetching_their_artifacts(remote
     assert latents[:, 0, 0, 0, 0].tolist() == [2, 0, 1, 2]
     assert len(list((artifacts.cache_folder() / "samples").glob("*-*"))) == 3
     _, step, key = artifacts.split(uri)
-    assert not artifacts.open_store(uri.removesuffix(f"/{step}/{key}")).local.folder(step, key).exists()
+    assert not stores.open_store(uri.removesuffix(f"/{step}/{key}")).local.folder(step, key).exists()
 
 
 @pytest.fixture

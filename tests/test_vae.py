@@ -10,6 +10,7 @@ from vaes import wan_vae
 from relic.model.codec import DecoderStream, decoder
 from relic.model.config import TAEHV
 from relic.pretrained import vae
+from relic.pretrained.codecs import VAE_FILE
 from relic.pretrained.vae import WanCodec
 
 FRAMES = 21  # 6 latents
@@ -119,14 +120,14 @@ def test_videos_and_pieces_of_the_wrong_length_are_refused(codec):
 @torch.inference_mode()
 def test_a_diffusers_folder_is_loaded(tmp_path, codec):
     wan_vae().save_pretrained(tmp_path)
-    loaded = vae.load(tmp_path)
+    loaded = vae.load(tmp_path / VAE_FILE)
     assert torch.equal(loaded.encode(frames()), codec.encode(frames()))
     assert torch.equal(loaded.decode(latents()), codec.decode(latents()))
 
 
 def test_a_folder_of_something_else_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"holds no diffusion_pytorch_model.safetensors; a diffusers VAE's folder"):
-        vae.load(tmp_path)
+        vae.load(tmp_path / VAE_FILE)
     AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], patch_size=2).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds Wan-2\.2's VAE"):
-        vae.load(tmp_path)
+        vae.load(tmp_path / VAE_FILE)

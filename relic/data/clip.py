@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from relic import artifacts
+from relic import artifacts, stores
 from relic.data import video
 from relic.geometry.actions import annotate
 from relic.geometry.config import Actions
@@ -46,7 +46,7 @@ def write_index(folder: Path, entries: list[dict], filters: dict) -> None:
 
 def folder_of(folder: Path, entry: dict) -> Path:
     """Where an entry's files are; a joined entry names the part that holds them."""
-    return artifacts.fetch(entry["artifact"]) if "artifact" in entry else folder
+    return stores.fetch(entry["artifact"]) if "artifact" in entry else folder
 
 
 def read_clip(folder: Path, entry: dict) -> Clip:

@@ -14,7 +14,6 @@ word, and a resumed training takes what an uninterrupted one takes.
 """
 
 import itertools
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -89,7 +88,7 @@ class Dataset:
     """Samples by number, read when first asked for. entries: (shards, entry of their index); sets: what they are drawn
     by; embedded: their captions' embeddings by key, None for hashed words.
 
-    `waited_s` is how long callers have waited for batches, `skipped` how many damaged samples others stood in for."""
+    `skipped` is how many damaged samples others stood in for."""
 
     def __init__(
         self,
@@ -106,7 +105,7 @@ class Dataset:
         self.is_cached = sum(entry["length"] for _, entry in entries) <= cfg.memory_bytes
         self.cache: dict[int, dict[str, Tensor]] = {}
         self.damaged: set[int] = set()
-        self.waited_s, self.skipped = 0.0, 0
+        self.skipped = 0
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -127,7 +126,7 @@ class Dataset:
     def batch(self, indices: Sequence[int], *, num_latents: int, device: torch.device | str = "cpu") -> Batch:
         """The first `num_latents` latents of samples and the conditions of their frames."""
         with ThreadPoolExecutor(READERS) as readers:  # which starts none where all is in memory
-            return self._arrived(lambda: self._on_host(indices, num_latents, readers), device)
+            return self._arrived(*self._on_host(indices, num_latents, readers), device)
 
     def ahead(
         self, requests: Iterable[tuple[Sequence[int], int]], *, device: torch.device | str = "cpu"
@@ -135,7 +134,7 @@ class Dataset:
         """`batch` of every (indices, num_latents) in order, of which `prefetch` are fetched beyond the one that is
         asked for, into pinned memory for a GPU. What goes wrong with a batch is raised where it would come. Closed, or
         collected, it gives up what is not read yet."""
-        remaining, pending, place = iter(requests), deque[Future](), torch.device(device)
+        remaining, pending, place = iter(requests), deque[Future[tuple[Batch, int]]](), torch.device(device)
         is_cuda = place.type == "cuda"
         if is_cuda and place.index is None:
             place = torch.device("cuda", torch.cuda.current_device())
@@ -148,16 +147,13 @@ class Dataset:
                     pending.append(batches.submit(self._on_host, indices, num_latents, readers, pinned=is_cuda))
                 if not pending:
                     return
-                yield self._arrived(pending.popleft().result, place)
+                yield self._arrived(*pending.popleft().result(), place)
         finally:
             batches.shutdown(wait=False, cancel_futures=True)
             readers.shutdown(wait=False, cancel_futures=True)
 
-    def _arrived(self, wait: Callable[[], tuple[Batch, int]], device: torch.device | str) -> Batch:
-        """A batch that is waited for, on a device, with what it counts."""
-        started = time.monotonic()
-        batch, skipped = wait()
-        self.waited_s += time.monotonic() - started
+    def _arrived(self, batch: Batch, skipped: int, device: torch.device | str) -> Batch:
+        """The batch on a device, its skipped samples counted."""
         self.skipped += skipped
         moved = batch.changed(lambda tensor: tensor.to(device, non_blocking=True))
         return Batch(moved.latents.float(), moved.conditions)

@@ -32,7 +32,7 @@ from typing import Any, Protocol
 import safetensors.torch
 from torch import Tensor
 
-from relic import artifacts
+from relic import artifacts, stores
 from relic.data.cache import Cache
 
 INDEX = "index.json"
@@ -151,7 +151,7 @@ class RemoteShards:
 
         root, self.step, self.key = artifacts.split(uri)
         self.uri, self.store, self.cache = uri, S3Store(root.removeprefix("s3://")), cache
-        self.files = artifacts.read_manifest(uri)["files"]
+        self.files = stores.read_manifest(uri)["files"]
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         if name not in self.files:
@@ -195,7 +195,7 @@ def open_shards(uri: str, cache: Cache | None = None) -> Source:
     if not uri.startswith("s3://"):
         return LocalShards(Path(uri))
     root, step, key = artifacts.split(uri)
-    mirror = artifacts.open_store(root).local
+    mirror = stores.open_store(root).local
     return RemoteShards(uri, cache) if mirror.manifest(step, key) is None else LocalShards(mirror.folder(step, key))
 
 

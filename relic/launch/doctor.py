@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from relic import artifacts
+from relic import artifacts, stores
 from relic.mistakes import UserError
 from relic.parallel.config import Doctor, Finding
 
@@ -40,7 +40,7 @@ def disk(cfg: Doctor) -> Finding:
 
 def store(cfg: Doctor) -> Finding:
     try:
-        artifacts.open_store(cfg.store).check()
+        stores.open_store(cfg.store).check()
     except (UserError, OSError) as error:
         return Finding(verdict="fail", name="store", said=f"{cfg.store} cannot be written: {error}")
     return Finding(verdict="ok", name="store", said=f"{cfg.store} can be written")

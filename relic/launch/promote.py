@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from relic import artifacts, cluster, steps, tracking
+from relic import artifacts, cluster, steps, stores, tracking
 from relic.launch import deployment, visit
 from relic.launch.config import Deploy, Threshold
 from relic.mistakes import UserError
@@ -37,14 +37,14 @@ def main(cfg: Deploy, *, export: list[str], evaluation: list[str], out: Path, ru
     """Writes deploy.json, which says what the alias is on and how the session went, and the log of a server here."""
     (uri,) = export
     check_evaluation(uri, evaluation[0])
-    figures = figures_of(json.loads(artifacts.read(evaluation[0], "report.json")))
+    figures = figures_of(json.loads(stores.read(evaluation[0], "report.json")))
     # 1. the gate
     if reasons := list(filter(None, (refusal(threshold, figures) for threshold in cfg.gate))):
         raise Refused("; ".join(reasons))
     run.progress(1, 4, "the gate is passed")
     # 2. the registry
     registry = registry_at(tracking.default_uri(out.parents[1]), uri)
-    tags = {"sha256": hashlib.sha256(artifacts.read(uri, artifacts.MANIFEST)).hexdigest()}
+    tags = {"sha256": hashlib.sha256(stores.read(uri, artifacts.MANIFEST)).hexdigest()}
     tags |= {name: f"{value:g}" for name, value in figures.items() if "." not in name or name.startswith("models.")}
     version = register(registry, cfg.model, uri, tags)
     run.progress(2, 4, f"version {version} of {cfg.model}")
@@ -74,7 +74,7 @@ def holds(cfg: Deploy, *, export: list[str], evaluation: list[str], store: Path)
 
 def check_evaluation(export: str, evaluation: str) -> None:
     """The figures must be those of the weights that are exported."""
-    (made_with,) = artifacts.read_manifest(export)["inputs"]["evaluation"]
+    (made_with,) = stores.read_manifest(export)["inputs"]["evaluation"]
     if artifacts.split(made_with)[1:] != artifacts.split(evaluation)[1:]:
         raise UserError(f"the evaluation is {evaluation}; the export {export} was made with {made_with}")
 

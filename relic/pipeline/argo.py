@@ -37,10 +37,7 @@ except ModuleNotFoundError as error:
 
 ENTRY, PREFLIGHT, EXIT, END = "steps", "preflight", "exit", "end"
 RUN = "parent-run"  # MLflow's run of the whole workflow: an output of the preflight that all templates see
-PREFLIGHT_S = (
-    110  # so that a control image that does not exist ends a run within two minutes, and so does no node for it
-)
-NEW_NODE_S = 900  # the same, where the node has yet to be added
+PREFLIGHT_S = 110  # so that a control image that does not exist ends a run within two minutes of having a node
 END_S = 300
 WITHOUT, WITH_MLFLOW = "256Mi", "512Mi"  # memory of the control image; its clients take 100 MiB and 230 MiB
 SET = ("recipe", "store", "parts", "nodes", "deploy")  # of the parameters, those that the first and the last pod take

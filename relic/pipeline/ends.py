@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relic import artifacts, kube, pods, tracking
+from relic import artifacts, kube, pods, stores, tracking
 from relic import cluster as clusters
 from relic.cluster import Cluster
 from relic.launch import doctor, state
@@ -168,14 +168,14 @@ def complete(server: tracking.Server, nodes: list[plan.Node], parent: str) -> No
                 f"warning: MLflow may lack figures; they are in {tracking.RECORDS} of {node.uri} and others", flush=True
             )
             return
-        manifest = artifacts.open_store(artifacts.split(node.uri)[0]).manifest(node.step.component, node.key)
+        manifest = stores.open_store(artifacts.split(node.uri)[0]).manifest(node.step.component, node.key)
         if manifest is None or tracking.RECORDS not in manifest["files"]:
             continue
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / node.key
             for name in [tracking.RECORDS, *figures(node.uri, manifest)]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(artifacts.read(node.uri, name))
+                (folder / name).write_bytes(stores.read(node.uri, name))
             tracking.ship(server, folder, name=node.name, uri=node.uri, parent=parent)
             sent = tracking.read_sent(folder)
             assert sent is not None, folder
@@ -184,6 +184,6 @@ def complete(server: tracking.Server, nodes: list[plan.Node], parent: str) -> No
 
 def figures(uri: str, manifest: dict) -> list[str]:
     """The files that an artifact's records name."""
-    lines = artifacts.read(uri, tracking.RECORDS).splitlines()
+    lines = stores.read(uri, tracking.RECORDS).splitlines()
     named = [json.loads(line).get("figure", "") for line in lines]
     return [name for name in dict.fromkeys(named) if name in manifest["files"]]

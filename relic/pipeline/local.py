@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from relic import artifacts, steps, tracking
+from relic import artifacts, steps, stores, tracking
 from relic.mistakes import UserError
 from relic.pipeline import plan
 from relic.pipeline.component import Component
@@ -67,7 +67,7 @@ def run(
         if missing := sorted(node.after - names - set(done)):
             raise UserError(f"{node.name} needs {missing[0]}, which is not finished; run without --from")
     (out / "logs").mkdir(parents=True, exist_ok=True)
-    progress = Progress(nodes, expected_s(nodes, artifacts.open_store(store), getattr(recipe, "expected_s", {})), done)
+    progress = Progress(nodes, expected_s(nodes, stores.open_store(store), getattr(recipe, "expected_s", {})), done)
     ships = names - set(done) and not tracking.shipped_by_another()
     shipper = start_tracking(graph, values, store) if ships else None
     code = 1
@@ -83,7 +83,7 @@ def run(
 
 
 def start_tracking(graph: Graph, values: Mapping[str, str], store: str) -> tracking.Shipper:
-    uri = tracking.default_uri(artifacts.open_store(store).local.root)
+    uri = tracking.default_uri(stores.open_store(store).local.root)
     return tracking.Shipper(uri, name=f"{graph.name} {values['recipe']}", tags=values)
 
 
@@ -95,7 +95,7 @@ def follow(
     finished, cores = set(done), num_cores()
     waiting = {node.name: node for node in nodes if node.name not in finished}
     children: dict[str, Child] = {}
-    local = artifacts.open_store(values["store"]).local
+    local = stores.open_store(values["store"]).local
     with ended_with_the_runner(children):
         while waiting or children:
             # 1. start what is ready
@@ -232,7 +232,7 @@ def write_run(
     if graph.report in uris:
         seconds = seconds_per_step(nodes, manifests)
         said |= {"report": str(out / "report" / "report.html"), "seconds_total": total(seconds)}
-        write_report(artifacts.fetch(uris[graph.report]), out / "report", seconds)
+        write_report(stores.fetch(uris[graph.report]), out / "report", seconds)
     artifacts.write_json(out / "run.json", said)
     if graph.report in uris:
         print(f"\nreport: {said['report']}")

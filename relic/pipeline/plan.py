@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from relic import artifacts, steps
+from relic import artifacts, steps, stores
 from relic.mistakes import UserError, allowed
 from relic.pipeline.component import Component
 from relic.pipeline.graph import Graph, Step
@@ -30,7 +30,7 @@ class Node:
 
 def make(graph: Graph, recipe: Any, *, table: Mapping[str, steps.Step], values: Mapping[str, str]) -> list[Node]:
     """The nodes of a graph, each after those it reads from."""
-    place = artifacts.open_store(values["store"])
+    place = stores.open_store(values["store"])
     nodes: dict[str, list[Node]] = {}
     for step in graph.ordered():
         entry = table[step.component]
@@ -106,7 +106,7 @@ def reach(names: list[str], sources: Mapping[str, set[str]], start: str) -> set[
 
 def finished(nodes: list[Node], store: str) -> dict[str, dict]:
     """Manifests of the nodes whose artifact is there."""
-    place = artifacts.open_store(store)
+    place = stores.open_store(store)
     found = {node.name: place.manifest(node.step.component, node.key) for node in nodes}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 

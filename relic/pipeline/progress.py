@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from relic.artifacts import Store, read_json
+from relic.artifacts import read_json
 from relic.pipeline.plan import Node
+from relic.stores import Store
 
 LINE = re.compile(r"^\[ *(\d+)%\] (\d+)/(\d+) ?(.*)$")
 PLAIN_EVERY_S = 15.0

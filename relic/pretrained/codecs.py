@@ -28,7 +28,8 @@ def load(folder: Path, device: torch.device | str = "cpu") -> VideoCodec:
         from relic.pretrained import vae
     except ModuleNotFoundError as error:
         raise ValueError(f"{folder} holds Wan's VAE, which needs diffusers: pip install 'relic[wan]'") from error
-    return vae.load(folder, device)
+    beside = folder / TAEHV_FILE
+    return vae.load(folder / VAE_FILE, device, taehv=beside if beside.is_file() else None)
 
 
 def files(folder: Path) -> list[str]:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from relic.model import tensors, weights
 from relic.model.codec import DecoderStream, Stream, check_video
 from relic.model.precision import full_precision
-from relic.pretrained.codecs import TAEHV_FILE, VAE_FILE
 
 Features = defaultdict[int, Any]  # the number of a convolution -> its last inputs, [B, C, 1 or 2, H, W]
 
@@ -123,15 +122,16 @@ def per_channel(values: Tensor) -> Tensor:
     return rearrange(values, "c -> c 1 1")
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> WanCodec:
-    """The VAE of a diffusers folder, in float32 as it is published; with TAEHV's decoder if its file lies beside."""
-    if not (folder / VAE_FILE).is_file():
-        raise ValueError(f"{folder} holds no {VAE_FILE}; a diffusers VAE's folder has config.json and {VAE_FILE}")
+def load(file: Path, device: torch.device | str = "cpu", *, taehv: Path | None = None) -> WanCodec:
+    """The VAE of a diffusers folder's weights, in float32 as it is published; the decoder in `taehv`, a file, takes
+    the place of its own."""
+    folder = file.parent
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no {file.name}; a diffusers VAE's folder has config.json and {file.name}")
     with torch.device("meta"):
         vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder))
     if vae.config["patch_size"] is not None or vae.config["is_residual"]:
         raise ValueError(f"{folder} holds Wan-2.2's VAE, 16x16 pixels a latent; Wan-2.1's, 8x8 pixels, is allowed")
     vae.to_empty(device=device)
-    weights.load_state(vae.state_dict(), tensors.places([folder / VAE_FILE]), folder / VAE_FILE)
-    taehv = weights.load_taehv(folder / TAEHV_FILE, device) if (folder / TAEHV_FILE).is_file() else None
-    return WanCodec(vae, taehv)
+    weights.load_state(vae.state_dict(), tensors.places([file]), file)
+    return WanCodec(vae, weights.load_taehv(taehv, device) if taehv else None)

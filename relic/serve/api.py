@@ -16,8 +16,7 @@ from fastapi import FastAPI, Request, Response, Security, WebSocket
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import HTTPConnection
 
 from relic import __version__
 from relic.geometry.actions import ACTIONS
@@ -64,8 +63,9 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
             scheduler.close()
 
     app = FastAPI(
-        title="relic", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None
-    )
+        title="relic", version=__version__, description=ABOUT, lifespan=lifespan, docs_url=None, redoc_url=None,
+        exception_handlers=reception.HANDLERS,
+    )  # fmt: skip
 
     def answer(error: Refused) -> JSONResponse:
         scheduler.metrics.refused(error)
@@ -75,23 +75,13 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
     async def refused(connection: HTTPConnection, error: Refused) -> JSONResponse:
         return answer(error)
 
-    @app.exception_handler(HTTPException)
-    async def failed(request: Request, error: HTTPException) -> JSONResponse:
-        said = f"{request.method} {images.shown(request.url.path)}: {error.detail}"
-        return JSONResponse({"error": said}, error.status_code, error.headers)
-
-    @app.exception_handler(ClientDisconnect)
-    async def left(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # which nobody reads
-
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"error": "the server has failed in this request; its log says how"}, 500)
 
     def caller_of(connection: HTTPConnection) -> str:
         """The address, which a router may tell."""
-        peer = connection.client.host if connection.client else "unknown"
-        return access.caller(connection.headers.get(CALLER), peer)
+        return access.caller(connection.headers.get(CALLER), reception.peer(connection))
 
     def owner(request: Request, identity: str) -> Callable[[str], None]:
         """Refuses sessions of another principal, for who holds this one's token or an API key."""

@@ -15,14 +15,13 @@ from relic.serve import engine, logs, ranks, scheduler
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
-from relic.serve.listener import Streaming, address, bind, bounded
+from relic.serve.listener import address, bind, settings
 from relic.serve.scheduler import Scheduler
 from relic.serve.snapshots import Snapshots
 from relic.serve.transfer import Transfer, hanging
 from relic.serve.world import Engine
 
 MOST_ASKING = 256  # connections beside those of streams
-CLOSE_S = 5  # for connections to end after the last session
 LAST_S = 2.0  # for callers to take the last sentence, after which they are cut off
 
 
@@ -72,12 +71,7 @@ class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first lets the sessions come to their end; SIGINT and a second signal do not wait."""
 
     def __init__(self, app: ASGIApp, transfer: Transfer, cfg: Serve):
-        super().__init__(uvicorn.Config(
-            app, http=bounded(cfg.most_sockets + MOST_ASKING),
-            ws=Streaming, ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False,
-            proxy_headers=False, server_header=False, access_log=False, log_level="warning",
-            timeout_graceful_shutdown=CLOSE_S, log_config=None,
-        ))  # fmt: skip
+        super().__init__(settings(app, most=cfg.most_sockets + MOST_ASKING, message_bytes=cfg.message_bytes))
         self.transfer, self.scheduler, self.drain_s = transfer, transfer.scheduler, cfg.drain_s
         self.loop: asyncio.AbstractEventLoop | None = None
         self.closing: asyncio.Task | None = None

@@ -164,7 +164,6 @@ class Router:
     ask_s: float = 1.0  # between two questions to a replica how it is
     dead_s: float = 5.0  # a replica that is silent for longer has died; one that refuses a connection has at once
     answer_s: float = 60.0  # for a replica's answer to a caller's request
-    header_s: float = 10.0  # for the head of a request
     hello_s: float = 10.0  # for the first message of a connection
 
     sockets: int = 2048  # connections of callers that may be open
@@ -180,8 +179,8 @@ class Router:
             raise ValueError(f"log_format is {self.log_format!r}; allowed are text and json")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port is {self.port}; allowed are 1 to 65535, and 0 for a free one")
-        if min(self.ask_s, self.dead_s, self.answer_s, self.header_s, self.hello_s) <= 0:
-            raise ValueError("ask_s, dead_s, answer_s, header_s and hello_s must all be above 0 seconds")
+        if min(self.ask_s, self.dead_s, self.answer_s, self.hello_s) <= 0:
+            raise ValueError("ask_s, dead_s, answer_s and hello_s must all be above 0 seconds")
         if min(self.sockets, self.body_bytes, self.message_bytes, self.queue) < 1:
             raise ValueError("sockets, body_bytes, message_bytes and queue must all be at least 1")
 

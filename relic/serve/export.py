@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from relic import artifacts
+from relic import artifacts, stores
 from relic.mistakes import UserError
 from relic.model import fp8, weights
 from relic.model.transformer import Transformer
@@ -50,7 +50,7 @@ def main(
 def find(place: str) -> Path:
     """The folder of an export, by its URI or where it was copied to, every file verified."""
     if "://" in place:
-        folder = artifacts.fetch(place)
+        folder = stores.fetch(place)
     else:
         folder = Path(place)
         if not (folder / artifacts.MANIFEST).is_file():

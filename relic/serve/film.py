@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from relic import artifacts
+from relic import artifacts, stores
 from relic.generate import sampler, script
 from relic.generate.config import Rollout, Sampler
 from relic.geometry.actions import ACTIONS, STATIC, integrate
@@ -54,7 +54,7 @@ def options(source: Source) -> type[Film]:
         "height": (int, source.world.height), "width": (int, source.world.width), "fps": (float, source.world.fps),
     }  # fmt: skip
     if source.nodes:
-        measured = artifacts.read_manifest(source.nodes["evaluate"])["parameters"]
+        measured = stores.read_manifest(source.nodes["evaluate"])["parameters"]
         dials["sampler"] = (Sampler, Sampler(**measured["sampler"]))
     changed = [(name, kind, field(default=value)) for name, (kind, value) in dials.items()]
     made = make_dataclass("Film", changed, bases=(Film,), frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def main(cfg: Film, source: Source | None) -> np.ndarray:
 def networks(cfg: Film, source: Source | None, device: torch.device) -> tuple[Transformer, VideoCodec]:
     """The teacher of a run, or the model that the options name, and its codec."""
     places = (source.nodes["teacher"], source.nodes["codec"]) if source else (cfg.weights, cfg.codec)
-    weights, codec = (artifacts.fetch(place) if source or "://" in place else Path(place) for place in places)
+    weights, codec = (stores.fetch(place) if source or "://" in place else Path(place) for place in places)
     return load_transformer(weights, device), codecs.load(codec, device)
 
 

@@ -17,12 +17,14 @@ import random
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import httpx
+from prometheus_client import generate_latest
 
 from relic.serve.access import PREFIX, ROUTER, Access, Refused
 from relic.serve.config import Router
+from relic.serve.metrics import Counted
 
 logger = logging.getLogger("relic.serve.router")
 
@@ -52,6 +54,32 @@ class Replica:
     @property
     def room(self) -> int:
         return self.slots - len(self.sessions) - self.coming
+
+
+class RouterMetrics(Counted):
+    """The counters of a router, of its replicas among them."""
+
+    def __init__(self) -> None:
+        super().__init__("relic_router_refusals")
+        self.known = self._gauge("relic_router_replicas", "Servers that answer")
+        self.ready = self._gauge("relic_router_replicas_ready", "Servers that take new walks")
+        self.sessions = self._gauge("relic_router_sessions", "Walks of a server", "replica", "address")
+        self.slots = self._gauge("relic_router_slots", "Slots of a server", "replica", "address")
+        self.streams = self._gauge("relic_router_streams_open", "Streams that go through")
+        self.messages = self._counter("relic_router_messages", "Messages passed on to callers")
+        self.moved = self._counter("relic_router_moved", "Walks told to move to another server")
+
+    def show(self, replicas: Iterable[Replica]) -> bytes:
+        """All of it in the exposition format; a replica that has gone has no series left."""
+        known = [one for one in replicas if one.name]
+        self.known.set(len(known))
+        self.ready.set(sum(one.ready for one in known))
+        self.sessions.clear()
+        self.slots.clear()
+        for one in known:
+            self.sessions.labels(one.name, one.address).set(len(one.sessions))
+            self.slots.labels(one.name, one.address).set(one.slots)
+        return generate_latest(self.registry)
 
 
 class Fleet:

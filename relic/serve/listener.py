@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 
 import h11
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -16,6 +18,7 @@ from relic.serve.access import network
 from relic.serve.limits import Bucket
 
 HEAD_S = 10.0  # for the head of a request, from the connection's begin or the last answer; also the time between looks
+CLOSE_S = 5  # for requests to end when the server closes
 SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
 SMALL_PART = 256  # bytes of a part of a body
 SMALL_PARTS_PER_S = 100.0  # of a connection; as many at once
@@ -70,7 +73,6 @@ class Bounded(H11Protocol):
     """uvicorn's protocol for HTTP/1.1; what becomes a WebSocket is `Streaming` from then on."""
 
     most: int
-    head_s: float
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -79,7 +81,7 @@ class Bounded(H11Protocol):
         if len(self.connections) > self.most and not self.displace():
             transport.abort()
         else:
-            self.loop.call_later(self.head_s, self.look, self.cycle, 0)
+            self.loop.call_later(HEAD_S, self.look, self.cycle, 0)
 
     def displace(self) -> bool:
         """Closes a connection of who has the most, one that waits for its caller, unless that would be a loss to who
@@ -108,7 +110,7 @@ class Bounded(H11Protocol):
         if self.cycle is before and still == unread and self.waits():
             self.transport.abort()
         else:
-            self.loop.call_later(self.head_s, self.look, self.cycle, still)
+            self.loop.call_later(HEAD_S, self.look, self.cycle, still)
 
 
 class Streaming(WebSocketsSansIOProtocol):
@@ -146,6 +148,10 @@ class Streaming(WebSocketsSansIOProtocol):
             self.loop.call_later(HEAD_S, self.look, self.transport.is_closing())
 
 
-def bounded(most: int, head_s: float = HEAD_S) -> type[Bounded]:
-    """The protocol with its limits, which uvicorn makes for every connection."""
-    return type("Bounded", (Bounded,), {"most": most, "head_s": head_s})
+def settings(app: ASGIApp, *, most: int, message_bytes: int) -> uvicorn.Config:
+    """How uvicorn serves `app`: `most` connections, nothing said of itself, no header of a proxy believed."""
+    return uvicorn.Config(
+        app, http=type("Bounded", (Bounded,), {"most": most}), ws=Streaming,
+        ws_max_size=4 * message_bytes, ws_per_message_deflate=False, proxy_headers=False, server_header=False,
+        access_log=False, log_config=None, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
+    )  # fmt: skip

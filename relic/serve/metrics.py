@@ -1,14 +1,12 @@
-"""What a server and a router count, for Prometheus: who is there, who was refused, how long chunks and answers take."""
+"""What a server counts, for Prometheus: who is there, who was refused, how long chunks and answers take."""
 
 import os
 import resource
-from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from starlette.responses import Response
 
 from relic.serve.access import Refused
-from relic.serve.fleet import Replica
 from relic.serve.logs import note
 
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -80,32 +78,6 @@ class Metrics(Counted):
         self.streams.set(streams)
         self.memory.labels("walks").set(walk_bytes)
         self.memory.labels("process").set(resident_bytes())
-        return generate_latest(self.registry)
-
-
-class RouterMetrics(Counted):
-    """The counters of a router."""
-
-    def __init__(self) -> None:
-        super().__init__("relic_router_refusals")
-        self.known = self._gauge("relic_router_replicas", "Servers that answer")
-        self.ready = self._gauge("relic_router_replicas_ready", "Servers that take new walks")
-        self.sessions = self._gauge("relic_router_sessions", "Walks of a server", "replica", "address")
-        self.slots = self._gauge("relic_router_slots", "Slots of a server", "replica", "address")
-        self.streams = self._gauge("relic_router_streams_open", "Streams that go through")
-        self.messages = self._counter("relic_router_messages", "Messages passed on to callers")
-        self.moved = self._counter("relic_router_moved", "Walks told to move to another server")
-
-    def show(self, replicas: Iterable[Replica]) -> bytes:
-        """All of it in the exposition format; a replica that has gone has no series left."""
-        known = [one for one in replicas if one.name]
-        self.known.set(len(known))
-        self.ready.set(sum(one.ready for one in known))
-        self.sessions.clear()
-        self.slots.clear()
-        for one in known:
-            self.sessions.labels(one.name, one.address).set(len(one.sessions))
-            self.slots.labels(one.name, one.address).set(one.slots)
         return generate_latest(self.registry)
 
 

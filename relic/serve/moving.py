@@ -12,8 +12,7 @@ import httpx
 
 from relic.serve.access import ROUTER, Access
 from relic.serve.config import Router
-from relic.serve.fleet import Fleet, Replica
-from relic.serve.metrics import RouterMetrics
+from relic.serve.fleet import Fleet, Replica, RouterMetrics
 
 logger = logging.getLogger("relic.serve.router")
 

@@ -1,4 +1,5 @@
-"""How callers are received, at a server and at a router alike: the hello of a stream, and how a refusal is said.
+"""How callers are received, at a server and at a router alike: who they are, the hello of a stream, and how a refusal
+is said.
 
 What ends a stream says so first, {"type": "error", "code", "message"}, and closes with 4000 + the HTTP status that
 would have said the same. Loads no torch.
@@ -6,14 +7,24 @@ would have said the same. Loads no torch.
 
 import contextlib
 import math
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Router, Serve
+from relic.serve.images import shown
 from relic.serve.limits import Sockets
+
+
+def peer(connection: HTTPConnection) -> str:
+    """The address that a connection comes from."""
+    return connection.client.host if connection.client else "unknown"
 
 
 async def hello(
@@ -65,3 +76,19 @@ def answer(error: Refused) -> JSONResponse:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse({"error": error.sentence}, error.status, headers)
+
+
+async def failed(request: Request, error: HTTPException) -> JSONResponse:
+    """There is no such path, or it has not this method."""
+    said = f"{request.method} {shown(request.url.path)}: {error.detail}"
+    return JSONResponse({"error": said}, error.status_code, error.headers)
+
+
+async def left(request: Request, error: ClientDisconnect) -> Response:
+    """To a caller who has gone in the middle of a request: nobody reads it."""
+    return Response(status_code=400)
+
+
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    HTTPException: failed, ClientDisconnect: left,
+}  # fmt: skip

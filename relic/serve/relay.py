@@ -18,10 +18,9 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 
 from relic.serve.access import CALLER, Access, Refused, network
 from relic.serve.config import Router
-from relic.serve.fleet import DIED, Fleet, Replica
+from relic.serve.fleet import DIED, Fleet, Replica, RouterMetrics
 from relic.serve.limits import Sockets
-from relic.serve.metrics import RouterMetrics
-from relic.serve.reception import end, hello, turn_away
+from relic.serve.reception import end, hello, peer, turn_away
 from relic.serve.wire import MOVED
 
 HOP = {
@@ -65,13 +64,13 @@ class Relay:
         return await self.http.send(built, stream=True)
 
     def introduced(self, caller: HTTPConnection) -> str:
-        return self.access.introduce(caller.client.host if caller.client else "unknown")
+        return self.access.introduce(peer(caller))
 
     # --- streams --------------------------------------------------------------------------------------------------
 
     async def stream(self, socket: WebSocket, identity: str) -> None:
         """A stream between a caller and the session's replica, until one of them ends it."""
-        caller = network(socket.client.host if socket.client else "unknown")
+        caller = network(peer(socket))
         self.sockets.check(caller)
         with self.metrics.streams.track_inprogress(), self.sockets.open.hold(caller):
             try:

@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import httpx
 import uvicorn
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute, request_response
 from starlette.types import Receive, Scope, Send
@@ -23,11 +22,11 @@ from starlette.websockets import WebSocket
 from relic.serve import logs, reception
 from relic.serve.access import Access, Refused, network, read_secret
 from relic.serve.config import Router
-from relic.serve.fleet import Fleet, Replica
+from relic.serve.fleet import Fleet, Replica, RouterMetrics
 from relic.serve.images import shown
 from relic.serve.limits import Shares, parts_of
-from relic.serve.listener import Streaming, address, bind, bounded
-from relic.serve.metrics import Exposition, RouterMetrics
+from relic.serve.listener import address, bind, settings
+from relic.serve.metrics import Exposition
 from relic.serve.moving import Mover
 from relic.serve.pod_cost import PodCosts
 from relic.serve.relay import Relay, answered, read
@@ -39,7 +38,6 @@ KEPT_BYTES = 1 << 16  # a body that is no longer can be sent again, to the next 
 TRIES = 4  # replicas that are asked for a new walk
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 BUSY = (429, 503)  # answers after which the next replica is asked
-CLOSE_S = 5  # for requests to end after SIGTERM; streams are told to connect again
 MOST_REQUESTS = 64  # on their way to servers, half of them one caller's at most; fewer than a server's connections
 FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -54,11 +52,8 @@ def main(cfg: Router) -> None:
 
 
 def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(
-        build(cfg, Access({}, TOKEN_S, secret)), http=bounded(cfg.sockets, cfg.header_s), log_config=None,
-        ws=Streaming, ws_max_size=4 * cfg.message_bytes, ws_per_message_deflate=False, proxy_headers=False,
-        server_header=False, access_log=False, log_level="warning", timeout_graceful_shutdown=CLOSE_S,
-    ))  # fmt: skip
+    app = build(cfg, Access({}, TOKEN_S, secret))
+    return uvicorn.Server(settings(app, most=cfg.sockets, message_bytes=cfg.message_bytes))
 
 
 def build(cfg: Router, access: Access) -> Starlette:
@@ -175,13 +170,6 @@ def build(cfg: Router, access: Access) -> Starlette:
         logger.warning("%s %s: %s", request.method, shown(request.url.path), type(error).__name__)
         return JSONResponse({"error": "the server did not answer as it should; come again in a moment"}, 502)
 
-    async def failed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return JSONResponse({"error": f"{request.method} {shown(request.url.path)}: {error.detail}"}, error.status_code)
-
-    async def left(request: Request, error: Exception) -> Response:
-        return Response(status_code=400)  # which nobody reads
-
     one = "/v1/sessions/{identity}"
     return Starlette(
         lifespan=lifespan,
@@ -193,9 +181,7 @@ def build(cfg: Router, access: Access) -> Starlette:
             WebSocketRoute(one + "/stream", stream),
             Route("/{path:path}", Shared(anything, asked), methods=["GET", "HEAD"]),
         ],
-        exception_handlers={
-            Refused: refused, httpx.HTTPError: unanswered, HTTPException: failed, ClientDisconnect: left,
-        },
+        exception_handlers={**reception.HANDLERS, Refused: refused, httpx.HTTPError: unanswered},
     )  # fmt: skip
 
 
