@@ -42,6 +42,14 @@ def test_a_folder_takes_a_file_a_frame(place, tmp_path):
         assert (image.format, image.size) == ("WEBP", (48, 32))
 
 
+def test_a_walk_that_ends_amid_a_script_is_no_failure(tmp_path, capsys):
+    with serving(FakeWorld(), session_s=0.6) as short:
+        script = ["--script", "w 0.2s, left 0.8s, w 0.2s", "--out", str(tmp_path / "walk.mp4")]
+        assert command.main(["play", short, *script]) == 0
+    assert "it ended: a walk lasts at most 0.6 s; start another one" in capsys.readouterr().out
+    assert len(video.Reader(tmp_path / "walk.mp4").timestamps) > 10
+
+
 def test_keys_of_a_terminal_walk(place):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

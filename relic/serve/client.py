@@ -192,7 +192,12 @@ class Walk:
             if error.status not in (404, 410):  # it has ended already
                 raise
         finally:
-            self.connection.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Whoever reads frames in another thread comes to their end, and does not come back."""
+        self.over = self.over or {"type": "ended", "reason": "closed", "message": "the walk was closed here"}
+        self.connection.close()
 
     def __enter__(self) -> "Walk":
         return self
@@ -201,7 +206,7 @@ class Walk:
         if kind is None:
             self.close()
         else:  # whatever closing would say hides nothing
-            self.connection.close()
+            self._leave()
 
     # --- seeing ---------------------------------------------------------------------------------------------------
 
@@ -251,12 +256,16 @@ class Walk:
     # --- the connection -------------------------------------------------------------------------------------------
 
     def _say(self, kind: str, **values: Any) -> None:
-        stream = self.stream
-        try:
-            say(stream, kind, **values)
-        except ConnectionClosed as closed:
-            self._come_back(stream, closed)
-            say(self.stream, kind, **values)
+        """Says it over a connection that is there; a walk that has ended hears nothing more."""
+        while not self.over:
+            stream = self.stream
+            try:
+                say(stream, kind, **values)
+                return
+            except ConnectionClosed as closed:
+                if closed.rcvd and closed.rcvd.code == 1000:
+                    return  # it has ended, and why waits to be read
+                self._come_back(stream, closed)
 
     def _come_back(self, lost: ClientConnection, closed: ConnectionClosed) -> None:
         """Connects again, unless another thread has; what was held before is held again."""
@@ -268,10 +277,13 @@ class Walk:
                 raise Ended(self.errors[-1] if self.errors else f"the server has closed the walk with {code}")
             self.stream = self._come(time.monotonic() + self.session["lease_seconds"])
             self.num_lost += 1
-            if self.paused and not self.ready.get("paused"):
-                say(self.stream, "pause")
-            elif self.held and not self.paused:
-                say(self.stream, "action", **self.held)
+            if self.over:  # it was closed meanwhile
+                self.connection.close()
+            with suppress(ConnectionClosed):  # who uses the stream next comes back again
+                if self.paused and not self.ready.get("paused"):
+                    say(self.stream, "pause")
+                elif self.held and not self.paused:
+                    say(self.stream, "action", **self.held)
 
     def _come(self, until: float) -> ClientConnection:
         """An open stream, after `ready`."""
@@ -279,8 +291,10 @@ class Walk:
             try:
                 return self._connected()
             except (OSError, InvalidHandshake, InvalidMessage, ConnectionClosed, EOFError) as error:
-                if time.monotonic() > until:
-                    raise Ended("the connection was lost and did not come back while the walk waited") from error
+                if self.over or time.monotonic() > until:
+                    self.connection.close()
+                    lost = "the connection was lost and did not come back while the walk waited"
+                    raise Ended(self.over.get("message", lost)) from error
             time.sleep(AGAIN_S)
 
     def _connected(self) -> ClientConnection:
