@@ -161,7 +161,9 @@ class Transfer:
             if session.over:
                 return ""
             session.leaving = True
-            walk = session.walk = session.walk or await scheduler.open(session)
+            walk = await scheduler.walk_of(session)
+            if walk is None:
+                return ""
             state = await scheduler.in_worker(walk.state)
             said = facts(session, time.monotonic())
         return await apart(snapshots.save, session.id, state, said)
