@@ -306,10 +306,9 @@ def test_without_snapshots_a_walk_stays(tmp_path, dials):
         see(stream)
 
 
-def test_a_walk_that_cannot_be_saved_goes_on(two, monkeypatch, caplog):
-    one, _ = two
-    monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with follow(one) as (session, stream):
+def test_a_walk_that_cannot_be_saved_goes_on(dials, monkeypatch, caplog):
+    with serving(FakeWorld(), **dials, save_s=0.3) as one, follow(one) as (session, stream):
+        monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
         say(stream, "action", seq=1, keys=["dolly_in"])
         see(stream)
         move(one, session)
@@ -317,6 +316,50 @@ def test_a_walk_that_cannot_be_saved_goes_on(two, monkeypatch, caplog):
             pass
         one.server.handle_exit(signal.SIGTERM, None)
         assert hear(stream, "ended")["reason"] == "closing"
+    assert "cannot be saved" in caplog.text
+
+
+def test_a_store_that_fails_once_while_a_server_closes_is_asked_again(two, monkeypatch, caplog):
+    one, other = two
+    store, left = one.server.transfer.snapshots.place, ["once"]
+    write = store.write
+
+    def flaky(name, *parts):
+        if name.endswith("manifest.json") and left:
+            left.pop()
+            raise ConnectionError("the store is away for a moment")
+        return write(name, *parts)
+
+    monkeypatch.setattr(store, "write", flaky)
+    with follow(one) as (session, stream):
+        see(stream)
+        one.server.handle_exit(signal.SIGTERM, None)
+        _, token = until_moved(stream)
+    with back(other, session, token) as stream:
+        see(stream)
+
+
+def test_a_walk_whose_store_hangs_goes_on_and_nowhere_else(dials, monkeypatch, caplog):
+    released = threading.Event()
+    with serving(FakeWorld(), **dials, save_s=0.3) as one, follow(one) as (session, stream):
+        transfer = one.server.transfer
+        save, states = transfer.snapshots.save, []
+        late = lambda *given: [states.append(given), released.wait(20), save(*given)][-1]  # noqa: E731
+        monkeypatch.setattr(transfer.snapshots, "save", late)
+        say(stream, "action", seq=1, keys=["dolly_in"])
+        move(one, session)
+        while see(stream)[0]["sequence"] < 60 or session["id"] in transfer.moving:
+            pass
+        move(one, session)
+        while see(stream)[0]["sequence"] < 90:
+            pass
+        assert len(states) == 1  # no second copy while the first one waits
+        one.server.scheduler.finish(one.server.scheduler.sessions[session["id"]], "bye", "")
+        released.set()
+        until = time.monotonic() + 5
+        while transfer.work and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not transfer.snapshots.place.files()
     assert "cannot be saved" in caplog.text
 
 
@@ -378,6 +421,20 @@ def test_a_store_that_fails_once_is_asked_again(two, monkeypatch, caplog):
     assert refusal(other, session, token) == (503, "the saved walk cannot be read now; connect again")
     with back(other, session, token) as stream:
         see(stream)
+
+
+def test_a_store_that_hangs_takes_no_slot_and_no_stream_for_ever(dials, monkeypatch, caplog):
+    released = threading.Event()
+    with serving(FakeWorld(), **dials) as one, serving(FakeWorld(), **dials, lease_s=0.3) as other:
+        session, token = moved(one)
+        transfer = other.server.transfer
+        for call in ("claim", "find"):
+            monkeypatch.setattr(transfer.snapshots, call, lambda *_: released.wait(20))
+            assert refusal(other, session, token) == (503, "the saved walk cannot be read now; connect again")
+            assert not transfer.scheduler.arriving
+        with pytest.raises(Answered, match="503"):
+            ask("DELETE", f"{other}/v1/sessions/{session['id']}", token=token)
+        released.set()
 
 
 def test_a_walk_that_no_engine_goes_on_with_is_gone(two, monkeypatch, caplog):
