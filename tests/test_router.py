@@ -410,6 +410,17 @@ def test_wrong_options_are_one_sentence(dials, sentence):
     assert Router(replicas="a:1,[::1]:2", token_secret="x").addresses == (("a", 1), ("::1", 2))
 
 
+def test_a_router_may_open_as_many_files_as_the_machine_allows(secret) -> None:
+    script = (
+        "import resource, sys; from relic.serve import router; from relic.serve.config import Router\n"
+        "limit, most = resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(limit, (100, most))\n"
+        "router.make_server = lambda *_: sys.exit(resource.getrlimit(limit) != (most, most))\n"
+        f"router.main(Router(replicas='a:1', token_secret={secret!r}, port=0))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+
+
 def test_router_client_and_play_load_no_torch() -> None:
     script = "import sys, relic.serve.router, relic.serve.client, relic.serve.play\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
