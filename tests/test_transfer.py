@@ -477,6 +477,24 @@ def test_a_walk_that_arrives_at_a_server_which_closes_goes_to_another(dials, mon
             see(stream)
 
 
+def test_a_server_that_takes_longer_than_its_claim_leaves_the_walk_to_the_next(two, monkeypatch):
+    one, other = two
+    session, token = moved(one)
+    monkeypatch.setattr("relic.serve.snapshots.CLAIM_S", 1.0)
+    engine, restoring, released = other.server.scheduler.engine, threading.Event(), threading.Event()
+    restore = engine.restore
+    monkeypatch.setattr(engine, "restore", lambda state: [restoring.set(), released.wait(5), restore(state)][-1])
+    with connect(stream_url(other, session)) as slow:
+        say(slow, "hello", token=token)
+        restoring.wait(5)
+        time.sleep(1.6)
+        with back(one, session, token) as stream:
+            see(stream)
+            released.set()
+            assert hear(slow, "error")["code"] == 503
+            assert not other.server.scheduler.sessions
+
+
 def test_a_walk_between_two_servers_can_be_ended(two):
     one, other = two
     session, token = moved(one)

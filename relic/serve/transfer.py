@@ -78,6 +78,8 @@ class Transfer:
         state, claim = claimed
         try:
             walk = await self.restore(snapshot, state)
+            if not await self.soon(snapshots.holds, claim):
+                raise elsewhere()
             if self.scheduler.draining:
                 raise Refused(503, "the server is closing; connect again", 1)
         except Unusable:
