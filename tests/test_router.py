@@ -330,6 +330,25 @@ def test_a_killed_server_ends_its_own_walks_with_a_word_and_no_others(secret):
         assert answer.json()["error"] == "the server of this walk has died; start another one"
 
 
+def test_nobody_waits_for_a_server_that_hangs_longer_than_it_counts_as_alive(secret):
+    with (
+        serving(FakeWorld(), token_secret=secret) as stays,
+        process(secret) as (server, place),
+        routing(secret, stays, place, dead_s=0.5) as through,
+    ):
+        walks = [post(through).json() for _ in range(2)]
+        walks.sort(key=lambda walk: walk["id"] in stays.server.scheduler.sessions)
+        headers = {"authorization": f"Bearer {walks[0]['token']}"}
+        with connect(stream_url(through, walks[0])) as stream, ThreadPoolExecutor() as callers:
+            say(stream, "hello", token=walks[0]["token"])
+            hear(stream, "ready")
+            server.send_signal(signal.SIGSTOP)
+            asked = callers.submit(httpx.get, f"{through}/v1/sessions/{walks[0]['id']}", headers=headers, timeout=20)
+            assert closing(stream) == ("the server of this walk has died; start another one", 1000)
+            assert asked.result().status_code == 410
+        assert post(through).status_code == 201
+
+
 # --- a server that closes -------------------------------------------------------------------------------------------
 
 

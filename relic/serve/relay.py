@@ -49,13 +49,22 @@ class Relay:
     async def forward(
         self, request: Request, replica: Replica, content: bytes | AsyncIterator[bytes] | None
     ) -> httpx.Response:
-        """A replica's answer, its body still to be read; `httpx.HTTPError` where there is none."""
+        """A replica's answer, its body still to be read; `httpx.HTTPError` where there is none, or the replica dies."""
         host, _, port = replica.address.rpartition(":")
         path = request.scope["raw_path"] + (b"?" + query if (query := request.scope["query_string"]) else b"")
         url = httpx.URL(scheme="http", host=host.strip("[]"), port=int(port), raw_path=path)
         headers = [*kept(request.headers.raw), (CALLER.encode(), self.introduced(request).encode())]
         built = self.http.build_request(request.method, url, headers=headers, content=content)
-        return await self.http.send(built, stream=True)
+        answer = asyncio.create_task(self.http.send(built, stream=True))
+        gone = asyncio.create_task(replica.gone.wait())
+        try:
+            await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise httpx.ReadError("the server has died")
+            return answer.result()
+        finally:
+            for task in (answer, gone):
+                task.cancel()
 
     def introduced(self, caller: HTTPConnection) -> str:
         return self.access.introduce(caller.client.host if caller.client else "unknown")
