@@ -127,6 +127,20 @@ def test_a_second_signal_does_not_wait(dials):
         assert hear(stream, "ended")["reason"] == "closing"
 
 
+def test_a_walk_that_is_saved_goes_on_though_its_last_pictures_are_not_shown_in_time(two):
+    one, other = two
+    with follow(one) as (session, stream):
+        see(stream)
+        one.server.scheduler.sessions[session["id"]].pace.shown_until = time.monotonic() + 60
+        one.server.handle_exit(signal.SIGTERM, None)
+        while not one.server.scheduler.sessions[session["id"]].saved:
+            time.sleep(0.01)
+        one.server.handle_exit(signal.SIGTERM, None)  # does not wait for them
+        _, token = until_moved(stream)
+    with back(other, session, token) as stream:
+        see(stream)
+
+
 def test_a_store_that_hangs_does_not_hold_a_server_up(dials, monkeypatch):
     released = threading.Event()
     with serving(FakeWorld(), **dials, save_s=0.2) as one:

@@ -30,6 +30,7 @@ logger = logging.getLogger("relic.serve")
 Found = TypeVar("Found")
 
 THREAD = "snapshots"
+MOVED = "this server is closing, and the walk goes on at another one: connect again"
 SHOW_S = 2.0  # for the pictures that wait when a walk leaves
 AGAIN_S = 0.5  # between two tries to save a walk
 SWEEP_S = 60.0
@@ -155,12 +156,12 @@ class Transfer:
             await asyncio.sleep(AGAIN_S)
         else:
             if folder:
+                session.saved = True
                 scheduler.metrics.snapshots.labels("saved").inc()
                 await asyncio.sleep(min(SHOW_S, max(0.0, session.pace.shown_until - time.monotonic())))
-            if folder and session.over:  # it has ended meanwhile and is not to come back
+            if folder and session.over and session.over[0] != "moved":  # it has ended and is not to come back
                 await quietly(snapshots.remove, folder)
-            said = "this server is closing, and the walk goes on at another one: connect again"
-            scheduler.finish(session, "moved", said)
+            scheduler.finish(session, "moved", MOVED)
         finally:
             self.moving.discard(session.id)
 
@@ -202,7 +203,8 @@ class Transfer:
                     self.move(session)  # again where it could not be saved
                 await asyncio.sleep(0.02)  # work is what leaves, what arrives, and what is removed
         for session in list(scheduler.sessions.values()):
-            scheduler.finish(session, "closing", "the server has closed")
+            why = ("moved", MOVED) if session.saved else ("closing", "the server has closed")
+            scheduler.finish(session, *why)
 
     # --- in the background ----------------------------------------------------------------------------------------
 
