@@ -4,7 +4,8 @@ Loads no torch."""
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,13 +138,12 @@ def play(args: list[str]) -> None:
     config = parse(Play, args, "relic play", OTHERS["play"])
     from relic.serve import play as walk
 
-    said, frames, fps = walk.main(config)
-    if frames:
-        from relic.data import video
+    def recording(path: Path, fps: float) -> AbstractContextManager[Callable[..., None]]:
+        from relic.data import video  # whose extra only a video needs
 
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        video.write(Path(config.out), walk.stacked(frames), fps=fps)
-    print(said, flush=True)
+        return video.recording(path, fps=fps)
+
+    print(walk.main(config, recording), flush=True)
 
 
 def pretrained_weights(args: list[str]) -> None:

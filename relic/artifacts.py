@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from relic.mistakes import UserError
 
@@ -28,18 +28,33 @@ KEY_LENGTH = 20  # hexadecimal digits
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    with naming(path), writing(path, sync=sync) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Write beside, fsync, rename: a reader sees the old file or the whole new one. Without `sync` that holds until the
     machine fails, which is enough for what is checked when it is read."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A failure of the file system tells of this file."""
+    try:
+        yield
+    except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

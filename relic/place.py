@@ -91,10 +91,15 @@ class Folder:
         path = self.root / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
-                file.write(data)
+            file = path.open("xb")
         except FileExistsError:
             return False
+        try:
+            with file:
+                file.write(data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         return True
 
     def measured(self, name: str) -> tuple[int, str]:

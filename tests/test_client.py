@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from fake_world import FakeWorld, Place, serving
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
+from websockets.sync.client import ClientConnection
 
 from relic.serve import client
 
@@ -140,6 +142,62 @@ def test_a_walk_that_cannot_be_deleted_leaves_no_connection(place):
     with pytest.raises(ConnectionClosed):
         walk.stream.send("{}")
     client.ask("DELETE", f"{place}/v1/sessions/{walk.id}", token=token)
+
+
+def test_a_thread_that_reads_ends_when_another_leaves_the_walk(place):
+    walk, seen = client.begin(place), []
+    reader = threading.Thread(target=lambda: seen.extend(walk.frames()), daemon=True)
+    reader.start()
+    walk.__exit__(KeyError)
+    reader.join(2)
+    assert not reader.is_alive()
+    assert (walk.over, walk.num_lost) == ({}, 0)
+    place.server.scheduler.finish(place.server.scheduler.sessions[walk.id], "bye", "")
+
+
+def test_a_walk_that_is_left_while_it_comes_back_has_no_connection(place, monkeypatch):
+    walk = client.begin(place)
+    connected = walk._connected
+
+    def meanwhile() -> ClientConnection:
+        walk.__exit__(KeyError)  # as another thread may
+        return connected()
+
+    monkeypatch.setattr(walk, "_connected", meanwhile)
+    lose(walk)
+    list(walk.frames())
+    assert walk.stream.state is State.CLOSED
+    place.server.scheduler.finish(place.server.scheduler.sessions[walk.id], "bye", "")
+
+
+def test_a_walk_that_has_ended_hears_nothing_more(place):
+    with client.begin(place) as walk:
+        place.server.scheduler.finish(place.server.scheduler.sessions[walk.id], "idle", "no key was pressed")
+        while walk.stream.state is not State.CLOSED:  # so the sentence waits behind a connection that is closed
+            time.sleep(0.01)
+        walk.act("pan_left")
+        list(walk.frames())
+        walk.act("pan_left")
+        assert (walk.over["message"], walk.num_lost) == ("no key was pressed", 0)
+
+
+def test_a_connection_that_is_lost_as_it_comes_back_comes_back_again(place, monkeypatch):
+    with client.begin(place) as walk:
+        walk.act("pan_left")
+        frames(walk, 5)
+        connected, left = walk._connected, ["once"]
+
+        def losing() -> ClientConnection:
+            walk.stream = connected()
+            if left.pop() == "once":
+                left.append("again")
+                walk.stream.close()
+            return walk.stream
+
+        monkeypatch.setattr(walk, "_connected", losing)
+        lose(walk)
+        frames(walk, 10)
+        assert walk.num_lost == 2
 
 
 def seconds_left(token: str) -> float:

@@ -1,6 +1,7 @@
 """What a router knows of its replicas, told to it without a network."""
 
 import asyncio
+import errno
 import time
 
 import httpx
@@ -147,6 +148,25 @@ def test_a_server_that_was_started_again_in_its_place_has_lost_its_walks(fleet: 
     assert before.gone.is_set()
     with pytest.raises(Refused, match="has died"):
         sought(fleet, "0f5d9fe3.one")
+
+
+def test_what_a_server_that_is_gone_still_says_is_no_news(fleet: Fleet) -> None:
+    before = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    fleet.hear(before, told(name="a", process="again"))
+    after = fleet.replicas["a"]
+    fleet.hear(before, told(name="a", process="again"))  # the answer to another question of that moment
+    assert fleet.replicas["a"] is after
+
+
+@pytest.mark.parametrize(("number", "gone"), [(errno.EMFILE, False), (errno.ECONNREFUSED, True)])
+def test_a_router_without_files_does_not_take_servers_for_dead(fleet: Fleet, number: int, gone: bool) -> None:
+    def fails(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("All connection attempts failed") from OSError(number, "")
+
+    fleet.http = httpx.AsyncClient(transport=httpx.MockTransport(fails))
+    replica = add(fleet, "a", sessions=["0f5d9fe3.one"])
+    asyncio.run(fleet.ask(replica))
+    assert (replica.gone.is_set(), replica.ready) == (gone, not gone)
 
 
 def test_silence_is_death_only_after_a_while(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -374,6 +374,25 @@ def test_a_killed_server_ends_its_own_walks_with_a_word_and_no_others(secret):
         assert answer.json()["error"] == "the server of this walk has died; start another one"
 
 
+def test_nobody_waits_for_a_server_that_hangs_longer_than_it_counts_as_alive(secret):
+    with (
+        serving(FakeWorld(), token_secret=secret) as stays,
+        process(secret) as (server, place),
+        routing(secret, stays, place, dead_s=0.5) as through,
+    ):
+        walks = [post(through).json() for _ in range(2)]
+        walks.sort(key=lambda walk: walk["id"] in stays.server.scheduler.sessions)
+        headers = {"authorization": f"Bearer {walks[0]['token']}"}
+        with connect(stream_url(through, walks[0])) as stream, ThreadPoolExecutor() as callers:
+            say(stream, "hello", token=walks[0]["token"])
+            hear(stream, "ready")
+            server.send_signal(signal.SIGSTOP)
+            asked = callers.submit(httpx.get, f"{through}/v1/sessions/{walks[0]['id']}", headers=headers, timeout=20)
+            assert closing(stream) == ("the server of this walk has died; start another one", 1000)
+            assert asked.result().status_code == 410
+        assert post(through).status_code == 201
+
+
 # --- a server that closes -------------------------------------------------------------------------------------------
 
 
@@ -452,6 +471,17 @@ def test_wrong_options_are_one_sentence(dials, sentence):
     with pytest.raises(ValueError, match=sentence):
         Router(**{"replicas": "a:1,[::1]:2", "token_secret": "x", **dials})
     assert Router(replicas="a:1,[::1]:2", token_secret="x").addresses == (("a", 1), ("::1", 2))
+
+
+def test_a_router_may_open_as_many_files_as_the_machine_allows(secret) -> None:
+    script = (
+        "import resource, sys; from relic.serve import router; from relic.serve.config import Router\n"
+        "limit, most = resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(limit, (100, most))\n"
+        "router.make_server = lambda *_: sys.exit(resource.getrlimit(limit) != (most, most))\n"
+        f"router.main(Router(replicas='a:1', token_secret={secret!r}, port=0))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_router_client_and_play_load_no_torch() -> None:

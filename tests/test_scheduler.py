@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from fake_world import FakeWorld, wall
@@ -11,7 +12,7 @@ from relic.place import Folder
 from relic.serve import scheduler
 from relic.serve.config import Serve
 from relic.serve.scheduler import Scheduler
-from relic.serve.session import Asked
+from relic.serve.session import Asked, Session
 from relic.serve.snapshots import Snapshots
 from relic.serve.transfer import Transfer
 
@@ -67,3 +68,29 @@ def test_who_walks_on_a_dead_device_is_not_waited_for(tmp_path):
     took_s, left = asyncio.run(run())
     assert took_s < 1
     assert not left
+
+
+@pytest.mark.parametrize("call", ["open", "branch"])
+def test_a_walk_that_ends_while_the_engine_works_on_it_leaves_nothing_on_the_device(call, monkeypatch):
+    async def run() -> Session:
+        scheduler = Scheduler(FakeWorld(), Serve(run="fake"))
+        image = scheduler.engine.world.examples[0].image
+        session = Session("one", principal="me", image=image, asked=Asked(caption="", seed=0, speed=1.0),
+                          cfg=scheduler.cfg, fps=40.0, now=0.0)  # fmt: skip
+        scheduler.begun(session)
+        worked = scheduler.in_worker
+
+        async def ending(asked: Callable, *arguments: object) -> object:
+            found = await worked(asked, *arguments)
+            if asked.__name__ == call:
+                scheduler.finish(session, "bye", "the page said bye")
+            return found
+
+        monkeypatch.setattr(scheduler, "in_worker", ending)
+        await scheduler.step(session)
+        scheduler.close()
+        return session
+
+    session = asyncio.run(run())
+    assert session.over
+    assert session.walks() == []

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import resource
 import threading
 import time
 import tracemalloc
@@ -187,6 +188,21 @@ def test_what_cannot_be_read_is_not_claimed(where, monkeypatch):
     with pytest.raises(OSError, match="away"):
         ours.claim(found, "one")
     assert taken_on(snapshots(where), "e1.walk") is not None
+
+
+def test_a_claim_for_which_the_disk_has_no_room_is_none(tmp_path):
+    ours = snapshots(tmp_path.as_posix())
+    ours.save("e1.walk", STATE, FACTS)
+    found = ours.find("e1.walk")
+    assert found is not None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        with pytest.raises(OSError, match="too large"):
+            ours.take(found, "one")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert ours.take(found, "another") is not None
 
 
 def test_a_claim_that_is_given_back_and_that_of_a_dead_server_are_void(where, monkeypatch):

@@ -98,3 +98,18 @@ def test_a_refusal_behind_a_wrong_message_ends_the_stream():
             await asyncio.wait_for(stream, 2)
 
     asyncio.run(run())
+
+
+def test_a_picture_is_encoded_also_when_its_connection_goes():
+    async def run() -> None:
+        session, socket, stream, _ = walked(most=99)
+        encoded: Future[bytes] = Future()
+        session.pace.put(Picture(0, 0, np.eye(4), encoded, 0.0), time.monotonic())
+        await asyncio.sleep(0.01)
+        socket.said.put_nowait("x" * 9000)
+        await asyncio.wait([stream])
+        assert isinstance(stream.exception(), Refused)
+        assert session.pace.num_shown == 1
+        assert not encoded.cancelled()  # a walk goes back to this picture, or its branch begins with it
+
+    asyncio.run(run())

@@ -127,6 +127,20 @@ def test_a_second_signal_does_not_wait(dials):
         assert hear(stream, "ended")["reason"] == "closing"
 
 
+def test_a_walk_that_is_saved_goes_on_though_its_last_pictures_are_not_shown_in_time(two):
+    one, other = two
+    with follow(one) as (session, stream):
+        see(stream)
+        one.server.scheduler.sessions[session["id"]].pace.shown_until = time.monotonic() + 60
+        one.server.handle_exit(signal.SIGTERM, None)
+        while not one.server.scheduler.sessions[session["id"]].saved:
+            time.sleep(0.01)
+        one.server.handle_exit(signal.SIGTERM, None)  # does not wait for them
+        _, token = until_moved(stream)
+    with back(other, session, token) as stream:
+        see(stream)
+
+
 def test_a_store_that_hangs_does_not_hold_a_server_up(dials, monkeypatch):
     released = threading.Event()
     with serving(FakeWorld(), **dials, save_s=0.2) as one:
@@ -306,10 +320,9 @@ def test_without_snapshots_a_walk_stays(tmp_path, dials):
         see(stream)
 
 
-def test_a_walk_that_cannot_be_saved_goes_on(two, monkeypatch, caplog):
-    one, _ = two
-    monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with follow(one) as (session, stream):
+def test_a_walk_that_cannot_be_saved_goes_on(dials, monkeypatch, caplog):
+    with serving(FakeWorld(), **dials, save_s=0.3) as one, follow(one) as (session, stream):
+        monkeypatch.setattr(one.server.transfer.snapshots, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
         say(stream, "action", seq=1, keys=["dolly_in"])
         see(stream)
         move(one, session)
@@ -317,6 +330,50 @@ def test_a_walk_that_cannot_be_saved_goes_on(two, monkeypatch, caplog):
             pass
         one.server.handle_exit(signal.SIGTERM, None)
         assert hear(stream, "ended")["reason"] == "closing"
+    assert "cannot be saved" in caplog.text
+
+
+def test_a_store_that_fails_once_while_a_server_closes_is_asked_again(two, monkeypatch, caplog):
+    one, other = two
+    store, left = one.server.transfer.snapshots.place, ["once"]
+    write = store.write
+
+    def flaky(name, *parts):
+        if name.endswith("manifest.json") and left:
+            left.pop()
+            raise ConnectionError("the store is away for a moment")
+        return write(name, *parts)
+
+    monkeypatch.setattr(store, "write", flaky)
+    with follow(one) as (session, stream):
+        see(stream)
+        one.server.handle_exit(signal.SIGTERM, None)
+        _, token = until_moved(stream)
+    with back(other, session, token) as stream:
+        see(stream)
+
+
+def test_a_walk_whose_store_hangs_goes_on_and_nowhere_else(dials, monkeypatch, caplog):
+    released = threading.Event()
+    with serving(FakeWorld(), **dials, save_s=0.3) as one, follow(one) as (session, stream):
+        transfer = one.server.transfer
+        save, states = transfer.snapshots.save, []
+        late = lambda *given: [states.append(given), released.wait(20), save(*given)][-1]  # noqa: E731
+        monkeypatch.setattr(transfer.snapshots, "save", late)
+        say(stream, "action", seq=1, keys=["dolly_in"])
+        move(one, session)
+        while see(stream)[0]["sequence"] < 60 or session["id"] in transfer.moving:
+            pass
+        move(one, session)
+        while see(stream)[0]["sequence"] < 90:
+            pass
+        assert len(states) == 1  # no second copy while the first one waits
+        one.server.scheduler.finish(one.server.scheduler.sessions[session["id"]], "bye", "")
+        released.set()
+        until = time.monotonic() + 5
+        while transfer.work and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not transfer.snapshots.place.files()
     assert "cannot be saved" in caplog.text
 
 
@@ -380,6 +437,20 @@ def test_a_store_that_fails_once_is_asked_again(two, monkeypatch, caplog):
         see(stream)
 
 
+def test_a_store_that_hangs_takes_no_slot_and_no_stream_for_ever(dials, monkeypatch, caplog):
+    released = threading.Event()
+    with serving(FakeWorld(), **dials) as one, serving(FakeWorld(), **dials, lease_s=0.3) as other:
+        session, token = moved(one)
+        transfer = other.server.transfer
+        for call in ("claim", "find"):
+            monkeypatch.setattr(transfer.snapshots, call, lambda *_: released.wait(20))
+            assert refusal(other, session, token) == (503, "the saved walk cannot be read now; connect again")
+            assert not transfer.scheduler.arriving
+        with pytest.raises(Answered, match="503"):
+            ask("DELETE", f"{other}/v1/sessions/{session['id']}", token=token)
+        released.set()
+
+
 def test_a_walk_that_no_engine_goes_on_with_is_gone(two, monkeypatch, caplog):
     one, other = two
     session, token = moved(one)
@@ -418,6 +489,24 @@ def test_a_walk_that_arrives_at_a_server_which_closes_goes_to_another(dials, mon
                 assert hear(stream, "error")["code"] == 503
         with back(third, session, token) as stream:
             see(stream)
+
+
+def test_a_server_that_takes_longer_than_its_claim_leaves_the_walk_to_the_next(two, monkeypatch):
+    one, other = two
+    session, token = moved(one)
+    monkeypatch.setattr("relic.serve.snapshots.CLAIM_S", 1.0)
+    engine, restoring, released = other.server.scheduler.engine, threading.Event(), threading.Event()
+    restore = engine.restore
+    monkeypatch.setattr(engine, "restore", lambda state: [restoring.set(), released.wait(5), restore(state)][-1])
+    with connect(stream_url(other, session)) as slow:
+        say(slow, "hello", token=token)
+        restoring.wait(5)
+        time.sleep(1.6)
+        with back(one, session, token) as stream:
+            see(stream)
+            released.set()
+            assert hear(slow, "error")["code"] == 503
+            assert not other.server.scheduler.sessions
 
 
 def test_a_walk_between_two_servers_can_be_ended(two):

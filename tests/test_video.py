@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,26 @@ def test_index_is_by_pts_when_frames_are_irregular_in_time(tmp_path, frames):
     with video.Reader(tmp_path / "a.mp4") as reader:
         np.testing.assert_allclose(reader.timestamps, times / 16, atol=1e-4)
         assert np.abs(reader.frames(4, 1)[0].astype(float) - frames[4]).mean() < 3
+
+
+def test_frames_are_encoded_as_they_come_and_the_file_is_there_at_the_end(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    with video.recording(tmp_path / "a.mp4", fps=16) as add:
+        for at in range(300):
+            add(picture, at)
+        (beside,) = tmp_path.iterdir()
+        assert beside.stat().st_size > 100_000
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    assert len(video.Reader(tmp_path / "a.mp4").timestamps) == 300
+
+
+def test_a_recording_that_fails_leaves_nothing(tmp_path):
+    with contextlib.suppress(KeyboardInterrupt), video.recording(tmp_path / "a.mp4", fps=16) as add:
+        add(np.zeros((64, 96, 3), np.uint8), 0)
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="no frame came"), video.recording(tmp_path / "a.mp4", fps=16):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_odd_sizes_are_refused(tmp_path):

@@ -1,9 +1,9 @@
 """Video files by PyAV. A frame is found by its presentation time stamp, never by counting packets: they come in another
 order where there are B-frames, and a seek lands on the keyframe before."""
 
-import io
+import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -23,25 +23,36 @@ OPTIONS = {
 def write(
     path: Path, frames: np.ndarray, *, fps: float, crf: int = 10, codec: str = "libx264", pts: list[int] | None = None
 ) -> None:
-    """Write frames uint8 [T, H, W, 3] as an mp4, whole or not at all; both sides must be even, for yuv420p.
+    """Write frames uint8 [T, H, W, 3] as an mp4; frame t is shown at t / fps seconds, or at pts[t] / fps."""
+    with artifacts.naming(path), recording(path, fps=fps, crf=crf, codec=codec) as add:
+        for index, frame in enumerate(frames):
+            add(frame, pts[index] if pts else index)
 
-    Frame t is shown at t / fps seconds, or at pts[t] / fps."""
-    num_frames, height, width, _ = frames.shape
-    if height % 2 or width % 2:
-        raise ValueError(f"a frame is {width}x{height} pixels; a video's width and height must be even")
-    file = io.BytesIO()
+
+@contextlib.contextmanager
+def recording(path: Path, *, fps: float, crf: int = 10, codec: str = "libx264") -> Iterator[Callable[..., None]]:
+    """A function that takes the frames uint8 [H, W, 3] of an mp4 as they come, each with its time in 1 / fps seconds;
+    both sides must be even, for yuv420p. The file is there, whole, at the end, or not at all."""
     rate = Fraction(fps).limit_denominator(100_000)
-    with av.open(file, "w", format="mp4") as container:
+    with artifacts.writing(path) as file, av.open(file, "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=rate, options={"crf": str(crf), "g": "16", **OPTIONS.get(codec, {})})
         assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.thread_count = 1
-        for index in range(num_frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[index]), format="rgb24")
-            picture.pts, picture.time_base = pts[index] if pts else index, 1 / rate
+        stream.pix_fmt, stream.thread_count = "yuv420p", 1
+
+        def add(frame: np.ndarray, at: int) -> None:
+            height, width, _ = frame.shape
+            if height % 2 or width % 2:
+                raise ValueError(f"a frame is {width}x{height} pixels; a video's width and height must be even")
+            if not stream.codec_context.is_open:
+                stream.width, stream.height = width, height
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts, picture.time_base = at, 1 / rate
             container.mux(stream.encode(picture))
+
+        yield add
+        if not stream.codec_context.is_open:
+            raise ValueError("no frame came, and a video needs one")
         container.mux(stream.encode())
-    artifacts.write_bytes(path, file.getvalue())
 
 
 class Reader:

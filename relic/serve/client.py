@@ -143,6 +143,7 @@ class Walk:
         self.rewound: dict[str, Any] = {}
         self.over: dict[str, Any] = {}
         self.errors: deque[str] = deque(maxlen=16)  # sentences about wrong messages, newest last
+        self.left = False  # by this side
         self.paused = False
         self.num_lost = 0  # connections that were lost or moved, and came back
         self.num_acts = 0
@@ -192,7 +193,17 @@ class Walk:
             if error.status not in (404, 410):  # it has ended already
                 raise
         finally:
-            self.connection.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Whoever reads frames in another thread comes to their end, and does not come back."""
+        self.left = True
+        self.connection.close()
+
+    @property
+    def done(self) -> bool:
+        """It has ended, or was left."""
+        return self.left or bool(self.over)
 
     def __enter__(self) -> "Walk":
         return self
@@ -201,20 +212,20 @@ class Walk:
         if kind is None:
             self.close()
         else:  # whatever closing would say hides nothing
-            self.connection.close()
+            self._leave()
 
     # --- seeing ---------------------------------------------------------------------------------------------------
 
     def frames(self) -> Iterator[Frame]:
         """Frames as they come, each once, until the walk has ended (`over` says why); `Ended` where it is refused."""
-        while (frame := self.frame()) is not None or not self.over:
+        while (frame := self.frame()) is not None or not self.done:
             if frame is not None:
                 yield frame
 
     def frame(self, timeout_s: float = 1.0) -> Frame | None:
         """The next frame; None when none comes in time, or the walk has ended."""
         until = time.monotonic() + timeout_s
-        while not self.over:
+        while not self.done:
             now, stream = time.monotonic(), self.stream
             if now > self.ping_at:
                 self.ping_at = now + self.session["token_seconds"] / 3
@@ -251,27 +262,34 @@ class Walk:
     # --- the connection -------------------------------------------------------------------------------------------
 
     def _say(self, kind: str, **values: Any) -> None:
-        stream = self.stream
-        try:
-            say(stream, kind, **values)
-        except ConnectionClosed as closed:
-            self._come_back(stream, closed)
-            say(self.stream, kind, **values)
+        """Says it over a connection that is there; a walk that has ended hears nothing more."""
+        while not self.done:
+            stream = self.stream
+            try:
+                say(stream, kind, **values)
+                return
+            except ConnectionClosed as closed:
+                if closed.rcvd and closed.rcvd.code == 1000:
+                    return  # it has ended, and why waits to be read
+                self._come_back(stream, closed)
 
     def _come_back(self, lost: ClientConnection, closed: ConnectionClosed) -> None:
         """Connects again, unless another thread has; what was held before is held again."""
         with self.coming_back:
-            if self.stream is not lost or self.over:
+            if self.stream is not lost or self.done:
                 return
             code = closed.rcvd.code if closed.rcvd else 1006
             if code >= 4000 and code - 4000 not in PASSING:
                 raise Ended(self.errors[-1] if self.errors else f"the server has closed the walk with {code}")
             self.stream = self._come(time.monotonic() + self.session["lease_seconds"])
             self.num_lost += 1
-            if self.paused and not self.ready.get("paused"):
-                say(self.stream, "pause")
-            elif self.held and not self.paused:
-                say(self.stream, "action", **self.held)
+            if self.done:  # it was left meanwhile
+                self.connection.close()
+            with suppress(ConnectionClosed):  # who uses the stream next comes back again
+                if self.paused and not self.ready.get("paused"):
+                    say(self.stream, "pause")
+                elif self.held and not self.paused:
+                    say(self.stream, "action", **self.held)
 
     def _come(self, until: float) -> ClientConnection:
         """An open stream, after `ready`."""
@@ -279,8 +297,10 @@ class Walk:
             try:
                 return self._connected()
             except (OSError, InvalidHandshake, InvalidMessage, ConnectionClosed, EOFError) as error:
-                if time.monotonic() > until:
-                    raise Ended("the connection was lost and did not come back while the walk waited") from error
+                if self.done or time.monotonic() > until:
+                    self.connection.close()
+                    lost = "the connection was lost and did not come back while the walk waited"
+                    raise Ended(self.over.get("message", lost)) from error
             time.sleep(AGAIN_S)
 
     def _connected(self) -> ClientConnection:

@@ -58,7 +58,7 @@ class Serve:
     idle_s: float = 180.0  # without a key the session ends after this
     session_s: float = 1200.0  # the longest session
     drain_s: float = 1200.0  # after SIGTERM, for the sessions that walk
-    save_s: float = 60.0  # after that, for all the walks that are left to be saved
+    save_s: float = 60.0  # after that, for all the walks that are left to be saved; also for one that a router moves
     snapshots: str = ""  # a folder or s3:// that replicas share, to move walks between them; needs token_secret
     rewind_points: int = 4  # moments of a walk that one can go back to, each with a memory of its own; 0: none
     rewind_every_s: float = 2.0  # of the world's time, between two of them

@@ -12,12 +12,13 @@ while callers keep the router itself out of breath.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import random
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import httpx
 from prometheus_client import generate_latest
@@ -31,6 +32,7 @@ logger = logging.getLogger("relic.serve.router")
 DIED = "the server of this walk has died; start another one"
 ANSWER_S = 2.0  # for a replica to say how it is
 TURNS = 10  # of the event loop, about what it takes to ask and hear
+OURS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}  # no connection for want of ours
 MOST_HOMES = 1 << 16  # sessions whose last server is remembered
 
 
@@ -138,6 +140,9 @@ class Fleet:
                 return
             why = f"answers {answer.status_code}: {answer.text[:200]}"
         except httpx.ConnectError as error:
+            if not OURS.isdisjoint(errnos(error)):
+                logger.warning("%s at %s cannot be asked: %s", replica.name or "a replica", replica.address, error)
+                return
             self.bury(replica, str(error))
             return
         except httpx.HTTPError as error:
@@ -162,7 +167,9 @@ class Fleet:
             return await self.http.get(url, headers=headers)
 
     def hear(self, replica: Replica, said: dict) -> None:
-        """Takes a replica's own words in."""
+        """Takes a replica's own words in; of one that is gone by now they are no news."""
+        if replica.gone.is_set():
+            return
         if replica.process not in ("", said["process"]):
             self.bury(replica, "another process has its address")
             replica = self.replicas[replica.address] = Replica(replica.address, time.monotonic())
@@ -243,3 +250,10 @@ async def out_of_breath() -> bool:
     for _ in range(TURNS):
         await asyncio.sleep(0)
     return time.monotonic() - began > ANSWER_S / 4
+
+
+def errnos(error: BaseException | None) -> Iterator[int | None]:
+    """Of an error and of what is behind it."""
+    while error is not None:
+        yield getattr(error, "errno", None)
+        error = error.__cause__ or error.__context__

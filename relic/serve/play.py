@@ -5,6 +5,7 @@ the terminal's own repeats hold it for longer.
 """
 
 import contextlib
+import itertools
 import os
 import select
 import shutil
@@ -32,6 +33,7 @@ ENDING_S = 30.0  # for the pictures that show the end of a script
 ARROWS = {"\x1b[A": "up", "\x1b[B": "down", "\x1b[C": "right", "\x1b[D": "left"}
 PAUSE, REWIND, END = " ", "\x7f", "\x04"  # space, backspace, Ctrl-D
 VIDEO = ".mp4"
+Recording = Callable[[Path, float], contextlib.AbstractContextManager[Callable[..., None]]]  # of data/video.py
 HELP = "w a s d, arrows, r f, q e walk; space pauses; backspace goes back; Ctrl-D ends"
 
 
@@ -64,9 +66,8 @@ class Meter:
         )
 
 
-def main(cfg: Play) -> tuple[str, list[Frame], float]:
-    """Walks. Returns what was measured as a sentence, the frames where `cfg.out` is a video, and the frames a second of
-    the world; a folder has its frames then."""
+def main(cfg: Play, recording: Recording) -> str:
+    """Walks. Returns what was measured as a sentence; `cfg.out` has the frames then, a video by `recording`."""
     address = cfg.address.rstrip("/")
     for name, given in (("key_file", cfg.key_file), ("image", cfg.image)):
         if given and not Path(given).is_file():
@@ -84,7 +85,6 @@ def main(cfg: Play) -> tuple[str, list[Frame], float]:
         raise UserError(f"the script has {action!r}; this world's actions are {', '.join(world['trained'])}")
     if not held and not sys.stdin.isatty():
         raise UserError("there is no terminal whose keys could be read; give --script, such as 'w 2s, left 1s'")
-    frames: list[Frame] = []
     meter = Meter()
     try:
         begun = client.begin(
@@ -95,21 +95,26 @@ def main(cfg: Play) -> tuple[str, list[Frame], float]:
         if error.status in client.PASSING:
             raise
         raise UserError(error.sentence) from error
-    with begun as walk:
+    with begun as walk, kept(cfg, recording, fps) as keep:
         for frame in by_script(walk, held, meter, fps) if held else by_keys(walk, meter):
-            if cfg.out.endswith(VIDEO):
-                frames.append(frame)
-            elif cfg.out:
-                file = Path(cfg.out) / f"{frame.sequence:06d}.{cfg.format}"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(frame.data)
+            keep(frame)
     said = meter.said(walk) + (f"; it ended: {walk.over['message']}" if walk.over else "")
-    return f"{cfg.out}: {said}" if cfg.out else said, frames, fps
+    return f"{cfg.out}: {said}" if cfg.out else said
 
 
-def stacked(frames: list[Frame]) -> np.ndarray:
-    """uint8 [T, H, W, 3]"""
-    return np.stack([frame.image for frame in frames])
+@contextlib.contextmanager
+def kept(cfg: Play, recording: Recording, fps: float) -> Iterator[Callable[[Frame], object]]:
+    """What takes every frame to where `cfg.out` says."""
+    folder = Path(cfg.out).parent if cfg.out.endswith(VIDEO) else Path(cfg.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if cfg.out.endswith(VIDEO):
+        numbers = itertools.count()
+        with recording(Path(cfg.out), fps) as add:
+            yield lambda frame: add(frame.image, next(numbers))
+    elif cfg.out:
+        yield lambda frame: (folder / f"{frame.sequence:06d}.{cfg.format}").write_bytes(frame.data)
+    else:
+        yield lambda frame: None
 
 
 # --- by a script ----------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Relay:
     async def forward(
         self, request: Request, replica: Replica, content: bytes | AsyncIterator[bytes] | None
     ) -> httpx.Response:
-        """A replica's answer, its body still to be read; `httpx.HTTPError` where there is none.
+        """A replica's answer, its body still to be read; `httpx.HTTPError` where there is none, or the replica dies.
 
         The target goes on as it was asked for: httpx would make /metrics of /web/../metrics. A length does not where it
         is not that of `content`."""
@@ -61,7 +61,16 @@ class Relay:
         built = self.http.build_request(
             request.method, url, headers=headers, content=content, extensions={"target": target}
         )
-        return await self.http.send(built, stream=True)
+        answer = asyncio.create_task(self.http.send(built, stream=True))
+        gone = asyncio.create_task(replica.gone.wait())
+        try:
+            await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise httpx.ReadError("the server has died")
+            return answer.result()
+        finally:
+            for task in (answer, gone):
+                task.cancel()
 
     def introduced(self, caller: HTTPConnection) -> str:
         return self.access.introduce(peer(caller))

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
@@ -46,6 +47,8 @@ def main(cfg: Router) -> None:
     """Routes until a signal comes."""
     logs.configure(cfg.log_format)
     secret = read_secret(cfg.token_secret)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a stream is two files, and usual are 1024 of them
     with bind(cfg.host, cfg.port) as listener:
         logs.announce(cfg.log_format, f"the router to {cfg.replicas}", address(listener))
         make_server(cfg, secret).run(sockets=[listener])

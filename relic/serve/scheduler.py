@@ -207,8 +207,8 @@ class Scheduler:
             if session.over or session.leaving:
                 return
             try:
-                walk = session.walk = session.walk or await self.open(session)
-                if session.over:
+                walk = await self.walk_of(session)
+                if walk is None:
                     return
                 actions = session.begin(walk.num_actions)
                 self.metrics.queue_wait.observe(time.monotonic() - session.pace.allowed)
@@ -220,8 +220,9 @@ class Scheduler:
                 self.metrics.chunk.observe(chunk_s)
                 if not session.over:
                     session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
-                    if session.wants_moment():
-                        session.put_by(await self.in_worker(walk.branch))
+                    branch = await self.in_worker(walk.branch) if session.wants_moment() else None
+                    if branch is not None and not session.over:
+                        session.put_by(branch)
                     session.tell({"type": "state", **session.report(time.monotonic())})
             except Exception:
                 logger.exception("session failed", extra={"facts": {"session": session.id}})
@@ -248,9 +249,13 @@ class Scheduler:
                 session.tell({"type": "state", **session.report(now)})
         self.wake.set()
 
-    async def open(self, session: Session) -> Walk:
+    async def walk_of(self, session: Session) -> Walk | None:
+        """Its walk, which opens now if it is not open yet; None of a session that has ended meanwhile."""
         asked = session.asked
-        return await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
+        walk = session.walk or await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
+        if not session.over:
+            session.walk = walk
+        return session.walk
 
     async def examine(self) -> None:
         """Asks whether the device still computes."""

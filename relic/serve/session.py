@@ -63,6 +63,7 @@ class Session:
         self.notices: deque[dict] = deque(maxlen=16)  # messages that wait to be sent
         self.over: tuple[str, str] | None = None  # reason and sentence
         self.leaving = False  # it is being saved to go on at another server
+        self.saved = False  # it can go on there
         # 1. the connection
         self.connection = 0  # counts connections: the newest one has the session
         self.attached = False

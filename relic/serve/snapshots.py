@@ -101,6 +101,10 @@ class Snapshots:
             return None  # another server has gone on with it and has removed that claim
         return claim
 
+    def holds(self, claim: str) -> bool:
+        """Whether no other server may have claimed the walk since."""
+        return int(self.place.read(claim).partition(b" ")[0]) > time.time()
+
     def give_back(self, claim: str) -> None:
         """Lets another server claim the walk."""
         self.place.write(claim, memoryview(b"0"))

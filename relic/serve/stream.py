@@ -120,7 +120,7 @@ class Stream:
                 return
             picture = session.pace.next(time.monotonic())
             if picture is not None:
-                await asyncio.wrap_future(picture.encoded)
+                await asyncio.shield(asyncio.wrap_future(picture.encoded))  # which may be a moment's to go back to
                 await self.socket.send_bytes(wire.pack(picture, 1e3 * time.time()))
                 self.metrics.frames_sent.inc()
                 answer_s = session.answer_s(picture.receipt, time.monotonic())

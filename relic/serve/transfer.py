@@ -30,7 +30,9 @@ logger = logging.getLogger("relic.serve")
 Found = TypeVar("Found")
 
 THREAD = "snapshots"
+MOVED = "this server is closing, and the walk goes on at another one: connect again"
 SHOW_S = 2.0  # for the pictures that wait when a walk leaves
+AGAIN_S = 0.5  # between two tries to save a walk
 SWEEP_S = 60.0
 
 
@@ -41,6 +43,7 @@ class Transfer:
         self.arrivals: dict[str, asyncio.Task[Session]] = {}
         self.moving: set[str] = set()  # sessions that leave, or wait for their turn to
         self.saving = asyncio.Lock()
+        self.late: asyncio.Task[None] | None = None  # a snapshot that was given up, and is not written yet
         self.work: set[asyncio.Task] = set()
 
     # --- arriving -------------------------------------------------------------------------------------------------
@@ -59,7 +62,7 @@ class Transfer:
         scheduler = self.scheduler
         try:
             with in_words(identity):
-                snapshot = await apart(snapshots.find, identity)
+                snapshot = await self.soon(snapshots.find, identity)
                 if snapshot is None:
                     return scheduler.find(identity)
                 scheduler.check_room(None)
@@ -70,12 +73,14 @@ class Transfer:
 
     async def take_on(self, identity: str, snapshot: Snapshot, snapshots: Snapshots) -> Session:
         """The session of a snapshot, once this server has claimed it. What cannot go on here is left to others."""
-        claimed = await apart(snapshots.claim, snapshot, socket.gethostname())
+        claimed = await self.soon(snapshots.claim, snapshot, socket.gethostname())
         if claimed is None:
             raise elsewhere()
         state, claim = claimed
         try:
             walk = await self.restore(snapshot, state)
+            if not await self.soon(snapshots.holds, claim):
+                raise elsewhere()
             if self.scheduler.draining:
                 raise Refused(503, "the server is closing; connect again", 1)
         except Unusable:
@@ -112,14 +117,19 @@ class Transfer:
         if snapshots is None or identity in self.scheduler.sessions or identity in self.scheduler.ended:
             return False
         with in_words(identity):
-            snapshot = await apart(snapshots.find, identity)
+            snapshot = await self.soon(snapshots.find, identity)
             if snapshot is None:
                 return False
             check(snapshot.session["principal"])
-            if await apart(snapshots.take, snapshot, socket.gethostname()) is None:
+            if await self.soon(snapshots.take, snapshot, socket.gethostname()) is None:
                 raise elsewhere()
-            await apart(snapshots.remove, snapshot.folder)
+            await self.soon(snapshots.remove, snapshot.folder)
         return True
+
+    async def soon(self, call: Callable[..., Found], *arguments: Any) -> Found:
+        """A call to the store, or `TimeoutError`: who comes back tries for no longer than the lease."""
+        async with asyncio.timeout(self.scheduler.cfg.lease_s):
+            return await apart(call, *arguments)
 
     # --- leaving --------------------------------------------------------------------------------------------------
 
@@ -143,41 +153,58 @@ class Transfer:
             scheduler.metrics.snapshots.labels("save_failed").inc()
             session.leaving = False
             scheduler.wake.set()
+            await asyncio.sleep(AGAIN_S)
         else:
             if folder:
+                session.saved = True
                 scheduler.metrics.snapshots.labels("saved").inc()
                 await asyncio.sleep(min(SHOW_S, max(0.0, session.pace.shown_until - time.monotonic())))
-            if folder and session.over:  # it has ended meanwhile and is not to come back
+            if folder and session.over and session.over[0] != "moved":  # it has ended and is not to come back
                 await quietly(snapshots.remove, folder)
-            said = "this server is closing, and the walk goes on at another one: connect again"
-            scheduler.finish(session, "moved", said)
+            scheduler.finish(session, "moved", MOVED)
         finally:
             self.moving.discard(session.id)
 
     async def save(self, session: Session, snapshots: Snapshots) -> str:
         """Where the walk lies now, which stands still from here on; nowhere if it is over."""
         scheduler = self.scheduler
+        if self.late is not None:  # the store still hangs, and a copy lies in memory until it does not
+            await asyncio.wait([self.late])
         async with scheduler.turn:
             if session.over:
                 return ""
             session.leaving = True
-            walk = session.walk = session.walk or await scheduler.open(session)
+            walk = await scheduler.walk_of(session)
+            if walk is None:
+                return ""
             state = await scheduler.in_worker(walk.state)
             said = facts(session, time.monotonic())
-        return await apart(snapshots.save, session.id, state, said)
+        saving = apart(snapshots.save, session.id, state, said)
+        try:
+            async with asyncio.timeout(scheduler.cfg.save_s):
+                return await asyncio.shield(saving)
+        except TimeoutError:
+            self.late = self.do(self.undo(saving, snapshots))
+            raise
+
+    async def undo(self, saving: asyncio.Future[str], snapshots: Snapshots) -> None:
+        """Removes the snapshot of a walk that goes on here, once it is written."""
+        with contextlib.suppress(Exception):  # it was not
+            await quietly(snapshots.remove, await saving)
 
     async def drain(self, grace_s: float, *, save: bool = True) -> None:
         """Admits nobody, gives the walks `grace_s` seconds, then moves what is left or ends it."""
         scheduler = self.scheduler
         await scheduler.drain(grace_s)
         until = time.monotonic() + scheduler.cfg.save_s
-        if save and self.snapshots is not None and scheduler.alive:
-            for session in scheduler.sessions.values():
-                self.move(session)
-            while self.work and time.monotonic() < until:  # what leaves, what arrives, and what is removed
-                await asyncio.sleep(0.02)
+        if save and self.snapshots is not None:
+            while (scheduler.sessions or self.work) and scheduler.alive and time.monotonic() < until:
+                for session in scheduler.sessions.values():
+                    self.move(session)  # again where it could not be saved
+                await asyncio.sleep(0.02)  # work is what leaves, what arrives, and what is removed
         for session in list(scheduler.sessions.values()):
-            scheduler.finish(session, "closing", "the server has closed")
+            why = ("moved", MOVED) if session.saved else ("closing", "the server has closed")
+            scheduler.finish(session, *why)
 
     # --- in the background ----------------------------------------------------------------------------------------
 
@@ -205,7 +232,8 @@ def apart(call: Callable[..., Found], *arguments: Any) -> asyncio.Future[Found]:
     done: concurrent.futures.Future[Found] = concurrent.futures.Future()
 
     def work() -> None:
-        done.set_running_or_notify_cancel()
+        if not done.set_running_or_notify_cancel():
+            return
         try:
             done.set_result(call(*arguments))
         except Exception as error:
