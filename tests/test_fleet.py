@@ -105,7 +105,7 @@ def test_a_server_that_loads_for_long_is_complained_of_once(fleet: Fleet, caplog
         asyncio.run(fleet.ask(loading))
     assert loading.gone.is_set()
     assert [record.getMessage() for record in caplog.records] == ["a replica at a:1 does not answer: ReadTimeout"]
-    fleet.hear(loading, told())
+    fleet.hear(Replica("a:1", 0.0), told())
     assert not fleet.complaints
 
 
