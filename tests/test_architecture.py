@@ -1,6 +1,7 @@
 """Who may import whom: the table of docs/architecture.md, held by `ast`."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,13 @@ def test_launch_loads_no_torch() -> None:
         "assert not {'torch', 'ray', 'mlflow', 'fastapi', 'kubernetes'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_the_guides_are_merged_and_name_tests_that_there_are() -> None:
+    for guide in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for line in guide.read_text().splitlines():
+            assert not line.startswith(("<<<<<<<", "=======", ">>>>>>>")), f"{guide} holds an unfinished merge"
+            source = ""
+            for file, test in re.findall(r"`(test_\w+\.py)`|`(test_\w+)`", line):
+                source = (ROOT / "tests" / file).read_text() if file else source
+                assert not test or f"def {test}(" in source, f"{guide} names {test}, which is not there"
