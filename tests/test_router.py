@@ -165,6 +165,13 @@ def test_one_callers_streams_without_a_hello_keep_nobody_else_out(two, secret):
             hear(stream, "ready")
 
 
+def test_a_stream_to_a_wrong_path_is_told_so(two):
+    _, _, through = two
+    with pytest.raises(InvalidStatus) as error, connect(through.replace("http", "ws") + "/v1/stream"):
+        pass
+    assert error.value.response.status_code == 404
+
+
 def test_the_page_and_the_world_come_through(two):
     _, _, through = two
     assert httpx.get(through).text == (Path(router.__file__).parent / "web/index.html").read_text()

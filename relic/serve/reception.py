@@ -14,6 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from relic.serve import wire
 from relic.serve.access import Access, Refused
 from relic.serve.config import Router, Serve
+from relic.serve.images import shown
 
 
 async def hello(socket: WebSocket, identity: str, access: Access, cfg: Serve | Router) -> str:
@@ -55,6 +56,11 @@ async def end(socket: WebSocket, code: int, reason: str = "", *, last: dict | No
 async def turn_away(socket: WebSocket, error: Refused) -> None:
     last = {"type": "error", "code": error.status, "message": error.sentence}
     await end(socket, 4000 + error.status, last=last)
+
+
+async def nowhere(socket: WebSocket) -> None:
+    """A WebSocket to a path that has none."""
+    raise Refused(404, f"there is no stream at {shown(socket.url.path)}; a walk's is /v1/sessions/ID/stream")
 
 
 def answer(error: Refused) -> JSONResponse:

@@ -185,7 +185,7 @@ def build(cfg: Router, access: Access) -> Starlette:
             Route("/healthz", health), Route("/readyz", readiness), Route("/metrics", metrics),
             Route("/v1/sessions", create, methods=["POST"]),
             Route(one, session, methods=FORWARDED), Route(one + "/{rest:path}", session, methods=FORWARDED),
-            WebSocketRoute(one + "/stream", stream),
+            WebSocketRoute(one + "/stream", stream), WebSocketRoute("/{path:path}", reception.nowhere),
             Route("/{path:path}", anything, methods=["GET", "HEAD"]),
         ],
         exception_handlers={
