@@ -22,6 +22,10 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+MANY_EXAMPLES = """() => {
+  const examples = document.getElementById("examples");
+  for (let i = 0; i < 30; i++) examples.append(examples.firstElementChild.cloneNode(true));
+}"""
 KEEP_SOCKET = """window.WebSocket = class extends WebSocket {
   constructor(url) { super(url); window.socket = this; }
 };"""
@@ -241,6 +245,14 @@ def test_a_start_image_a_prompt_and_a_seed_reach_the_world(page, place):
     assert (session_of(place).asked.caption, session_of(place).asked.seed) == ("a hall of glass", 7)
 
 
+def test_a_wrong_seed_is_said_at_its_field_before_anything_begins(page, place):
+    page.locator("#seed").fill("-5")
+    page.get_by_role("button", name="Walk", exact=True).click()
+    assert page.evaluate("document.activeElement.id") == "seed"
+    page.get_by_role("button", name="Walk", exact=True).wait_for()
+    assert not sessions(place)
+
+
 def test_choosing_another_start_leaves_the_walk_until_its_button_is_pressed(page, place):
     walk(page)
     page.keyboard.down("w")
@@ -291,11 +303,12 @@ def test_no_room_waits_on_a_phone_for_receipts_that_have_not_come(phone):
     phone.locator("#receipts li").first.wait_for()
 
 
-@pytest.mark.parametrize("size", [(1440, 900), (1280, 720)])
+@pytest.mark.parametrize("size", [(1440, 900), (1280, 800), (1280, 720)])
 def test_a_desktop_cuts_nothing_off(browser, place, size):
     viewport = dict(zip(("width", "height"), size, strict=True))
     with visit(browser, place, viewport=viewport) as page:
         walk(page)
+        page.evaluate(MANY_EXAMPLES)
         for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "#about"]:
             for box in [found.bounding_box() for found in page.locator(part).all()]:
                 assert 0 <= box["x"] <= size[0] - box["width"]
@@ -655,6 +668,25 @@ def test_text_stands_out_from_the_brightest_ground(page):
     lines = begin + page.evaluate(CONTRAST)
     assert len(lines) > 60
     assert not [line for line in lines if line[1] < 4.5]
+
+
+def test_what_is_lit_or_drawn_is_seen_in_a_system_s_own_few_colours(browser, place):
+    ground = "element => getComputedStyle(element).backgroundColor"
+    with visit(browser, place, forced_colors="active") as page:
+        walk(page)
+        page.keyboard.down("w")
+        lit = page.locator("button[aria-label='forward, key W'].shown").evaluate(ground)
+        assert lit != page.locator("button[aria-label='back, key S']").evaluate(ground)
+        assert page.locator("#map").evaluate(ground) == page.locator("#bars").evaluate(ground) == "rgb(11, 12, 15)"
+
+
+def test_the_narrowest_phone_lets_nothing_stand_over_an_edge(browser, place):
+    with visit(browser, place, viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True) as page:
+        walk(page)
+        page.get_by_role("button", name="Start again").wait_for()
+        for part in ["#stage", "#map", "#examples", "#again"]:
+            box = page.locator(part).bounding_box()
+            assert 12 <= box["x"] <= 308 - box["width"]
 
 
 def test_nothing_moves_by_itself_for_who_asked_for_less_motion(browser, place):

@@ -204,7 +204,7 @@ function enter(walk) {
 
 async function begin() {
   stopWaiting();
-  if (!gallery?.start) return;
+  if (!gallery?.start || !$("start").reportValidity()) return;
   const mine = (attempt = Symbol());
   const left = walks.current;
   status("waiting", "opening");
