@@ -492,6 +492,13 @@ def test_a_picture_that_the_server_does_not_take_is_said_and_leaves_the_gallery(
     guest.wait_for_selector("body[data-state=live]")
 
 
+def test_a_start_picture_that_does_not_come_keeps_nobody_from_walking(guest):
+    guest.route("**/v1/examples/*", lambda route: route.fulfill(status=503, json={"error": "no server is ready"}))
+    with guest.expect_response("**/v1/examples/1.jpg"):
+        guest.locator("#examples button").nth(1).click()
+    walk(guest)
+
+
 def test_nothing_is_recorded_before_a_walk(page):
     assert page.locator("#record").is_disabled()
     page.keyboard.press("v")
@@ -533,6 +540,14 @@ def test_a_server_with_keys_asks_for_one_in_a_field(browser):
         page.get_by_label("API key").fill("k" * 16)
         page.get_by_role("button", name="Open").click()
         page.wait_for_selector("body[data-state=live]")
+
+
+def test_a_page_that_comes_by_a_wrong_name_is_not_asked_for_a_key(guest):
+    said = {"error": "pages of another site may not call this server"}  # a proxy did not hand the name on
+    guest.route("**/v1/sessions", lambda route: route.fulfill(status=403, json=said))
+    guest.get_by_role("button", name="Walk", exact=True).click()
+    guest.locator("#card").get_by_text("Pages of another site may not call this server").wait_for()
+    assert guest.get_by_label("API key").is_hidden()
 
 
 def test_a_walk_too_many_is_said_of_the_address_not_of_the_person(browser):

@@ -232,7 +232,7 @@ async function begin() {
     if (mine !== attempt) return;
     attempt = null;
     if (error.status === 413 || error.status === 422) gallery.refuse();
-    refuse(error, { again: begin, unlock });
+    refuse(error, { again: begin, unlock, keys: world.key_needed });
   }
 }
 

@@ -18,12 +18,12 @@ export function farewell(reason, sentence, again) {
   card(ENDINGS[reason] ?? "The walk has ended", capital(sentence), "Walk again", again);
 }
 
-// `again()` tries once more, `unlock(key)` with an API key
-export function refuse(error, { again, unlock }) {
+// `again()` tries once more, `unlock(key)` with an API key, where the server has such `keys`
+export function refuse(error, { again, unlock, keys }) {
   const { status: code, message, retryAfter } = error;
   status("off", "not walking");
   if (!(error instanceof Refused)) return card("The server cannot be reached", "Is it still running?", "Try again", again);
-  if (code === 401 || code === 403) {
+  if (code === 401 || (code === 403 && keys)) {
     $("key-form").hidden = false;
     const sentence = code === 401 ? "This server asks for a key." : `${capital(message)}.`;
     return card("A key is needed", sentence, "Open", () => unlock($("api-key").value.trim()));
