@@ -38,7 +38,7 @@ TRIES = 4  # replicas that are asked for a new walk
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 BUSY = (429, 503)  # answers after which the next replica is asked
 CLOSE_S = 5  # for requests to end after SIGTERM; streams are told to connect again
-FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def main(cfg: Router) -> None:
@@ -186,7 +186,7 @@ def build(cfg: Router, access: Access) -> Starlette:
             Route("/v1/sessions", create, methods=["POST"]),
             Route(one, session, methods=FORWARDED), Route(one + "/{rest:path}", session, methods=FORWARDED),
             WebSocketRoute(one + "/stream", stream), WebSocketRoute("/{path:path}", reception.nowhere),
-            Route("/{path:path}", anything, methods=["GET", "HEAD"]),
+            Route("/{path:path}", anything, methods=["GET", "HEAD", "OPTIONS"]),
         ],
         exception_handlers={
             Refused: refused, httpx.HTTPError: unanswered, HTTPException: failed, ClientDisconnect: left,
