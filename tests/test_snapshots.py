@@ -57,7 +57,7 @@ def test_a_place_is_tried_before_it_is_needed_and_left_as_it_was(where, tmp_path
     place.check(where)
     assert not place.opened(where).files()
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="nothing can be kept in .*file: Not a directory; give a folder"):
+    with pytest.raises(ValueError, match=r"nothing can be kept in .*file: Not a directory; give a folder"):
         place.check(str(tmp_path / "file"))
 
 
