@@ -534,11 +534,17 @@ def test_a_server_with_keys_asks_for_one_in_a_field(browser):
         page.get_by_role("button", name="Walk", exact=True).click()
         page.get_by_text("This server asks for a key.").first.wait_for()
         assert page.get_by_text("API key").bounding_box()["height"] < 25  # one line
+        assert page.evaluate("document.activeElement.id") == "api-key"
         page.get_by_label("API key").fill("wrong")
         page.keyboard.press("Enter")
         page.locator("#card").get_by_text("The API key is not one of this server's.").wait_for()
         page.get_by_label("API key").fill("k" * 16)
+        said = {"error": "all places are taken"}
+        page.route("**/v1/sessions", lambda route: route.fulfill(status=429, json=said), times=1)
         page.get_by_role("button", name="Open").click()
+        page.get_by_text("All places are taken").first.wait_for()
+        assert page.get_by_label("API key").is_hidden()  # it was right
+        page.get_by_role("button", name="Try now").click()
         page.wait_for_selector("body[data-state=live]")
 
 

@@ -24,9 +24,10 @@ export function refuse(error, { again, unlock, keys }) {
   status("off", "not walking");
   if (!(error instanceof Refused)) return card("The server cannot be reached", "Is it still running?", "Try again", again);
   if (code === 401 || (code === 403 && keys)) {
-    $("key-form").hidden = false;
     const sentence = code === 401 ? "This server asks for a key." : `${capital(message)}.`;
-    return card("A key is needed", sentence, "Open", () => unlock($("api-key").value.trim()));
+    card("A key is needed", sentence, "Open", () => unlock($("api-key").value.trim()));
+    $("key-form").hidden = false;
+    return $("api-key").focus();
   }
   if (code === 429 || code === 503) return waitFor(capital(message), Math.max(2, retryAfter || 5), code, again);
   card(code === 409 ? "One walk too many" : "That did not work", capital(message), "Try again", again);
