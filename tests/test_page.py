@@ -317,6 +317,13 @@ def test_a_desktop_cuts_nothing_off(browser, place, size):
         assert not page.evaluate(scrolls)
 
 
+def test_help_begins_at_its_beginning_on_a_phone(phone):
+    phone.locator("#help-open").tap()
+    assert phone.locator("#help-title").bounding_box()["y"] > 0
+    phone.get_by_role("button", name="Walk on").tap()
+    assert phone.locator("#help").is_hidden()
+
+
 def test_two_thumbs_walk_and_look_at_once(phone):
     phone.get_by_role("button", name="Walk", exact=True).tap()
     phone.wait_for_selector("body[data-state=live]")
