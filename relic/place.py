@@ -6,6 +6,7 @@ A file's name is FOLDER/FILE. What `write` gives a name to is whole.
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -49,6 +50,16 @@ def opened(uri: str) -> Place:
     except ModuleNotFoundError as error:
         raise UserError(f"s3:// needs {error.name}; install the extra: pip install 'relic[s3]'") from error
     return S3Folder(rest.strip("/"))
+
+
+def check(uri: str) -> None:
+    """Writes a file and removes it: a place that cannot be used is said before anything is to be kept there."""
+    where, folder = opened(uri), f"check-{secrets.token_hex(8)}"
+    try:
+        where.write(f"{folder}/file", memoryview(b""))
+        where.remove(folder)
+    except OSError as error:
+        raise UserError(f"nothing can be kept in {uri}: {error.strerror}; give a folder that may be written") from error
 
 
 class Folder:

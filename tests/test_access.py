@@ -36,6 +36,12 @@ def test_a_wrong_line_of_the_file_of_keys_is_named(tmp_path, line):
         read_keys(Serve(run="x", api_keys=str(tmp_path / "keys")))
 
 
+def test_a_file_of_keys_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "keys").write_bytes(b"bob \xff" + SECRET)
+    with pytest.raises(ValueError, match="keys is not text in UTF-8; it has lines of a name and a key"):
+        read_keys(Serve(run="x", api_keys=str(tmp_path / "keys")))
+
+
 def test_servers_with_one_secret_believe_each_others_tokens(tmp_path):
     (tmp_path / "secret").write_bytes(SECRET + b"\n")
     one, other, alone = (Access({}, 60.0, secret) for secret in (SECRET, read_secret(f"{tmp_path}/secret"), b""))

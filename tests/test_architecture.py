@@ -195,6 +195,11 @@ def test_launch_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
-def test_no_text_holds_a_merge_that_was_left_open() -> None:
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "charts").rglob("*.*")]:
-        assert "\n<<<<<<< " not in path.read_text(), f"{path} holds both sides of a merge"
+def test_the_guides_are_merged_and_name_tests_that_there_are() -> None:
+    for guide in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for line in guide.read_text().splitlines():
+            assert not line.startswith(("<<<<<<<", "=======", ">>>>>>>")), f"{guide} holds an unfinished merge"
+            source = ""
+            for file, test in re.findall(r"`(test_\w+\.py)`|`(test_\w+)`", line):
+                source = (ROOT / "tests" / file).read_text() if file else source
+                assert not test or f"def {test}(" in source, f"{guide} names {test}, which is not there"

@@ -142,6 +142,8 @@ def test_a_run_that_is_not_one_is_said(tmp_path: Path, text: str, sentence: str)
 def test_a_missing_run_says_which_command_writes_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run.json is not there; `make demo`"):
         load(run=str(tmp_path / "run.json"))
+    with pytest.raises(ValueError, match=r"is a folder; `make demo`"):
+        load(run=str(tmp_path))
 
 
 def test_a_server_is_given_a_run_or_an_export() -> None:

@@ -1,5 +1,7 @@
 """The gate: whose pages may call, and what every answer carries."""
 
+import json
+
 import httpx
 import pytest
 from fake_world import FakeWorld, Place, serving
@@ -63,6 +65,27 @@ def test_a_page_of_another_site_ends_none_and_walks_in_none(place):
     with connect(session["url"], origin=str(place)) as stream:
         say(stream, "hello", token=session["token"])
         hear(stream, "ready")
+
+
+def test_a_browser_lets_a_friend_s_page_ask_and_read_and_no_other(place):
+    for origin, said in [(FRIEND, FRIEND), ("http://evil.example", None)]:
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        before, after = (
+            httpx.options(f"{place}/v1/sessions", headers=headers),
+            httpx.get(f"{place}/v1/world", headers=headers),
+        )
+        assert before.headers.get("access-control-allow-origin") == said
+        assert after.headers.get("access-control-allow-origin") == said
+        assert before.is_success == ("content-type" in before.headers.get("access-control-allow-headers", ""))
+
+
+@pytest.mark.parametrize("path", ["/", "/web/app.js", "/v1/sessions/x/streams"])
+def test_a_stream_to_a_wrong_path_is_told_so(place, path):
+    with pytest.raises(InvalidStatus) as error, connect(place.replace("http", "ws") + path):
+        pass
+    assert error.value.response.status_code == 404
+    said = f"there is no stream at '{path}'; a walk's is /v1/sessions/ID/stream"
+    assert json.loads(error.value.response.body) == {"error": said}
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/world", "/nowhere", "/web/nothing.js"])

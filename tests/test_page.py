@@ -22,6 +22,10 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+MANY_EXAMPLES = """() => {
+  const examples = document.getElementById("examples");
+  for (let i = 0; i < 30; i++) examples.append(examples.firstElementChild.cloneNode(true));
+}"""
 KEEP_SOCKET = """window.WebSocket = class extends WebSocket {
   constructor(url) { super(url); window.socket = this; }
 };"""
@@ -255,6 +259,14 @@ def test_a_start_image_a_prompt_and_a_seed_reach_the_world(page, place):
     assert (session_of(place).asked.caption, session_of(place).asked.seed) == ("a hall of glass", 7)
 
 
+def test_a_wrong_seed_is_said_at_its_field_before_anything_begins(page, place):
+    page.locator("#seed").fill("-5")
+    page.get_by_role("button", name="Walk", exact=True).click()
+    assert page.evaluate("document.activeElement.id") == "seed"
+    page.get_by_role("button", name="Walk", exact=True).wait_for()
+    assert not sessions(place)
+
+
 def test_choosing_another_start_leaves_the_walk_until_its_button_is_pressed(page, place):
     walk(page)
     page.keyboard.down("w")
@@ -311,12 +323,20 @@ def test_a_desktop_cuts_nothing_off(browser, place, size):
     with visit(browser, place, viewport=viewport) as page:
         page.locator("#examples").evaluate(MANY)
         walk(page)
+        page.evaluate(MANY_EXAMPLES)
         for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "#about"]:
             for box in [found.bounding_box() for found in page.locator(part).all()]:
                 assert 0 <= box["x"] <= size[0] - box["width"]
                 assert 0 <= box["y"] <= size[1] - box["height"]
         scrolls = "(({scrollHeight, clientHeight}) => scrollHeight > clientHeight)(document.querySelector('aside'))"
         assert not page.evaluate(scrolls)
+
+
+def test_help_begins_at_its_beginning_on_a_phone(phone):
+    phone.locator("#help-open").tap()
+    assert phone.locator("#help-title").bounding_box()["y"] > 0
+    phone.get_by_role("button", name="Walk on").tap()
+    assert phone.locator("#help").is_hidden()
 
 
 def test_two_thumbs_walk_and_look_at_once(phone):
@@ -510,6 +530,13 @@ def test_a_picture_that_the_server_does_not_take_is_said_and_leaves_the_gallery(
     guest.wait_for_selector("body[data-state=live]")
 
 
+def test_a_start_picture_that_does_not_come_keeps_nobody_from_walking(guest):
+    guest.route("**/v1/examples/*", lambda route: route.fulfill(status=503, json={"error": "no server is ready"}))
+    with guest.expect_response("**/v1/examples/1.jpg"):
+        guest.locator("#examples button").nth(1).click()
+    walk(guest)
+
+
 def test_nothing_is_recorded_before_a_walk(page):
     assert page.locator("#record").is_disabled()
     page.keyboard.press("v")
@@ -556,12 +583,26 @@ def test_a_server_with_keys_asks_for_one_in_a_field(browser):
         page.get_by_role("button", name="Walk", exact=True).click()
         page.get_by_text("This server asks for a key.").first.wait_for()
         assert page.get_by_text("API key").bounding_box()["height"] < 25  # one line
+        assert page.evaluate("document.activeElement.id") == "api-key"
         page.get_by_label("API key").fill("wrong")
         page.keyboard.press("Enter")
         page.locator("#card").get_by_text("The API key is not one of this server's.").wait_for()
         page.get_by_label("API key").fill("k" * 16)
+        said = {"error": "all places are taken"}
+        page.route("**/v1/sessions", lambda route: route.fulfill(status=429, json=said), times=1)
         page.get_by_role("button", name="Open").click()
+        page.get_by_text("All places are taken").first.wait_for()
+        assert page.get_by_label("API key").is_hidden()  # it was right
+        page.get_by_role("button", name="Try now").click()
         page.wait_for_selector("body[data-state=live]")
+
+
+def test_a_page_that_comes_by_a_wrong_name_is_not_asked_for_a_key(guest):
+    said = {"error": "pages of another site may not call this server"}  # a proxy did not hand the name on
+    guest.route("**/v1/sessions", lambda route: route.fulfill(status=403, json=said))
+    guest.get_by_role("button", name="Walk", exact=True).click()
+    guest.locator("#card").get_by_text("Pages of another site may not call this server").wait_for()
+    assert guest.get_by_label("API key").is_hidden()
 
 
 def test_a_walk_too_many_is_said_of_the_address_not_of_the_person(browser):
@@ -697,6 +738,25 @@ def test_text_stands_out_from_the_brightest_ground(page):
     lines = begin + page.evaluate(CONTRAST)
     assert len(lines) > 60
     assert not [line for line in lines if line[1] < 4.5]
+
+
+def test_what_is_lit_or_drawn_is_seen_in_a_system_s_own_few_colours(browser, place):
+    ground = "element => getComputedStyle(element).backgroundColor"
+    with visit(browser, place, forced_colors="active") as page:
+        walk(page)
+        page.keyboard.down("w")
+        lit = page.locator("button[aria-label='forward, key W'].shown").evaluate(ground)
+        assert lit != page.locator("button[aria-label='back, key S']").evaluate(ground)
+        assert page.locator("#map").evaluate(ground) == page.locator("#bars").evaluate(ground) == "rgb(11, 12, 15)"
+
+
+def test_the_narrowest_phone_lets_nothing_stand_over_an_edge(browser, place):
+    with visit(browser, place, viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True) as page:
+        walk(page)
+        page.get_by_role("button", name="Start again").wait_for()
+        for part in ["#stage", "#map", "#examples", "#again"]:
+            box = page.locator(part).bounding_box()
+            assert 12 <= box["x"] <= 308 - box["width"]
 
 
 def test_nothing_moves_by_itself_for_who_asked_for_less_motion(browser, place):

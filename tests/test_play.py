@@ -104,6 +104,13 @@ def test_a_mistake_is_one_sentence(args, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_a_server_with_keys_says_how_play_takes_one(capsys, monkeypatch):
+    monkeypatch.delenv(play.KEY, raising=False)
+    with serving(FakeWorld(), {"k" * 16: "someone"}) as locked:
+        assert command.main(["play", locked, "--script", "w 1s"]) == 2
+    assert "asks for an API key; give --key-file FILE, or the key in RELIC_API_KEY" in capsys.readouterr().err
+
+
 def test_without_a_terminal_a_script_is_asked_for(place, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     assert command.main(["play", place]) == 2

@@ -203,6 +203,21 @@ def raw(place: str, said: str) -> bytes:
         return line.recv(4096)
 
 
+def test_what_a_browser_asks_for_a_friend_s_page_comes_through(secret):
+    friend = {"origin": "https://friend.example"}
+    with serving(FakeWorld(), token_secret=secret, origins=(friend["origin"],)) as one, routing(secret, one) as through:
+        for path in ["/v1/sessions", "/v1/sessions/x/branch", "/v1/world"]:
+            answer = httpx.options(f"{through}{path}", headers=friend)
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, friend["origin"])
+
+
+def test_a_stream_to_a_wrong_path_is_told_so(two):
+    _, _, through = two
+    with pytest.raises(InvalidStatus) as error, connect(through.replace("http", "ws") + "/v1/stream"):
+        pass
+    assert error.value.response.status_code == 404
+
+
 def test_the_page_and_the_world_come_through(two):
     _, _, through = two
     assert httpx.get(through).text == (Path(router.__file__).parent / "web/index.html").read_text()

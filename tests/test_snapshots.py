@@ -54,6 +54,14 @@ def changed(where: str, name: str, change: Callable[[bytes], bytes]) -> None:
     kept.write(found, memoryview(change(kept.read(found))))
 
 
+def test_a_place_is_tried_before_it_is_needed_and_left_as_it_was(where, tmp_path):
+    place.check(where)
+    assert not place.opened(where).files()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"nothing can be kept in .*file: Not a directory; give a folder"):
+        place.check(str(tmp_path / "file"))
+
+
 def test_what_is_saved_comes_back_and_is_gone_when_it_is_removed(where):
     ours = snapshots(where)
     ours.save("e1.walk", STATE, FACTS)

@@ -131,7 +131,11 @@ def read_keys(cfg: Serve) -> dict[str, str]:
     path, keys = Path(cfg.api_keys), {}
     if not path.is_file():
         raise ValueError(f"api_keys {path} is not a file; it has lines of a name and a key")
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"api_keys {path} is not text in UTF-8; it has lines of a name and a key") from error
+    for number, line in enumerate(lines, 1):
         if line.strip() and not line.startswith("#"):
             words = line.split()
             if len(words) != 2 or (len(words[1]) < 16 and not words[1].startswith(HASHED)):

@@ -167,6 +167,8 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
         sockets.check(caller)
         await Stream(socket, identity, transfer, access, world, cfg, sockets, caller).run()
 
+    app.websocket("/{path:path}")(reception.nowhere)
+
     @app.get("/v1/world", response_model=schema.WorldShown)
     async def show_world() -> dict:
         """The world, what the server allows, and whether it has room."""

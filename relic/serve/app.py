@@ -32,7 +32,7 @@ def main(cfg: Serve) -> None:
     with bind(cfg.host, cfg.port) as listener:
         access = Access(read_keys(cfg), cfg.token_s, read_secret(cfg.token_secret))
         if cfg.snapshots:
-            place.opened(cfg.snapshots).files()  # a place that cannot be used is said before anything loads
+            place.check(cfg.snapshots)
         loaded: Engine
         if cfg.gpus == 1:
             loaded, followers = engine.load(cfg, engine.choose_device(cfg.device)), None

@@ -208,7 +208,8 @@ def export_of(path: Path) -> str:
 def nodes_of(path: Path, *needed: str) -> dict[str, str]:
     """The URIs of the artifacts of a run.json, which must have those that are needed."""
     if not path.is_file():
-        raise ValueError(f"{path} is not there; `make demo` or `relic pipeline run` writes a run.json")
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise ValueError(f"{path} {what}; `make demo` or `relic pipeline run` writes a run.json")
     try:
         nodes = json.loads(path.read_text())["nodes"]
         had = ", ".join(nodes) or "none"

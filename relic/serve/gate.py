@@ -10,6 +10,12 @@ from starlette.websockets import WebSocket
 from relic.serve.access import Refused
 
 READING = ("GET", "HEAD", "OPTIONS")  # change nothing, and another site's page cannot see the answer
+FRIENDS = {  # what a browser must hear before it lets an allowed page of another site ask and read
+    "access-control-allow-methods": "GET, POST, DELETE",
+    "access-control-allow-headers": "authorization, content-type",
+    "access-control-expose-headers": "retry-after",
+    "vary": "origin",
+}
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -32,11 +38,17 @@ class Gate:
             await self.app(scope, receive, send)
             return
 
+        origin = Headers(scope=scope).get("origin", "")
+        friend = {"access-control-allow-origin": origin} | FRIENDS if origin.lower() in self.origins else {}
+
         async def with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(HEADERS | friend)
             await send(message)
 
+        if friend and scope["type"] == "http" and scope["method"] == "OPTIONS":
+            await Response(status_code=204)(scope, receive, with_headers)
+            return
         changes = scope["type"] == "websocket" or scope["method"] not in READING
         if changes and not self.welcome(Headers(scope=scope)):
             refused = self.answer(Refused(403, "pages of another site may not call this server", reason="origin"))

@@ -94,6 +94,8 @@ def main(cfg: Play, recording: Recording) -> str:
     except client.Answered as error:
         if error.status in client.PASSING:
             raise
+        if error.status == 401:
+            raise UserError(f"{address} asks for an API key; give --key-file FILE, or the key in {KEY}") from error
         raise UserError(error.sentence) from error
     with begun as walk, kept(cfg, recording, fps) as keep:
         for frame in by_script(walk, held, meter, fps) if held else by_keys(walk, meter):

@@ -71,6 +71,11 @@ async def turn_away(socket: WebSocket, error: Refused) -> None:
     await end(socket, 4000 + error.status, last=last)
 
 
+async def nowhere(socket: WebSocket) -> None:
+    """A WebSocket to a path that has none."""
+    raise Refused(404, f"there is no stream at {shown(socket.url.path)}; a walk's is /v1/sessions/ID/stream")
+
+
 def answer(error: Refused) -> JSONResponse:
     headers = {} if error.retry_after_s is None else {"retry-after": str(math.ceil(error.retry_after_s))}
     if error.status == 401:

@@ -40,7 +40,7 @@ TRIES = 4  # replicas that are asked for a new walk
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 BUSY = (429, 503)  # answers after which the next replica is asked
 MOST_REQUESTS = 64  # on their way to servers, half of them one caller's at most; fewer than a server's connections
-FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+FORWARDED = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 def main(cfg: Router) -> None:
@@ -181,8 +181,8 @@ def build(cfg: Router, access: Access) -> Starlette:
             Route("/v1/sessions", Shared(create, asked), methods=["POST"]),
             Route(one, Shared(session, asked), methods=FORWARDED),
             Route(one + "/{rest:path}", Shared(session, asked), methods=FORWARDED),
-            WebSocketRoute(one + "/stream", stream),
-            Route("/{path:path}", Shared(anything, asked), methods=["GET", "HEAD"]),
+            WebSocketRoute(one + "/stream", stream), WebSocketRoute("/{path:path}", reception.nowhere),
+            Route("/{path:path}", Shared(anything, asked), methods=["GET", "HEAD", "OPTIONS"]),
         ],
         exception_handlers={**reception.HANDLERS, Refused: refused, httpx.HTTPError: unanswered},
     )  # fmt: skip

@@ -58,10 +58,13 @@ def parse(body: bytes, cfg: Serve) -> NewSession:
         wire.parse_speed(asked.speed, cfg)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        wrong = f"{name if name in NewSession.model_fields else images.shown(name)} is {images.shown(first['input'])}"
-        allowed = ", ".join(NewSession.model_fields)
-        raise Refused(422, f"{wrong if name else 'the body'}: {first['msg']}; allowed are {allowed}") from error
+        name, what, fields = ".".join(map(str, first["loc"])), first["msg"], ", ".join(NewSession.model_fields)
+        if name in NewSession.model_fields:
+            said = f"{name} is {images.shown(first['input'])}; {what.replace('Input', 'it')}"
+        else:
+            said = f"{images.shown(name)} is unknown" if name else f"the body: {what}"
+            said += f"; allowed are {fields}"
+        raise Refused(422, said) from error
     except ValueError as error:
         raise Refused(422, str(error)) from error
     if asked.prompt is not None and len(asked.prompt) > cfg.prompt_characters:

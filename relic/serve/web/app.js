@@ -204,7 +204,7 @@ function enter(walk) {
 
 async function begin() {
   stopWaiting();
-  if (!gallery?.start) return;
+  if (!gallery?.start || !$("start").reportValidity()) return;
   const mine = (attempt = Symbol());
   const left = walks.current;
   status("waiting", "opening");
@@ -232,7 +232,7 @@ async function begin() {
     if (mine !== attempt) return;
     attempt = null;
     if (error.status === 413 || error.status === 422) gallery.refuse();
-    refuse(error, { again: begin, unlock });
+    refuse(error, { again: begin, unlock, keys: world.key_needed });
   }
 }
 

@@ -10,7 +10,7 @@ export function listen({ commands, choose, walking, changed }) {
   addEventListener("keydown", (event) => {
     if (event.target.matches("input, textarea")) return event.key === "Escape" && $("stage").focus();
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "?") $("help").open ? $("help").close() : $("help").showModal();
+    if (event.key === "?") $("help").open ? $("help").close() : help();
     if ($("help").open) return;
     if (event.key === "+" || event.key === "-") pace(event.key === "+");
     if (event.repeat) return;
@@ -45,5 +45,10 @@ export function listen({ commands, choose, walking, changed }) {
     part.addEventListener("click", (event) => event.detail && $("stage").focus({ preventScroll: true }));
   }
   $("dice").onclick = () => ($("seed").value = Math.floor(Math.random() * 1e6));
-  $("help-open").onclick = () => $("help").showModal();
+  $("help-open").onclick = help;
+}
+
+function help() {
+  $("help").showModal();
+  $("help").scrollTop = 0; // its button has the focus and lies at the end
 }

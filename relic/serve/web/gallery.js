@@ -27,7 +27,7 @@ export class Gallery {
   // the start's picture, until a walk brings its own
   async preview(picture) {
     const { start } = this;
-    const blob = start.blob ?? (await fetch(start.url).then((reply) => reply.blob(), () => null)); // the card says it
+    const blob = start.blob ?? (await fetch(start.url).then((reply) => reply.ok && reply.blob(), () => null)); // the card says it
     if (blob && start === this.start) picture.still(blob);
   }
 

@@ -18,15 +18,16 @@ export function farewell(reason, sentence, again) {
   card(ENDINGS[reason] ?? "The walk has ended", capital(sentence), "Walk again", again);
 }
 
-// `again()` tries once more, `unlock(key)` with an API key
-export function refuse(error, { again, unlock }) {
+// `again()` tries once more, `unlock(key)` with an API key, where the server has such `keys`
+export function refuse(error, { again, unlock, keys }) {
   const { status: code, message, retryAfter } = error;
   status("off", "not walking");
   if (!(error instanceof Refused)) return card("The server cannot be reached", "Is it still running?", "Try again", again);
-  if (code === 401 || code === 403) {
-    $("key-form").hidden = false;
+  if (code === 401 || (code === 403 && keys)) {
     const sentence = code === 401 ? "This server asks for a key." : `${capital(message)}.`;
-    return card("A key is needed", sentence, "Open", () => unlock($("api-key").value.trim()));
+    card("A key is needed", sentence, "Open", () => unlock($("api-key").value.trim()));
+    $("key-form").hidden = false;
+    return $("api-key").focus();
   }
   if (code === 429 || code === 503) return waitFor(capital(message), Math.max(2, retryAfter || 5), code, again);
   card(code === 409 ? "One walk too many" : "That did not work", capital(message), "Try again", again);

@@ -31,6 +31,7 @@ export function card(title, text, button, action, anyKey = false) {
     event.preventDefault();
     action?.();
   };
+  $("key-form").hidden = true;
   $("card").hidden = false;
   voice([title, text].filter(Boolean).join(". "));
 }
@@ -40,7 +41,6 @@ export const cardTakesKeys = () => !$("card").hidden && $("card-button").dataset
 
 export function hideCard() {
   $("card").hidden = true;
-  $("key-form").hidden = true;
 }
 
 // what went wrong, or what is good to know
