@@ -230,7 +230,7 @@ def test_the_page_and_the_world_come_through(two):
 def test_a_wrong_method_is_refused_as_at_a_server(two):
     answer = httpx.post(f"{two[2]}/{'y' * 300}")
     assert answer.json()["error"] == f"POST '/{'y' * 55}...: Method Not Allowed"
-    assert sorted(answer.headers["allow"].split(", ")) == ["GET", "HEAD"]
+    assert sorted(answer.headers["allow"].split(", ")) == ["GET", "HEAD", "OPTIONS"]
 
 
 def test_an_image_that_is_not_kept_whole_goes_through_and_too_large_a_body_does_not(two, secret):
