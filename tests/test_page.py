@@ -381,7 +381,8 @@ def test_backspace_goes_back_in_time_and_cuts_the_track(page, place):
     page.keyboard.press("Backspace")
     until(lambda: number(page, "distance") < far - 10)
     assert session_of(place).num_frames < frames
-    assert abs(number(page, "distance") - session_of(place).num_frames) < 8  # a frame a step, as the wall was walked
+    stood = 16  # two chunks may be made before the key is heard
+    assert 0 <= session_of(place).num_frames - number(page, "distance") <= stood  # a frame a step, as it was walked
 
 
 def test_a_tick_names_its_moment_and_leads_there(page, place):
