@@ -24,7 +24,7 @@ FLAGS = [
 ]  # fmt: skip
 MANY_EXAMPLES = """() => {
   const examples = document.getElementById("examples");
-  for (let i = 0; i < 30; i++) examples.append(examples.firstElementChild.cloneNode(true));
+  for (let i = 0; i < 33; i++) examples.append(examples.firstElementChild.cloneNode(true));
 }"""
 KEEP_SOCKET = """window.WebSocket = class extends WebSocket {
   constructor(url) { super(url); window.socket = this; }
@@ -41,7 +41,6 @@ FIREFOX_TAKES_FRAMES = """() => {
   delete CanvasCaptureMediaStreamTrack.prototype.requestFrame;
   MediaStream.prototype.requestFrame = function () { take.call(this.getVideoTracks()[0]); };
 }"""
-MANY = "list => { for (let i = 0; i < 20; i++) list.append(list.lastChild.cloneNode(true)); }"
 FOCUS = """() => {
   const element = document.activeElement;
   element.dataset.test ??= element === document.body ? "body" : element.id || Math.random().toString();
@@ -317,19 +316,27 @@ def test_no_room_waits_on_a_phone_for_receipts_that_have_not_come(phone):
     phone.locator("#receipts li").first.wait_for()
 
 
-@pytest.mark.parametrize("size", [(1440, 900), (1280, 800), (1280, 720)])
+@pytest.mark.parametrize("size", [(1366, 630), (1280, 720), (1280, 800), (1000, 900), (1440, 900), (1920, 1080)])
 def test_a_desktop_cuts_nothing_off(browser, place, size):
     viewport = dict(zip(("width", "height"), size, strict=True))
     with visit(browser, place, viewport=viewport) as page:
-        page.locator("#examples").evaluate(MANY)
         walk(page)
         page.evaluate(MANY_EXAMPLES)
-        for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "#about"]:
-            for box in [found.bounding_box() for found in page.locator(part).all()]:
+        for part in ["#stage", "#tools", "#deck", "aside > section", "#start", "#again", "#about"]:
+            for box in [found.bounding_box() for found in page.locator(part).all() if found.is_visible()]:
                 assert 0 <= box["x"] <= size[0] - box["width"]
                 assert 0 <= box["y"] <= size[1] - box["height"]
         scrolls = "(({scrollHeight, clientHeight}) => scrollHeight > clientHeight)(document.querySelector('aside'))"
         assert not page.evaluate(scrolls)
+
+
+def test_the_keys_leave_room_for_the_speed_below_a_small_picture(browser, place):
+    with visit(browser, place, viewport={"width": 1366, "height": 630}) as page:
+        edges = []
+        for part in ["#move .cap:nth-child(7)", "#speed-shown", "#look .cap:nth-child(2)"]:
+            box = page.locator(part).bounding_box()
+            edges += [box["x"], box["x"] + box["width"]]
+        assert edges == sorted(edges)
 
 
 def test_help_begins_at_its_beginning_on_a_phone(phone):

@@ -49,7 +49,7 @@ export class Track {
 
   draw() {
     requestAnimationFrame(() => this.draw());
-    if (!this.dirty || !this.canvas.width) return;
+    if (!this.dirty || !this.canvas.clientWidth) return; // a low window shows no track
     this.dirty = this.aim();
     const { context: c, canvas, view } = this;
     const ratio = canvas.width / canvas.clientWidth;
