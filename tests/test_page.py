@@ -41,6 +41,16 @@ FIREFOX_TAKES_FRAMES = """() => {
   delete CanvasCaptureMediaStreamTrack.prototype.requestFrame;
   MediaStream.prototype.requestFrame = function () { take.call(this.getVideoTracks()[0]); };
 }"""
+EASED = """async () => {
+  const { Track } = await import("/web/map.js");
+  return [6, 60].map((times) => {  // 300 ms in so many pictures
+    const track = new Track(Object.assign(document.createElement("canvas"), { width: 300, height: 200 }));
+    track.aim(0);
+    track.trail = { places: [], here: { x: 90, z: 40 } };
+    for (let i = 0; i < times; i++) track.aim(300 / times);
+    return track.view.x;
+  });
+}"""
 FOCUS = """() => {
   const element = document.activeElement;
   element.dataset.test ??= element === document.body ? "body" : element.id || Math.random().toString();
@@ -339,6 +349,16 @@ def test_the_keys_leave_room_for_the_speed_below_a_small_picture(browser, place)
         assert edges == sorted(edges)
 
 
+def test_a_field_s_letters_are_large_enough_that_ios_does_not_zoom(phone):
+    sizes = "all => all.map((field) => parseFloat(getComputedStyle(field).fontSize))"
+    assert min(phone.locator("input, textarea").evaluate_all(sizes)) >= 16
+
+
+def test_the_view_of_the_track_moves_by_time_not_by_pictures(page):
+    few, many = page.evaluate(EASED)
+    assert few == pytest.approx(many)
+
+
 def test_help_begins_at_its_beginning_on_a_phone(phone):
     phone.locator("#help-open").tap()
     assert phone.locator("#help-title").bounding_box()["y"] > 0
@@ -463,6 +483,15 @@ def test_a_walk_that_ends_leaves_the_strip(page, place):
     page.wait_for_selector("button[aria-label='forward, key W'].shown")
 
 
+@pytest.mark.parametrize("key", ["w", "Enter"])
+def test_a_key_wakes_a_world_that_fell_asleep(page, place, key):
+    walk(page)
+    place.server.scheduler.finish(session_of(place), "idle", "nobody walked")
+    page.get_by_role("heading", name="The world fell asleep").wait_for()
+    page.keyboard.press(key)
+    page.wait_for_selector("body[data-state=live]")
+
+
 def test_a_branch_too_many_is_refused_in_a_sentence(guest, place):
     walk(guest)
     guest.keyboard.press("b")
@@ -523,6 +552,28 @@ def test_a_file_that_is_no_picture_is_refused_before_it_is_sent(page):
     page.get_by_role("alert").filter(has_text=said).wait_for()
     walk(page)
     assert page.locator("#toast").is_hidden()  # what is begun anew is free of what was said before
+
+
+def test_a_phone_s_large_photograph_is_cut_and_drawn_down_before_it_is_sent(page, place):
+    lying = Image.new("L", (4500, 10000))  # 45 megapixels; the server takes 32
+    lying.paste(255, (0, 1500, 2250, 8500))  # above, and in the middle, once it is upright
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its left side is the upper one
+    buffer = io.BytesIO()
+    lying.save(buffer, "JPEG", exif=exif)
+    page.set_input_files("#upload", {"name": "IMG.jpg", "mimeType": "image/jpeg", "buffer": buffer.getvalue()})
+    page.locator("#examples button[title='IMG.jpg'][aria-pressed=true]").wait_for()
+    walk(page)
+    assert (session_of(place).image[:14] > 240).all()
+    assert (session_of(place).image[18:] < 15).all()
+
+
+def test_a_good_picture_takes_back_what_was_said_of_a_bad_one(page):
+    page.set_input_files("#upload", {"name": "notes.png", "mimeType": "image/png", "buffer": b"not a picture"})
+    page.get_by_role("alert").filter(has_text="no picture that can be read").wait_for()
+    upload(page, "wall.png", "PNG")
+    page.locator("#examples button[title='wall.png'][aria-pressed=true]").wait_for()
+    assert page.locator("#toast").is_hidden()
 
 
 def test_a_picture_that_the_server_does_not_take_is_said_and_leaves_the_gallery(guest):
@@ -604,6 +655,17 @@ def test_a_server_with_keys_asks_for_one_in_a_field(browser):
         page.wait_for_selector("body[data-state=live]")
 
 
+def test_a_key_with_a_character_that_cannot_be_sent_is_said(browser):
+    with serving(FakeWorld(), {"k" * 16: "someone"}) as locked, visit(browser, locked, refused=True) as page:
+        page.get_by_role("button", name="Walk", exact=True).click()
+        page.get_by_label("API key").fill("k" * 15 + "…")
+        page.keyboard.press("Enter")
+        page.locator("#card").get_by_text("The API key has a character that no key has.").wait_for()
+        page.get_by_label("API key").fill("k" * 16)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("body[data-state=live]")
+
+
 def test_a_page_that_comes_by_a_wrong_name_is_not_asked_for_a_key(guest):
     said = {"error": "pages of another site may not call this server"}  # a proxy did not hand the name on
     guest.route("**/v1/sessions", lambda route: route.fulfill(status=403, json=said))
@@ -655,7 +717,9 @@ def test_a_walk_that_moves_goes_on_without_a_word_in_the_way(page, place):
     assert moved.status == 202
     page.locator("#status").get_by_text("moving").wait_for()
     assert page.locator("#card").is_hidden()
+    page.evaluate("document.getElementById('toast').hidden = false")  # that the server is closing
     page.wait_for_selector("body[data-state=live]")
+    assert page.locator("#toast").is_hidden()
     far = number(page, "distance")
     until(lambda: number(page, "distance") > far + 4)  # the key is still held
     assert session_of(place) is not before

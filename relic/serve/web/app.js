@@ -51,6 +51,7 @@ const on = {
     if (walk !== walks.current) return paused || walk.stream.say({ type: "pause" });
     status("live", "walking");
     hideCard();
+    if (again) hideToast(); // that the server closes is over
     tools.show(walk);
     voice(again ? "the walk goes on" : `${walk.name} has begun`);
     if (!paused && (again || held.names().length)) act();
@@ -270,7 +271,9 @@ function record() {
 // --- the page ------------------------------------------------------------------------------------------------------
 
 listen({
-  commands: { Space: pause, Backspace: () => rewind(tools.usual()), KeyB: branch, KeyV: record },
+  commands: {
+    Space: pause, Backspace: () => rewind(tools.usual()), KeyB: branch, KeyV: record, Enter: () => cardTakesKeys() && begin(),
+  },
   choose: (place) => walks.list[place] && go(walks.list[place]),
   walking,
   changed: () => held.names().length && act(),

@@ -16,7 +16,7 @@ export function listen({ commands, choose, walking, changed }) {
     if (event.repeat) return;
     const digit = /^Digit([1-9])$/.exec(event.code);
     if (digit) choose(Number(digit[1]) - 1);
-    if (!commands[event.code] || (event.code === "Space" && event.target.matches("button, a"))) return;
+    if (!commands[event.code] || (["Space", "Enter"].includes(event.code) && event.target.matches("button, a"))) return;
     event.preventDefault();
     commands[event.code]();
   });

@@ -1,6 +1,6 @@
 // Where a walk begins: the world's examples, or a picture of one's own by the button or dropped on the world.
 
-import { toast } from "/web/say.js";
+import { hideToast, toast } from "/web/say.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -35,6 +35,7 @@ export class Gallery {
     this.start = { ...start, button };
     $("prompt").value = start.caption;
     for (const other of $("examples").children) other.setAttribute("aria-pressed", String(other === button));
+    hideToast(); // what was said of an earlier choice
     this.chosen();
   }
 
@@ -61,18 +62,31 @@ export class Gallery {
 
   async take(file) {
     if (!file) return;
-    const { bytes, formats } = this.world.image;
-    if (file.size > bytes) {
-      return toast(`the file ${file.name} has ${(file.size / 1e6).toFixed(1)} MB; allowed are ${(bytes / 1e6).toFixed(1)} MB`);
-    }
-    const readable = await createImageBitmap(file).then((bitmap) => bitmap.close() ?? true, () => false);
-    if (!readable) return toast(`the file ${file.name} is no picture that can be read; allowed are ${formats.join(", ")}`);
+    const { formats } = this.world.image;
+    const blob = await this.needed(file).catch(() => null);
+    if (!blob) return toast(`the file ${file.name} is no picture that can be read; allowed are ${formats.join(", ")}`);
     const reader = new FileReader();
     reader.onload = () => {
-      const start = { image: reader.result.split(",")[1], caption: "", blob: file };
+      const start = { image: reader.result.split(",")[1], caption: "", blob };
       $("examples").prepend(this.thumbnail(reader.result, file.name, start));
       $("examples").firstElementChild.click();
     };
-    reader.readAsDataURL(file);
+    reader.readAsDataURL(blob);
+  }
+
+  // The file, or of one that is larger than needed the middle, at twice the world's size. Fails where it cannot be read.
+  async needed(file) {
+    const [width, height] = [2 * this.world.width, 2 * this.world.height];
+    const whole = await createImageBitmap(file);
+    if (whole.width <= width && whole.height <= height && file.size <= this.world.image.bytes) return file;
+    const scale = Math.min(whole.width / width, whole.height / height);
+    const [w, h] = [scale * width, scale * height];
+    const middle = [(whole.width - w) / 2, (whole.height - h) / 2, w, h];
+    const small = await createImageBitmap(whole, ...middle, { resizeWidth: width, resizeHeight: height, resizeQuality: "high" });
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
+    canvas.getContext("2d").drawImage(small, 0, 0);
+    whole.close();
+    small.close();
+    return new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.95));
   }
 }

@@ -1,15 +1,17 @@
 // The track from above: x to the right, the first view's forward up, the camera as a wedge. Units are the world's mean steps.
 
 const VIEW = Math.PI / 4; // half the wedge's angle
+const EASE_MS = 130; // the view has come some two thirds of its way
 const FRESH = 240; // the newest places are bright, what lies behind fades
 
 export class Track {
   constructor(canvas) {
     this.canvas = canvas;
     this.context = canvas.getContext("2d");
+    this.drawn = 0; // when
     this.show(null, []);
     new ResizeObserver(() => this.fit()).observe(canvas);
-    requestAnimationFrame(() => this.draw());
+    requestAnimationFrame((now) => this.draw(now));
   }
 
   // `trail` is the walk that is seen; of the `others`, those that began with it are drawn behind it
@@ -27,8 +29,8 @@ export class Track {
     this.dirty = true;
   }
 
-  // the middle and scale that hold the whole track, approached smoothly
-  aim() {
+  // the middle and scale that hold the whole track, approached smoothly; `ms` have passed, and false is: it is there
+  aim(ms) {
     let [left, right, low, high] = [0, 0, 0, 0];
     for (const { x, z } of [this.trail, ...this.others].flatMap((trail) => (trail ? [...trail.places, trail.here] : []))) {
       [left, right, low, high] = [Math.min(left, x), Math.max(right, x), Math.min(low, z), Math.max(high, z)];
@@ -37,20 +39,22 @@ export class Track {
     const margin = Math.min(84 * (width / (this.canvas.clientWidth || width)), 0.65 * height);
     const scale = Math.min((width - margin) / Math.max(right - left, 12), (height - margin) / Math.max(high - low, 12));
     const goal = { x: (left + right) / 2, y: (low + high) / 2, scale };
-    const ease = this.view.scale ? 0.12 : 1;
-    let moved = 0;
+    const ease = this.view.scale ? 1 - Math.exp(-ms / EASE_MS) : 1;
+    let away = 0;
     for (const name of ["x", "y", "scale"]) {
-      const change = (goal[name] - this.view[name]) * ease;
-      this.view[name] += change;
-      moved += Math.abs(change) / (name === "scale" ? scale : 20);
+      const gap = goal[name] - this.view[name];
+      this.view[name] += gap * ease;
+      away += Math.abs(gap) / (name === "scale" ? scale : 20);
     }
-    return moved > 1e-3;
+    return away > 8e-3;
   }
 
-  draw() {
-    requestAnimationFrame(() => this.draw());
+  draw(now) {
+    requestAnimationFrame((next) => this.draw(next));
+    const ms = now - this.drawn;
+    this.drawn = now;
     if (!this.dirty || !this.canvas.clientWidth) return; // a low window shows no track
-    this.dirty = this.aim();
+    this.dirty = this.aim(ms);
     const { context: c, canvas, view } = this;
     const ratio = canvas.width / canvas.clientWidth;
     const at = ({ x, z }) => [canvas.width / 2 + (x - view.x) * view.scale, canvas.height / 2 - (z - view.y) * view.scale];

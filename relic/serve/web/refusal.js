@@ -15,7 +15,7 @@ let timer = 0;
 // the walk that was seen has ended
 export function farewell(reason, sentence, again) {
   status("off", "ended");
-  card(ENDINGS[reason] ?? "The walk has ended", capital(sentence), "Walk again", again);
+  card(ENDINGS[reason] ?? "The walk has ended", capital(sentence), "Walk again", again, reason === "idle");
 }
 
 // `again()` tries once more, `unlock(key)` with an API key, where the server has such `keys`

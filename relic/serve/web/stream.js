@@ -18,6 +18,7 @@ export class Refused extends Error {
 // The JSON that a request is answered by, or Refused. `key` is an API key or a session's token.
 export async function ask(path, { method = "GET", key = "", body } = {}) {
   const headers = body === undefined ? {} : { "content-type": "application/json" };
+  if (/[^\x20-\xff]/.test(key)) throw new Refused(403, "the API key has a character that no key has");
   if (key) headers.authorization = `Bearer ${key}`;
   const reply = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
   const said = await reply.json().catch(() => ({ error: `the server said ${reply.status}` }));
