@@ -1,8 +1,8 @@
-// The page: walks that begin, wait, branch and end, and what there is to say about them.
+// The page: walks that go on, wait, branch and end, and what there is to say about them.
 
 import { listen, speed } from "/web/controls.js";
 import { Drag } from "/web/drag.js";
-import { Gallery } from "/web/gallery.js";
+import { Entrance } from "/web/entrance.js";
 import { Held } from "/web/held.js";
 import { explain, facts } from "/web/help.js";
 import { Keys } from "/web/keys.js";
@@ -11,15 +11,13 @@ import { Meters } from "/web/meters.js";
 import { Picture } from "/web/picture.js";
 import { Receipts } from "/web/receipts.js";
 import { Recorder, offer } from "/web/recorder.js";
-import { farewell, refuse, stopWaiting } from "/web/refusal.js";
+import { farewell } from "/web/refusal.js";
 import { card, cardTakesKeys, hideCard, hideToast, status, toast, voice } from "/web/say.js";
-import { Refused, ask, give } from "/web/stream.js";
+import { Refused, ask } from "/web/stream.js";
 import { Tools } from "/web/tools.js";
 import { Walk, Walks } from "/web/walks.js";
 
 const $ = (id) => document.getElementById(id);
-const THUMBS = matchMedia("(pointer: coarse)").matches;
-const HOW = THUMBS ? "Your thumbs walk and turn." : "Press any key that walks, or click.";
 const picture = new Picture($("picture"), $("glow"));
 const track = new Track($("map"));
 const figures = { fps: $("fps"), latency: $("latency"), chunk: $("chunk"), dropped: $("dropped"), skipped: $("skipped") };
@@ -40,9 +38,8 @@ const recorder = new Recorder(picture, {
 });
 
 let world = null;
-let gallery = null;
-let key = sessionStorage.getItem("relic-api-key") ?? "";
-let attempt = null; // the newest try to begin a walk, as long as it is under way
+let entrance = null; // once the world is known
+const begin = () => entrance?.begin();
 
 // what a walk's connection says; only the walk that is seen is shown
 const on = {
@@ -203,52 +200,19 @@ function enter(walk) {
   $("left").textContent = "";
 }
 
-async function begin() {
-  stopWaiting();
-  if (!gallery?.start || !$("start").reportValidity()) return;
-  const mine = (attempt = Symbol());
+// ends the walk that is seen, for another one
+function leave() {
   const left = walks.current;
-  status("waiting", "opening");
-  hideToast();
-  card("", "Opening the world…", null);
   if (left) walks.remove(left);
   enter(null);
-  gallery.preview(picture);
-  const { example, image } = gallery.start; // one of them
-  const asked = { example, image, prompt: $("prompt").value, seed: Number($("seed").value) || 0, speed: speed() };
-  try {
-    await left?.stream.leave();
-    if (mine !== attempt) return;
-    const session = await ask("/v1/sessions", { method: "POST", key, body: asked });
-    if (mine !== attempt) return give(session); // another start came in between
-    if (key) sessionStorage.setItem("relic-api-key", key);
-    attempt = null;
-    $("again").textContent = "Start again";
-    const walk = new Walk(session, on);
-    walks.add(walk);
-    walks.choose(walk);
-    track.show(walk.trail, []);
-    if (!THUMBS) $("stage").focus({ preventScroll: true });
-  } catch (error) {
-    if (mine !== attempt) return;
-    attempt = null;
-    if (error.status === 413 || error.status === 422) gallery.refuse();
-    refuse(error, { again: begin, unlock, keys: world.key_needed });
-  }
+  return left?.stream.leave();
 }
 
-// another start lies ready; a walk that is open goes on until the button is pressed
-function chosen() {
-  if (walks.current) return toast("this walk goes on; “Start again” ends it and begins in the chosen picture", true);
-  if (attempt) return;
-  picture.restart();
-  gallery.preview(picture);
-  if ($("card-button").hidden) card("Step inside", HOW, "Walk", begin, true);
-}
-
-function unlock(given) {
-  key = given;
-  begin();
+function begun(session) {
+  const walk = new Walk(session, on);
+  walks.add(walk);
+  walks.choose(walk);
+  track.show(walk.trail, []);
 }
 
 // what the picture's foot says about a world that stands still
@@ -300,11 +264,8 @@ async function open() {
   $("speed").max = world.max_speed;
   $("prompt").maxLength = world.prompt_characters;
   $("about").textContent = facts(world);
-  gallery = new Gallery(world, chosen);
   if (recorder.kind) tools.recording(null, recorder.ending);
-  status("off", "not walking");
-  card("Step inside", "Choose an image of your own.", null);
-  gallery.first();
+  entrance = new Entrance(world, picture, { seen: () => Boolean(walks.current), leave, begun });
 }
 
 open();
