@@ -197,6 +197,27 @@ def test_bye_and_delete_free_the_slot(place):
     assert httpx.get(f"{place}/v1/sessions/{session['id']}", headers=bearer(session)).status_code == 410
 
 
+def test_a_walk_that_has_ended_is_deleted_by_who_may_and_by_nobody_else(place):
+    session = post(place).json()
+    url, wrong = f"{place}/v1/sessions/{session['id']}", {"token": session["token"][:-2] + "xx"}
+    assert [httpx.delete(url, headers=bearer(session)).status_code for _ in range(2)] == [204, 204]
+    assert httpx.delete(url, headers=bearer(wrong)).status_code == 403
+    place.server.scheduler.ended.clear()  # it is unknown now
+    assert httpx.delete(url, headers=bearer(session)).status_code == 404
+
+
+def test_a_server_whose_door_does_not_open_closes_all_the_same(monkeypatch):
+    monkeypatch.setattr(door.Door, "_start", functools.partialmethod(shut))
+    with serving(FakeWorld()) as place:
+        assert post(place).status_code == 201
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        place.server.scheduler.worker.submit(print)
+
+
+async def shut(self: door.Door) -> door.Doorman:
+    raise OSError("no process can be started")
+
+
 def test_a_lost_connection_comes_back_with_the_token(place):
     with follow(place) as (session, stream):
         see(stream)
