@@ -222,6 +222,24 @@ def test_a_walk_that_does_not_move_yet_holds_up_no_other(fleet: Fleet, monkeypat
     assert b"relic_router_moved_total 1.0\n" in metrics.show([])
 
 
+def test_a_server_is_emptied_further_when_something_has_failed(fleet: Fleet, monkeypatch, caplog) -> None:
+    leaving = add(fleet, "a", draining=True, sessions=["0f5d9fe3.one"])
+    add(fleet, "b")
+    failing, asked = ["nobody thought of it"], []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if failing:
+            raise KeyError(failing.pop())
+        return httpx.Response(409)
+
+    monkeypatch.setattr("relic.serve.moving.AGAIN_S", 0.0)
+    fleet.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    asyncio.run(Mover(CFG, ACCESS, fleet, RouterMetrics()).empty(leaving))
+    assert asked == ["/v1/sessions/0f5d9fe3.one/move"] * 2
+    assert "nobody thought of it" in caplog.text
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_router_that_is_out_of_breath_takes_silence_for_no_death(fleet: Fleet, busy: bool) -> None:
     async def toil() -> None:
