@@ -168,7 +168,9 @@ def test_a_branch_needs_a_slot_and_counts_for_its_owner():
         url = f"{place}/v1/sessions/{first['id']}/branch"
         assert httpx.post(url).status_code == 401
         assert httpx.post(url, headers=bearer(first)).json()["prompt"] == "wall 0"
-        assert httpx.post(url, headers=bearer(first)).status_code == 409
+        refused = httpx.post(url, headers=bearer(first))
+        said = "this address or API key has as many walks as it may: 2; end one first"
+        assert (refused.status_code, refused.json()["error"]) == (409, said)
 
 
 def test_an_unknown_message_gets_a_sentence_and_the_walk_goes_on(place):

@@ -24,7 +24,7 @@ def told(**said) -> dict:
 
 @pytest.fixture
 def fleet() -> Fleet:
-    found = Fleet(CFG, ACCESS)
+    found = Fleet(CFG, ACCESS, RouterMetrics())
     found.http = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: httpx.Response(500)))
     return found
 
@@ -107,6 +107,15 @@ def test_a_server_that_loads_for_long_is_complained_of_once(fleet: Fleet, caplog
     assert [record.getMessage() for record in caplog.records] == ["a replica at a:1 does not answer: ReadTimeout"]
     fleet.hear(Replica("a:1", 0.0), told())
     assert not fleet.complaints
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"), [({"sessions": ["x", "y"]}, 2), ({}, 0), ({"sessions": ["x"], "draining": True}, 0)]
+)
+def test_walks_that_die_with_their_server_are_counted(fleet: Fleet, said: dict, lost: int, caplog) -> None:
+    fleet.bury(add(fleet, "a", **said), "refused")
+    assert f"relic_router_lost_total {lost:.1f}\n".encode() in fleet.metrics.show([])
+    assert ("has died with 2 walks" if lost else "a at a has left") in caplog.text
 
 
 @pytest.mark.parametrize(

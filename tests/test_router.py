@@ -224,7 +224,7 @@ def test_a_stream_by_a_host_that_is_none_is_refused(host):
             Access({}, 60.0, SECRET),
             RouterMetrics(),
         )
-        fleet = Fleet(cfg, access)
+        fleet = Fleet(cfg, access, counted)
         fleet.settle("x", Replica("127.0.0.1:9", 0.0))
         scope = {"type": "websocket", "headers": [(b"host", host.encode())], "raw_path": b"/x"}
         with pytest.raises(Refused, match="the header Host is not a name and a port"):

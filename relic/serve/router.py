@@ -62,8 +62,8 @@ def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
 
 def build(cfg: Router, access: Access) -> Gate:
     """The application. It asks all replicas once before it answers anybody."""
-    fleet = Fleet(cfg, access)
     counted = RouterMetrics()
+    fleet = Fleet(cfg, access, counted)
     relay = Relay(cfg, access, fleet, counted)
     mover = Mover(cfg, access, fleet, counted)
     costs = PodCosts() if cfg.deletion_cost else None
