@@ -29,7 +29,17 @@ def test_a_hashed_key_lets_its_own_key_in_and_not_its_hash(tmp_path):
     assert refusal(access.principal, None, "1.2.3.4") == 401
 
 
-@pytest.mark.parametrize("line", ["ann short", "ann", "ann sha256:0123456789abcdef", f"ann sha256:{'g' * 64}"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ann short",
+        "ann",
+        "ann sha256:0123456789abcdef",
+        f"ann sha256:{'g' * 64}",
+        f"ann {KEY}",
+        f"ann sha256:{HASH.upper()}",
+    ],
+)
 def test_a_wrong_line_of_the_file_of_keys_is_named(tmp_path, line):
     (tmp_path / "keys").write_text(f"bob {KEY}\n{line}\n")
     with pytest.raises(ValueError, match="line 2"):

@@ -168,7 +168,9 @@ def test_a_branch_needs_a_slot_and_counts_for_its_owner():
         url = f"{place}/v1/sessions/{first['id']}/branch"
         assert httpx.post(url).status_code == 401
         assert httpx.post(url, headers=bearer(first)).json()["prompt"] == "wall 0"
-        assert httpx.post(url, headers=bearer(first)).status_code == 409
+        refused = httpx.post(url, headers=bearer(first))
+        said = "this address or API key has as many walks as it may: 2; end one first"
+        assert (refused.status_code, refused.json()["error"]) == (409, said)
 
 
 def test_an_unknown_message_gets_a_sentence_and_the_walk_goes_on(place):
@@ -195,6 +197,27 @@ def test_bye_and_delete_free_the_slot(place):
         assert closing(stream) == ("it was deleted", 1000)
     assert not place.server.scheduler.sessions
     assert httpx.get(f"{place}/v1/sessions/{session['id']}", headers=bearer(session)).status_code == 410
+
+
+def test_a_walk_that_has_ended_is_deleted_by_who_may_and_by_nobody_else(place):
+    session = post(place).json()
+    url, wrong = f"{place}/v1/sessions/{session['id']}", {"token": session["token"][:-2] + "xx"}
+    assert [httpx.delete(url, headers=bearer(session)).status_code for _ in range(2)] == [204, 204]
+    assert httpx.delete(url, headers=bearer(wrong)).status_code == 403
+    place.server.scheduler.ended.clear()  # it is unknown now
+    assert httpx.delete(url, headers=bearer(session)).status_code == 404
+
+
+def test_a_server_whose_door_does_not_open_closes_all_the_same(monkeypatch):
+    monkeypatch.setattr(door.Door, "_start", functools.partialmethod(shut))
+    with serving(FakeWorld()) as place:
+        assert post(place).status_code == 201
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        place.server.scheduler.worker.submit(print)
+
+
+async def shut(self: door.Door) -> door.Doorman:
+    raise OSError("no process can be started")
 
 
 def test_a_lost_connection_comes_back_with_the_token(place):

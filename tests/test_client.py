@@ -219,6 +219,34 @@ def test_tokens_are_renewed_while_frames_are_read(place, monkeypatch):
         assert frames(walk, 1)
 
 
+def test_a_walk_that_another_server_does_not_know_yet_is_asked_for_again(place):
+    sessions = place.server.scheduler.sessions
+    with client.begin(place) as walk:
+        frames(walk, 3)
+        arriving = threading.Timer(0.5, sessions.__setitem__, (walk.id, sessions.pop(walk.id)))
+        arriving.start()
+        lose(walk)
+        walk.act("pan_left")
+        assert frames(walk, 3)[0].sequence > 2
+        assert any("there is no session" in said for said in walk.errors)
+        arriving.join()
+
+
+def test_a_walk_whose_first_connection_is_refused_is_begun_again_while_one_waits(place, monkeypatch):
+    connected, refused = client.Walk._connected, []
+
+    def once(walk: client.Walk) -> ClientConnection:
+        if not refused:
+            refused.append(walk)
+            raise client.Ended("there is no session")
+        return connected(walk)
+
+    monkeypatch.setattr(client.Walk, "_connected", once)
+    with client.begin(place, wait_s=5) as walk:
+        assert walk.id != refused[0].id
+    refused[0].close()
+
+
 def test_what_the_server_refuses_is_its_sentence(place):
     with pytest.raises(client.Answered, match="there is no example 'nowhere'") as refused:
         client.begin(place, example="nowhere")

@@ -24,7 +24,7 @@ def told(**said) -> dict:
 
 @pytest.fixture
 def fleet() -> Fleet:
-    found = Fleet(CFG, ACCESS)
+    found = Fleet(CFG, ACCESS, RouterMetrics())
     found.http = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: httpx.Response(500)))
     return found
 
@@ -107,6 +107,15 @@ def test_a_server_that_loads_for_long_is_complained_of_once(fleet: Fleet, caplog
     assert [record.getMessage() for record in caplog.records] == ["a replica at a:1 does not answer: ReadTimeout"]
     fleet.hear(Replica("a:1", 0.0), told())
     assert not fleet.complaints
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"), [({"sessions": ["x", "y"]}, 2), ({}, 0), ({"sessions": ["x"], "draining": True}, 0)]
+)
+def test_walks_that_die_with_their_server_are_counted(fleet: Fleet, said: dict, lost: int, caplog) -> None:
+    fleet.bury(add(fleet, "a", **said), "refused")
+    assert f"relic_router_lost_total {lost:.1f}\n".encode() in fleet.metrics.show([])
+    assert ("has died with 2 walks" if lost else "a at a has left") in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -220,6 +229,24 @@ def test_a_walk_that_does_not_move_yet_holds_up_no_other(fleet: Fleet, monkeypat
     assert asked[:2] == ["0f5d9fe3.arriving", "0f5d9fe3.here"]
     assert len(asked) < 10
     assert b"relic_router_moved_total 1.0\n" in metrics.show([])
+
+
+def test_a_server_is_emptied_further_when_something_has_failed(fleet: Fleet, monkeypatch, caplog) -> None:
+    leaving = add(fleet, "a", draining=True, sessions=["0f5d9fe3.one"])
+    add(fleet, "b")
+    failing, asked = ["nobody thought of it"], []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path)
+        if failing:
+            raise KeyError(failing.pop())
+        return httpx.Response(409)
+
+    monkeypatch.setattr("relic.serve.moving.AGAIN_S", 0.0)
+    fleet.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    asyncio.run(Mover(CFG, ACCESS, fleet, RouterMetrics()).empty(leaving))
+    assert asked == ["/v1/sessions/0f5d9fe3.one/move"] * 2
+    assert "nobody thought of it" in caplog.text
 
 
 @pytest.mark.parametrize("busy", [False, True])

@@ -4,9 +4,11 @@ import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -88,3 +90,33 @@ def test_a_process_logs_as_it_is_told(kind, line):
     script = f"from relic.serve import logs; logs.configure({kind!r}); logs.note('walked', session=7)"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stderr.rstrip().endswith(line)
+
+
+NOISY = """
+import socket
+from fake_world import FakeWorld, serving
+from relic.serve import logs
+KEY = "Upgrade: websocket\\r\\nSec-WebSocket-Version: 13\\r\\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\\r\\n"
+STREAM = f"GET /v1/sessions/x/stream HTTP/1.1\\r\\nHost: x\\r\\nConnection: Upgrade\\r\\n{KEY}\\r\\n"
+logs.configure("text")
+with serving(FakeWorld()) as place:
+    host, port = place.removeprefix("http://").split(":")
+    h2c = STREAM.replace("websocket", "h2c")
+    foreign = STREAM.replace("Host: x", "Host: x\\r\\nOrigin: http://elsewhere")
+    for said in ["no request\\r\\n\\r\\n", h2c, foreign, STREAM] * 5:
+        with socket.create_connection((host, int(port)), 1) as line:
+            line.sendall(said.encode())
+            line.recv(4096)
+            if said == STREAM:
+                line.sendall(bytes([129, 129, 0, 0, 0, 0, 255]))
+                line.recv(4096)
+"""
+
+
+def test_what_callers_do_wrong_fills_no_log():
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    said = subprocess.run([sys.executable, "-c", NOISY], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": path})  # fmt: skip
+    lines = said.stderr.splitlines()
+    assert all("warm" in line or "refused" in line for line in lines), said.stderr
+    assert 1 <= sum("refused status=403 reason=origin" in line for line in lines) < 5

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import httpx
 from fake_world import FakeWorld, Place, serving
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from talk import closing, follow, hear, see
 from test_api import post
 from test_session import row, walk
 
+from relic.serve.access import Refused
 from relic.serve.client import say
 from relic.serve.fleet import RouterMetrics
 from relic.serve.metrics import Metrics
@@ -108,3 +110,13 @@ def test_servers_of_one_process_count_for_themselves():
     one.created.inc()
     assert b"relic_sessions_created_total 1.0" in one.show(active=0, slots=1, ready=True, streams=0, walk_bytes=0)
     assert b"relic_sessions_created_total 0.0" in other.show(active=0, slots=1, ready=True, streams=0, walk_bytes=0)
+
+
+def test_refusals_are_counted_all_and_logged_once_a_second(monkeypatch, caplog):
+    caplog.set_level("INFO", "relic.serve")
+    metrics, clock = Metrics(), iter([5.0, 5.1, 5.2, 6.1])
+    monkeypatch.setattr("relic.serve.metrics.time.monotonic", lambda: next(clock))
+    for status in (403, 401, 403, 403):
+        metrics.refused(Refused(status, "no"))
+    assert [vars(record)["facts"]["status"] for record in caplog.records] == [403, 401, 403]
+    assert 'relic_refusals_total{reason="forbidden",status="403"} 3.0' in generate_latest(metrics.registry).decode()

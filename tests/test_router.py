@@ -1,9 +1,11 @@
 """The router over real servers: where walks go, and what people notice when a server goes."""
 
+import asyncio
 import base64
 import contextlib
 import io
 import itertools
+import json
 import operator
 import os
 import signal
@@ -14,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,16 @@ import numpy as np
 import pytest
 from fake_world import FakeWorld, Place, serving
 from PIL import Image
+from starlette.websockets import WebSocket
 from talk import closing, follow, hear, see, stream_url
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from relic.serve import client, limits, relay, router
-from relic.serve.access import Access, read_secret
+from relic.serve.access import Access, Refused, read_secret
 from relic.serve.client import ask, say
 from relic.serve.config import Router
+from relic.serve.fleet import Fleet, Replica, RouterMetrics
 from relic.serve.listener import address, bind
 
 SECRET = b"a secret that replicas and router share"
@@ -211,6 +216,40 @@ def test_what_a_browser_asks_for_a_friend_s_page_comes_through(secret):
             assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, friend["origin"])
 
 
+@pytest.mark.parametrize("host", ["a:99999", "[:]", "a b"])
+def test_a_stream_by_a_host_that_is_none_is_refused(host):
+    async def run() -> None:
+        cfg, access, counted = (
+            Router(replicas="127.0.0.1:9", token_secret="x"),
+            Access({}, 60.0, SECRET),
+            RouterMetrics(),
+        )
+        fleet = Fleet(cfg, access, counted)
+        fleet.settle("x", Replica("127.0.0.1:9", 0.0))
+        scope = {"type": "websocket", "headers": [(b"host", host.encode())], "raw_path": b"/x"}
+        with pytest.raises(Refused, match="the header Host is not a name and a port"):
+            await relay.Relay(cfg, access, fleet, counted).opened(WebSocket(scope, None, None), "x")  # type: ignore
+
+    asyncio.run(run())
+
+
+def test_every_answer_of_the_router_carries_the_headers_as_a_servers_does(two):
+    _, _, through = two
+    for method, path in [
+        ("GET", "/healthz"),
+        ("GET", "/metrics"),
+        ("POST", "/x"),
+        ("POST", "/v1/sessions"),
+        ("GET", "/"),
+    ]:
+        headers = httpx.request(method, f"{through}{path}").headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert headers.get_list("x-content-type-options") == ["nosniff"]
+    with pytest.raises(InvalidStatus) as error, connect(through.replace("http", "ws") + "/v1/stream"):
+        pass
+    assert error.value.response.headers["x-content-type-options"] == "nosniff"
+
+
 def test_a_stream_to_a_wrong_path_is_told_so(two):
     _, _, through = two
     with pytest.raises(InvalidStatus) as error, connect(through.replace("http", "ws") + "/v1/stream"):
@@ -387,6 +426,39 @@ def test_a_killed_server_ends_its_own_walks_with_a_word_and_no_others(secret):
         answer = httpx.get(f"{through}/v1/sessions/{session['id']}", headers=headers)
         assert answer.status_code == 410
         assert answer.json()["error"] == "the server of this walk has died; start another one"
+
+
+@contextlib.contextmanager
+def breaking() -> Iterator[str]:
+    """A server that dies when it has said the head of its first answer."""
+    about = {"process": "p", "name": "n", "ready": True, "draining": False, "slots": 1, "sessions": [], "export": "e"}
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.command == "GET" else 201)
+            self.end_headers()
+            if self.path == "/v1/replica":
+                self.wfile.write(json.dumps(about).encode())
+            else:
+                self.server.shutdown()
+                self.server.server_close()
+                time.sleep(3)
+
+        do_POST = do_GET
+
+        def log_message(self, *said: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+
+
+def test_nobody_waits_for_the_rest_of_an_answer_of_a_server_that_has_died(secret):
+    with breaking() as one, routing(secret, one) as through:
+        assert httpx.post(f"{through}/v1/sessions", timeout=2).json()["error"].startswith("no server is ready")
+    with breaking() as one, routing(secret, one) as through, pytest.raises(httpx.RemoteProtocolError):
+        httpx.get(f"{through}/v1/world", timeout=2)
 
 
 def test_nobody_waits_for_a_server_that_hangs_longer_than_it_counts_as_alive(secret):

@@ -7,7 +7,8 @@ from relic.serve.config import Router, Serve
 WRONG = {
     "drain_s": -1.0, "rest_s": -1.0, "hello_s": 0.0, "message_bytes": 0, "image_bytes": 0, "image_pixels": -1,
     "max_speed": -1.0, "max_magnitude": 0.0, "prompt_characters": -1, "gpus": 0, "chunk": -1, "context": "loud",
-    "rewind_points": -1, "sockets": -1, "image_memory": 1, "log_format": "xml", "jpeg_quality": 0,
+    "rewind_points": -1, "sockets": -1, "image_memory": 1, "messages_per_s": 501.0, "log_format": "xml",
+    "jpeg_quality": 0,
 }  # fmt: skip
 
 

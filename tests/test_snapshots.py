@@ -121,12 +121,24 @@ def test_the_newest_of_a_session_counts(where, monkeypatch):
     assert ours.find("e1") is None
 
 
+def test_a_snapshot_goes_with_all_older_ones_of_its_session_and_no_other(where, monkeypatch):
+    ours = snapshots(where)
+    clock = itertools.count(2e9, 1.0)
+    monkeypatch.setattr("relic.serve.snapshots.time.time", lambda: next(clock))
+    other = ours.save("e1.walk-2", STATE, FACTS)
+    _, second, third = (ours.save("e1.walk", STATE, FACTS) for _ in range(3))
+    ours.remove(second)
+    assert {name.rpartition("/")[0] for name in ours.place.files()} == {other, third}
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
         ("manifest.json", lambda data: data.replace(b'"made": 12', b'"made": 13'), "is not signed by this server's"),
         ("manifest.json", lambda data: data[:-9], "manifest is damaged"),
+        ("manifest.json", lambda data: b"[" * 100_000, "manifest is damaged"),
         ("manifest.json", lambda data: b"[]", "is not signed"),
+        ("manifest.json", lambda data: b'{"signature": "\\ud800"}', "is not signed"),
         ("manifest.json", lambda data: json.dumps({**json.loads(data), "signature": 1}).encode(), "is not signed"),
         ("state.safetensors", lambda data: data[:-1] + b"\1", "the saved walk is damaged"),
         ("state.safetensors", lambda data: data + b"\0", "the saved walk is damaged"),

@@ -87,6 +87,34 @@ def test_a_connection_that_was_taken_over_takes_no_notices_of_the_new_one():
     asyncio.run(run())
 
 
+def test_what_an_old_connection_could_not_say_is_said_by_the_new_one():
+    async def run() -> None:
+        session, _, old, _ = walked(most=1)
+        session.tell({"type": "rewound"})  # which its reader does not take
+        await asyncio.sleep(0.01)
+        session.attach(time.monotonic())
+        old.cancel()
+        await asyncio.wait([old])
+        assert [notice["type"] for notice in session.notices] == ["rewound"]
+
+    asyncio.run(run())
+
+
+def test_a_picture_that_is_encoded_when_another_connection_comes_is_the_new_one_s():
+    async def run() -> None:
+        session, _, old, _ = walked(most=99)
+        encoded: Future[bytes] = Future()
+        session.pace.put(Picture(0, 0, np.eye(4), encoded, 0.0), time.monotonic())
+        await asyncio.sleep(0.01)
+        session.attach(time.monotonic())
+        encoded.set_result(b"jpeg")
+        with pytest.raises(Refused, match=TAKEN):
+            await asyncio.wait_for(old, 2)
+        assert (session.pace.num_shown, len(session.pace.queue)) == (0, 1)
+
+    asyncio.run(run())
+
+
 def test_a_refusal_behind_a_wrong_message_ends_the_stream():
     async def run() -> None:
         session, socket, stream, _ = walked(most=99)
@@ -109,7 +137,7 @@ def test_a_picture_is_encoded_also_when_its_connection_goes():
         socket.said.put_nowait("x" * 9000)
         await asyncio.wait([stream])
         assert isinstance(stream.exception(), Refused)
-        assert session.pace.num_shown == 1
+        assert [picture.encoded for picture in session.pace.queue] == [encoded]  # for who comes back
         assert not encoded.cancelled()  # a walk goes back to this picture, or its branch begins with it
 
     asyncio.run(run())

@@ -417,6 +417,7 @@ def test_a_damaged_snapshot_is_refused_with_a_sentence_every_time(two, dials):
     state.write_bytes(state.read_bytes()[:-1])
     for place in (other, other, one):
         assert refusal(place, session, token) == (410, "the saved walk is damaged; start another one")
+    assert other.server.scheduler.metrics.snapshots.labels("restore_failed")._value.get() == 2
 
 
 def test_a_store_that_fails_once_is_asked_again(two, monkeypatch, caplog):
@@ -448,6 +449,22 @@ def test_a_store_that_hangs_takes_no_slot_and_no_stream_for_ever(dials, monkeypa
             assert not transfer.scheduler.arriving
         with pytest.raises(Answered, match="503"):
             ask("DELETE", f"{other}/v1/sessions/{session['id']}", token=token)
+        released.set()
+
+
+@pytest.mark.parametrize(("call", "code"), [("remove", 410), ("give_back", 503)])
+def test_a_store_that_hangs_when_a_walk_cannot_go_on_keeps_no_slot(dials, monkeypatch, caplog, call, code):
+    released = threading.Event()
+    with serving(FakeWorld(), **dials) as one, serving(FakeWorld(), **dials, lease_s=0.3) as other:
+        session, token = moved(one)
+        scheduler = other.server.scheduler
+        monkeypatch.setattr(scheduler.engine, "restore", lambda state: 1 / 0)
+        if call == "give_back":
+            monkeypatch.setattr(scheduler.engine, "check", lambda: 1 / 0)
+        monkeypatch.setattr(other.server.transfer.snapshots, call, lambda *_: released.wait(20))
+        assert refusal(other, session, token)[0] == code
+        assert not scheduler.arriving
+        assert scheduler.metrics.snapshots.labels("restore_failed")._value.get() == 1
         released.set()
 
 

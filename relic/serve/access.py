@@ -129,6 +129,7 @@ def read_keys(cfg: Serve) -> dict[str, str]:
     if not cfg.api_keys:
         return {}
     path, keys = Path(cfg.api_keys), {}
+    known: set[bytes] = set()
     if not path.is_file():
         raise ValueError(f"api_keys {path} is not a file; it has lines of a name and a key")
     try:
@@ -142,6 +143,9 @@ def read_keys(cfg: Serve) -> dict[str, str]:
                 raise ValueError(f"{path} line {number} is not a name and a key of at least 16 characters")
             if words[1].startswith(HASHED) and not _is_hash(words[1].removeprefix(HASHED)):
                 raise ValueError(f"{path} line {number} has a wrong hash; allowed are {HASHED} and 64 digits of hex")
+            if _digest(words[1]) in known:
+                raise ValueError(f"{path} line {number} has a key that an earlier line has; a key has one name")
+            known.add(_digest(words[1]))
             keys[words[1]] = words[0]
     if not keys:
         raise ValueError(f"api_keys {path} holds no key; it has lines of a name and a key")

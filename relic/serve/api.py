@@ -57,8 +57,7 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
         finally:
             for task in work:
                 task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-            await opening
+            await asyncio.gather(*work, opening, return_exceptions=True)  # a door that did not open ends no server
             await door.close()
             scheduler.close()
 
@@ -143,8 +142,8 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
 
     @app.delete("/v1/sessions/{identity}", status_code=204, responses=own | errors(503), dependencies=[Security(TOKEN)])
     async def delete(request: Request, identity: str) -> None:
-        """Ends a walk, also one that lies between two servers."""
-        if not await transfer.discard(identity, owner(request, identity)):
+        """Ends a walk, also one that lies between two servers; one that has ended already has ended."""
+        if not await transfer.discard(identity, owner(request, identity)) and identity not in scheduler.ended:
             scheduler.finish(own_session(request, identity), "deleted", "it was deleted")
 
     @app.post(

@@ -120,7 +120,7 @@ def begin(
                 return Walk(address, session)
             ask("DELETE", f"{address}/v1/sessions/{session['id']}", token=session["token"])
             refused: Exception = RuntimeError(f"{address} serves the export {session['export']}, not {export}")
-        except (Answered, OSError) as error:
+        except (Answered, Ended, OSError) as error:
             if isinstance(error, Answered) and error.status not in PASSING:
                 raise
             refused = error
@@ -319,7 +319,10 @@ class Walk:
             if said["type"] == "ready":
                 self.ready, self.token = said, said["token"]
                 return stream
-            if said["type"] == "error" and said["code"] not in PASSING:
+            moving = (
+                said.get("code") == 404 and self.ready
+            )  # it was there: without a router, a server before it is saved
+            if said["type"] == "error" and said["code"] not in PASSING and not moving:
                 self.connection.close()
                 raise Ended(said["message"])
             self._hear(said)

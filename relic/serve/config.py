@@ -10,6 +10,7 @@ from relic.geometry.config import Actions
 FORMATS = ("PNG", "JPEG", "WEBP")  # of an uploaded start image
 PICTURES = ("jpeg", "webp")  # formats of the pictures of a walk
 IMAGE_BYTES = 8 << 20  # of an uploaded start image, where nothing else is said
+FRAMES_PER_S = 500.0  # of a stream, of any kind; as many at once
 LEAST_IMAGE_MEMORY = 1 << 28  # bytes: what the process that decodes needs for itself, and a small image
 
 
@@ -114,6 +115,11 @@ class Serve:
             raise ValueError(
                 f"sockets is {self.sockets}, creates_per_minute {self.creates_per_minute} and messages_per_s "
                 f"{self.messages_per_s}; allowed are at least 0, above 0 and at least 1"
+            )
+        if self.messages_per_s > FRAMES_PER_S:
+            raise ValueError(
+                f"messages_per_s is {self.messages_per_s}; it must be at most {FRAMES_PER_S:g}, the frames a second "
+                "that end a stream at once"
             )
         if self.image_seconds <= 0 or self.image_memory < LEAST_IMAGE_MEMORY:
             raise ValueError(

@@ -70,6 +70,7 @@ class RouterMetrics(Counted):
         self.streams = self._gauge("relic_router_streams_open", "Streams that go through")
         self.messages = self._counter("relic_router_messages", "Messages passed on to callers")
         self.moved = self._counter("relic_router_moved", "Walks told to move to another server")
+        self.lost = self._counter("relic_router_lost", "Walks of servers that have died")
 
     def show(self, replicas: Iterable[Replica]) -> bytes:
         """All of it in the exposition format; a replica that has gone has no series left."""
@@ -85,8 +86,8 @@ class RouterMetrics(Counted):
 
 
 class Fleet:
-    def __init__(self, cfg: Router, access: Access):
-        self.cfg, self.access = cfg, access
+    def __init__(self, cfg: Router, access: Access, metrics: RouterMetrics):
+        self.cfg, self.access, self.metrics = cfg, access, metrics
         self.http = httpx.AsyncClient(timeout=ANSWER_S, trust_env=False, limits=httpx.Limits(keepalive_expiry=2.0))
         self.replicas: dict[str, Replica] = {}  # by address
         self.homes: OrderedDict[str, Replica] = OrderedDict()  # session -> who had it last, newest last
@@ -200,7 +201,9 @@ class Fleet:
             del self.replicas[replica.address]
         replica.ready = False
         if not replica.gone.is_set() and replica.name:
-            left = "has left" if replica.draining else f"has died with {len(replica.sessions)} walks"
+            lost = 0 if replica.draining else len(replica.sessions)
+            self.metrics.lost.inc(lost)
+            left = f"has died with {lost} walks" if lost else "has left"
             logger.warning("%s at %s %s (%s)", replica.name, replica.address, left, why)
         replica.gone.set()
 

@@ -1,4 +1,4 @@
-"""The first to see a request: pages of other sites are turned away, and every answer gets the same headers."""
+"""The first to see a request: pages of other sites are turned away, and every answer has the same headers."""
 
 from collections.abc import Callable
 
@@ -27,11 +27,12 @@ HEADERS = {
 
 
 class Gate:
-    """ASGI around `app`; `answer` makes the response to a refusal."""
+    """ASGI around `app`; `answer` makes the response to a refusal. Without `origins` nobody is turned away: a router's
+    servers say which pages may call."""
 
-    def __init__(self, app: ASGIApp, *, origins: tuple[str, ...], answer: Callable[[Refused], Response]):
-        self.app, self.answer = app, answer
-        self.origins = {origin.lower() for origin in origins}
+    def __init__(self, app: ASGIApp, *, origins: tuple[str, ...] | None, answer: Callable[[Refused], Response]):
+        self.app, self.answer, self.open = app, answer, origins is None
+        self.origins = {origin.lower() for origin in origins or ()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -43,14 +44,16 @@ class Gate:
 
         async def with_headers(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                MutableHeaders(scope=message).update(HEADERS | friend)
+                headers = MutableHeaders(scope=message)
+                for name, value in (HEADERS | friend).items():
+                    headers.setdefault(name, value)  # a server's own go through a router as they are
             await send(message)
 
         if friend and scope["type"] == "http" and scope["method"] == "OPTIONS":
             await Response(status_code=204)(scope, receive, with_headers)
             return
         changes = scope["type"] == "websocket" or scope["method"] not in READING
-        if changes and not self.welcome(Headers(scope=scope)):
+        if changes and not self.open and not self.welcome(Headers(scope=scope)):
             refused = self.answer(Refused(403, "pages of another site may not call this server", reason="origin"))
             if scope["type"] == "websocket":
                 await WebSocket(scope, receive, with_headers).send_denial_response(refused)

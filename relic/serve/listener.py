@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from relic.serve.access import network
+from relic.serve.config import FRAMES_PER_S
 from relic.serve.limits import Bucket
 
 HEAD_S = 10.0  # for the head of a request, from the connection's begin or the last answer; also the time between looks
@@ -22,7 +23,6 @@ CLOSE_S = 5  # for requests to end when the server closes
 SEND_BUFFER = 1 << 16  # bytes: pictures that lie in a socket's buffer can no longer be dropped
 SMALL_PART = 256  # bytes of a part of a body
 SMALL_PARTS_PER_S = 100.0  # of a connection; as many at once
-FRAMES_PER_S = 500.0  # of a stream, of any kind; as many at once
 PIECE = 4096  # bytes that are looked at before anything else has its turn
 
 

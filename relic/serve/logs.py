@@ -8,6 +8,11 @@ from datetime import UTC, datetime
 
 logger = logging.getLogger("relic.serve")
 
+CALLERS_OWN = {  # what uvicorn says whenever a caller likes: wrong requests and messages, and streams that are refused
+    "Unsupported upgrade request.", "Invalid HTTP request received.", "Invalid UTF-8 sequence received from client.",
+    "ASGI callable returned without completing handshake.",
+}  # fmt: skip
+
 
 def note(event: str, **facts: object) -> None:
     """One event, such as "session begun", and what is to be known of it."""
@@ -29,6 +34,7 @@ def configure(kind: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "httpcore", "websockets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.getMessage() not in CALLERS_OWN)
 
 
 class Text(logging.Formatter):

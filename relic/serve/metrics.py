@@ -2,6 +2,7 @@
 
 import os
 import resource
+import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from starlette.responses import Response
@@ -12,6 +13,7 @@ from relic.serve.logs import note
 SECONDS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 ENDINGS = ("bye", "deleted", "idle", "lifetime", "lease", "failed", "closing", "moved")
 RESULTS = ("saved", "restored", "save_failed", "restore_failed")  # of snapshots
+NOTED_S = 1.0  # between two records of refusals for one reason
 PAGE = resource.getpagesize()
 
 disable_created_metrics()  # else each counter has a second series with the time of its birth
@@ -27,11 +29,16 @@ class Counted:
     def __init__(self, refusals: str):
         self.registry = CollectorRegistry()
         self.refusals = self._counter(refusals, "Requests and streams refused", "status", "reason")
+        self.noted: dict[str, float] = {}  # when a refusal was logged last, by reason
 
     def refused(self, error: Refused) -> None:
-        """Counts and logs a refusal; its sentence, which may quote the caller, stays with the caller."""
+        """Counts a refusal, and logs one a second for each reason: who is refused all the time fills no disk. Its
+        sentence, which may quote the caller, stays with the caller."""
         self.refusals.labels(str(error.status), error.reason).inc()
-        note("refused", status=error.status, reason=error.reason)
+        now = time.monotonic()
+        if now - self.noted.get(error.reason, -NOTED_S) >= NOTED_S:
+            self.noted[error.reason] = now
+            note("refused", status=error.status, reason=error.reason)
 
     def _gauge(self, name: str, said: str, *labels: str) -> Gauge:
         return Gauge(name, said, labels, registry=self.registry)

@@ -19,6 +19,7 @@ logger = logging.getLogger("relic.serve.router")
 LOOK_S = 0.1  # between two looks whether a walk has left
 MOVE_S = 60.0  # for a walk to be saved
 ON_THE_WAY_S = 5.0  # how long a slot is kept for a walk that has left
+AGAIN_S = 5.0  # before a server is emptied again after something has failed
 
 
 class Mover:
@@ -42,6 +43,15 @@ class Mover:
                 task.cancel()
 
     async def empty(self, replica: Replica) -> None:
+        """Tries again where something fails that nobody has thought of."""
+        while not replica.gone.is_set():
+            try:
+                return await self.move_each(replica)
+            except Exception:
+                logger.exception("the walks of %s cannot be moved", replica.name)
+                await asyncio.sleep(AGAIN_S)
+
+    async def move_each(self, replica: Replica) -> None:
         tried: set[str] = set()  # what could not be saved comes again after the others
         while not replica.gone.is_set():
             if not replica.sessions or self.room(replica) < 1:

@@ -88,6 +88,11 @@ class Pace:
         self.num_shown += 1
         return self.queue.popleft()
 
+    def put_back(self, picture: Picture) -> None:
+        """The oldest picture was not shown after all."""
+        self.num_shown -= 1
+        self.queue.appendleft(picture)
+
     def wait_s(self, now: float) -> float | None:
         """Until the next picture is due; None while there is none."""
         return max(0.0, self.queue[0].due - now) if self.queue else None

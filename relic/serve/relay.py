@@ -7,7 +7,8 @@ take waits in the replica, as it would without a router: here at most `queue` me
 import asyncio
 import re
 import socket as sockets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from typing import TypeVar
 
 import httpx
 from starlette.requests import HTTPConnection, Request
@@ -23,11 +24,14 @@ from relic.serve.limits import Sockets
 from relic.serve.reception import end, hello, peer, turn_away
 from relic.serve.wire import MOVED
 
+Found = TypeVar("Found")
+
 HOP = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
     "transfer-encoding", "upgrade", "expect", CALLER,
 }  # fmt: skip  # headers of one connection only, and the one that is the router's own to say
 CONNECT_S = 2.0  # to a replica
+NO_HOST = "the header Host is not a name and a port"
 LAST_WORDS, LAST_WORD_S = 10, 0.1  # how often a replica that has broken off is asked, and the wait between
 UNSENT = (1005, 1006, 1015)  # close codes that stand for none
 PICTURE_BYTES = 1 << 24  # the largest message of a replica
@@ -61,16 +65,7 @@ class Relay:
         built = self.http.build_request(
             request.method, url, headers=headers, content=content, extensions={"target": target}
         )
-        answer = asyncio.create_task(self.http.send(built, stream=True))
-        gone = asyncio.create_task(replica.gone.wait())
-        try:
-            await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise httpx.ReadError("the server has died")
-            return answer.result()
-        finally:
-            for task in (answer, gone):
-                task.cancel()
+        return await while_alive(replica, self.http.send(built, stream=True))
 
     def introduced(self, caller: HTTPConnection) -> str:
         return self.access.introduce(peer(caller))
@@ -100,7 +95,7 @@ class Relay:
         """Who has the session, and a connection to it; one that has just gone is looked for once more."""
         host = socket.headers.get("host", "")
         if not re.fullmatch(r"[\w.-]+(:\d+)?|\[[\w:.]+\](:\d+)?", host):
-            raise Refused(422, "the header Host is not a name and a port")
+            raise Refused(422, NO_HOST)
         path = socket.scope["raw_path"].decode()
         told = {name: socket.headers[name] for name in ("origin", "user-agent") if name in socket.headers}
         for _ in range(2):
@@ -118,6 +113,8 @@ class Relay:
                 if status not in (401, 403):
                     raise Refused(503, f"the server of this walk answers {status}", 1, reason="replica") from error
                 raise Refused(status, "the server of this walk refuses the connection") from error
+            except ValueError as error:
+                raise Refused(422, NO_HOST) from error
             except (OSError, InvalidHandshake, InvalidMessage, EOFError):
                 await self.fleet.ask(replica)
                 continue
@@ -186,10 +183,24 @@ def headers_of(answer: httpx.Response) -> list[tuple[bytes, bytes]]:
     return [pair for pair in kept(answer.headers.raw) if pair[0].lower() != b"date"]
 
 
-async def read(answer: httpx.Response) -> Response:
+async def while_alive(replica: Replica, work: Awaitable[Found]) -> Found:
+    """What `work` comes to; `httpx.ReadError` where the replica dies before."""
+    task, gone = asyncio.ensure_future(work), asyncio.create_task(replica.gone.wait())
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise httpx.ReadError("the server has died")
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.wait([task])  # who closes the answer finds nobody reading it
+
+
+async def read(answer: httpx.Response, replica: Replica) -> Response:
     """A replica's answer as the caller's, read to its end: a session, or why there is none."""
     try:
-        data = await answer.aread()
+        data = await while_alive(replica, answer.aread())
     finally:
         await answer.aclose()
     response = Response(data, answer.status_code)
@@ -197,12 +208,13 @@ async def read(answer: httpx.Response) -> Response:
     return response
 
 
-def answered(answer: httpx.Response) -> Response:
+def answered(answer: httpx.Response, replica: Replica) -> Response:
     """A replica's answer as the caller's, passed on as it comes."""
 
     async def parts() -> AsyncIterator[bytes]:
         try:
-            async for part in answer.aiter_raw():
+            source = answer.aiter_raw()
+            while part := await while_alive(replica, anext(source, b"")):
                 yield part
         finally:
             await answer.aclose()

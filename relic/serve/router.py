@@ -24,6 +24,7 @@ from relic.serve import logs, reception
 from relic.serve.access import Access, Refused, network, read_secret
 from relic.serve.config import Router
 from relic.serve.fleet import Fleet, Replica, RouterMetrics
+from relic.serve.gate import Gate
 from relic.serve.images import shown
 from relic.serve.limits import Shares, parts_of
 from relic.serve.listener import address, bind, settings
@@ -59,10 +60,10 @@ def make_server(cfg: Router, secret: bytes) -> uvicorn.Server:
     return uvicorn.Server(settings(app, most=cfg.sockets, message_bytes=cfg.message_bytes))
 
 
-def build(cfg: Router, access: Access) -> Starlette:
+def build(cfg: Router, access: Access) -> Gate:
     """The application. It asks all replicas once before it answers anybody."""
-    fleet = Fleet(cfg, access)
     counted = RouterMetrics()
+    fleet = Fleet(cfg, access, counted)
     relay = Relay(cfg, access, fleet, counted)
     mover = Mover(cfg, access, fleet, counted)
     costs = PodCosts() if cfg.deletion_cost else None
@@ -99,7 +100,7 @@ def build(cfg: Router, access: Access) -> Starlette:
                 answer = await relay.forward(request, replica, content if whole is None else whole)
                 if answer.status_code not in BUSY:
                     return await created(answer, replica)
-                refusals.append(await read(answer))
+                refusals.append(await read(answer, replica))
             except httpx.TransportError as error:
                 if not await nobody_heard(error, replica, again=whole is not None):
                     raise
@@ -115,8 +116,8 @@ def build(cfg: Router, access: Access) -> Starlette:
     async def created(answer: httpx.Response, replica: Replica) -> Response:
         """The answer to who began or branched a walk, whose server is known from now on."""
         if answer.status_code != 201:
-            return answered(answer)
-        response = await read(answer)
+            return answered(answer, replica)
+        response = await read(answer, replica)
         fleet.settle(json.loads(bytes(response.body))["id"], replica)
         return response
 
@@ -137,7 +138,7 @@ def build(cfg: Router, access: Access) -> Starlette:
         """The page and what it needs, from any replica."""
         for replica in fleet.by_load()[:TRIES]:
             try:
-                return answered(await relay.forward(request, replica, None))
+                return answered(await relay.forward(request, replica, None), replica)
             except httpx.TransportError as error:
                 if not await nobody_heard(error, replica, again=True):
                     raise
@@ -174,7 +175,7 @@ def build(cfg: Router, access: Access) -> Starlette:
         return JSONResponse({"error": "the server did not answer as it should; come again in a moment"}, 502)
 
     one = "/v1/sessions/{identity}"
-    return Starlette(
+    app = Starlette(
         lifespan=lifespan,
         routes=[
             Route("/healthz", health), Route("/readyz", readiness), Route("/metrics", metrics),
@@ -186,6 +187,7 @@ def build(cfg: Router, access: Access) -> Starlette:
         ],
         exception_handlers={**reception.HANDLERS, Refused: refused, httpx.HTTPError: unanswered},
     )  # fmt: skip
+    return Gate(app, origins=None, answer=reception.answer)
 
 
 class Shared:

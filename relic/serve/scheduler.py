@@ -62,7 +62,8 @@ class Scheduler:
         walking = [session.principal for session in self.sessions.values()]
         own = 0 if principal is None else [*walking, *self.arriving.values()].count(principal)
         if own >= self.cfg.sessions_each:
-            raise Refused(409, f"this address or API key has as many walks as it may: {self.cfg.sessions_each}")
+            said = f"this address or API key has as many walks as it may: {self.cfg.sessions_each}; end one first"
+            raise Refused(409, said)
         if self.num_taken >= self.cfg.slots:
             raise Refused(429, f"all {self.cfg.slots} places are taken; come again in a moment", self.retry_after_s())
 

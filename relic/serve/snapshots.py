@@ -75,7 +75,7 @@ class Snapshots:
         if not folders:
             return None
         said = self._manifest(folders[-1])
-        signature = str(said.pop("signature", "")).encode()
+        signature = str(said.pop("signature", "")).encode(errors="replace")
         if not hmac.compare_digest(signature, self._signature(said).encode()) or said["folder"] != folders[-1]:
             raise Unusable("the saved walk is not signed by this server's secret; start another one")
         if (said["version"], said["export"]) != (VERSION, self.export):
@@ -110,17 +110,23 @@ class Snapshots:
         self.place.write(claim, memoryview(b"0"))
 
     def remove(self, folder: str) -> None:
-        self.place.remove(folder)
+        """A snapshot, and those of its session that are older: without it one of them would be the newest."""
+        for one in self._folders(folder.rpartition("/")[0]):
+            if one <= folder:
+                self.place.remove(one)
 
     def sweep(self) -> int:
         """Removes what nobody came back for; the number of folders."""
         least = 1e3 * (time.time() - self.lasts_s)
-        folders = {name.rpartition("/")[0] for name in self.place.files()}
-        ours = [folder for folder in folders if re.fullmatch(r"[^/]+/\d{15}", folder)]
-        old = [folder for folder in ours if int(folder[-15:]) < least]
+        old = [folder for folder in self._folders() if int(folder[-15:]) < least]
         for folder in old:
             self.place.remove(folder)
         return len(old)
+
+    def _folders(self, under: str = "") -> list[str]:
+        """Of all snapshots, or of a session's, the oldest first."""
+        folders = {name.rpartition("/")[0] for name in self.place.files(under)}
+        return sorted(folder for folder in folders if re.fullmatch(r"[^/]+/\d{15}", folder))
 
     def _next_claim(self, snapshot: Snapshot) -> str | None:
         """What the next claim is called; None while one holds, or where the snapshot is no more."""
@@ -154,7 +160,7 @@ class Snapshots:
         data = self.place.read(f"{folder}/{MANIFEST}")
         try:
             said = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unusable("the saved walk's manifest is damaged; start another one") from error
         return said if isinstance(said, dict) else {}
 

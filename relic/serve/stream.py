@@ -107,7 +107,10 @@ class Stream:
             session.changed.clear()
             check(session, connection)
             while session.notices:
-                await self.socket.send_json(session.notices.popleft())
+                notice = session.notices[0]
+                await self.socket.send_json(notice)
+                if session.notices and session.notices[0] is notice:  # else another connection has said it
+                    session.notices.popleft()
                 check(session, connection)
             if session.over is not None and session.over[0] == "moved":
                 token = self.access.issue(session.id)
@@ -120,7 +123,12 @@ class Stream:
                 return
             picture = session.pace.next(time.monotonic())
             if picture is not None:
-                await asyncio.shield(asyncio.wrap_future(picture.encoded))  # which may be a moment's to go back to
+                try:
+                    await asyncio.shield(asyncio.wrap_future(picture.encoded))  # which may be a moment's to go back to
+                    check(session, connection)
+                except (asyncio.CancelledError, Refused):
+                    session.pace.put_back(picture)
+                    raise
                 await self.socket.send_bytes(wire.pack(picture, 1e3 * time.time()))
                 self.metrics.frames_sent.inc()
                 answer_s = session.answer_s(picture.receipt, time.monotonic())

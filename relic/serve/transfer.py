@@ -13,7 +13,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -68,6 +68,10 @@ class Transfer:
                 scheduler.check_room(None)
                 scheduler.arriving[identity] = snapshot.session["principal"]
                 return await self.take_on(identity, snapshot, snapshots)
+        except Refused as error:
+            if error.__cause__ is not None:  # it is there, and cannot be read or gone on with
+                scheduler.metrics.snapshots.labels("restore_failed").inc()
+            raise
         finally:
             scheduler.arriving.pop(identity, None)
 
@@ -84,16 +88,16 @@ class Transfer:
             if self.scheduler.draining:
                 raise Refused(503, "the server is closing; connect again", 1)
         except Unusable:
-            await quietly(snapshots.remove, snapshot.folder)
+            await quietly(self.soon(snapshots.remove, snapshot.folder))
             raise
         except Exception:
-            await quietly(snapshots.give_back, claim)
+            await quietly(self.soon(snapshots.give_back, claim))
             raise
         session = restored(identity, snapshot.session, walk, self.scheduler)
         self.scheduler.sessions[identity] = session
         self.scheduler.metrics.snapshots.labels("restored").inc()
         note("session restored", session=identity)
-        self.do(quietly(snapshots.remove, snapshot.folder))
+        self.do(quietly(apart(snapshots.remove, snapshot.folder)))
         return session
 
     async def restore(self, snapshot: Snapshot, state: State) -> Walk:
@@ -103,7 +107,6 @@ class Transfer:
                 return await scheduler.in_worker(scheduler.engine.restore, state)
             except Exception as error:
                 logger.exception("the snapshot %s cannot be gone on from", snapshot.folder)
-                scheduler.metrics.snapshots.labels("restore_failed").inc()
                 await scheduler.examine()
                 if not scheduler.alive:
                     raise Refused(503, "this server's device is lost; connect again", 2, "device") from error
@@ -160,7 +163,7 @@ class Transfer:
                 scheduler.metrics.snapshots.labels("saved").inc()
                 await asyncio.sleep(min(SHOW_S, max(0.0, session.pace.shown_until - time.monotonic())))
             if folder and session.over and session.over[0] != "moved":  # it has ended and is not to come back
-                await quietly(snapshots.remove, folder)
+                await quietly(apart(snapshots.remove, folder))
             scheduler.finish(session, "moved", MOVED)
         finally:
             self.moving.discard(session.id)
@@ -190,7 +193,7 @@ class Transfer:
     async def undo(self, saving: asyncio.Future[str], snapshots: Snapshots) -> None:
         """Removes the snapshot of a walk that goes on here, once it is written."""
         with contextlib.suppress(Exception):  # it was not
-            await quietly(snapshots.remove, await saving)
+            await quietly(apart(snapshots.remove, await saving))
 
     async def drain(self, grace_s: float, *, save: bool = True) -> None:
         """Admits nobody, gives the walks `grace_s` seconds, then moves what is left or ends it."""
@@ -211,7 +214,7 @@ class Transfer:
     async def tidy(self) -> None:
         """Removes old snapshots, every now and then, until cancelled."""
         while self.snapshots is not None:
-            await quietly(self.snapshots.sweep)
+            await quietly(apart(self.snapshots.sweep))
             await asyncio.sleep(SWEEP_S)
 
     def do(self, work: Any) -> asyncio.Task:
@@ -248,10 +251,10 @@ def hanging() -> bool:
     return any(thread.name == THREAD for thread in threading.enumerate())
 
 
-async def quietly(call: Callable[..., object], *arguments: Any) -> None:
-    """A call that nobody waits for: its failure is logged."""
+async def quietly(call: Awaitable[object]) -> None:
+    """A call whose failure is nobody's but the log's."""
     try:
-        await apart(call, *arguments)
+        await call
     except Exception:
         logger.exception("the snapshots cannot be tidied")
 
