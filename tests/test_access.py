@@ -34,6 +34,7 @@ def test_a_hashed_key_lets_its_own_key_in_and_not_its_hash(tmp_path):
     [
         "ann short",
         "ann",
+        "ann kéy-of-more-than-16",
         "ann sha256:0123456789abcdef",
         f"ann sha256:{'g' * 64}",
         f"ann {KEY}",

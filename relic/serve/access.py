@@ -139,8 +139,8 @@ def read_keys(cfg: Serve) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.startswith("#"):
             words = line.split()
-            if len(words) != 2 or (len(words[1]) < 16 and not words[1].startswith(HASHED)):
-                raise ValueError(f"{path} line {number} is not a name and a key of at least 16 characters")
+            if len(words) != 2 or not words[1].isascii() or (len(words[1]) < 16 and not words[1].startswith(HASHED)):
+                raise ValueError(f"{path} line {number} is not a name and a key of at least 16 ASCII characters")
             if words[1].startswith(HASHED) and not _is_hash(words[1].removeprefix(HASHED)):
                 raise ValueError(f"{path} line {number} has a wrong hash; allowed are {HASHED} and 64 digits of hex")
             if _digest(words[1]) in known:
