@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from relic.serve.access import Refused
 from relic.serve.config import Serve
@@ -145,7 +146,8 @@ class Scheduler:
     @property
     def trouble(self) -> str:
         """Why the device is thought dead; empty while it is not."""
-        stuck = self.warm and self.busy_since is not None and time.monotonic() - self.busy_since > STUCK_S
+        since = self.busy_since
+        stuck = self.warm and since is not None and time.monotonic() - since > STUCK_S
         return self.fault or (f"a call of the engine has lasted for more than {STUCK_S:.0f} s" if stuck else "")
 
     @property
@@ -163,7 +165,7 @@ class Scheduler:
         the device works."""
         self.draining = True
         until = time.monotonic() + grace_s
-        for session in self.sessions.values():
+        for session in self.sessions.values() if grace_s else ():
             sentence = f"the server is closing; this walk can go on for at most {grace_s:.0f} s"
             session.tell({"type": "state", "state": "draining", "message": sentence})
         while (self.sessions or self.arriving) and self.alive and time.monotonic() < until:
@@ -220,14 +222,24 @@ class Scheduler:
                 self.metrics.chunk.observe(chunk_s)
                 if not session.over:
                     session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
-                    branch = await self.in_worker(walk.branch) if session.wants_moment() else None
-                    if branch is not None and not session.over:
-                        session.put_by(branch)
+                    await self.put_by(session, walk)
                     session.tell({"type": "state", **session.report(time.monotonic())})
             except Exception:
                 logger.exception("session failed", extra={"facts": {"session": session.id}})
                 self.finish(session, "failed", "the engine failed in this walk; start another one")
                 await self.examine()
+
+    async def put_by(self, session: Session, walk: Walk) -> None:
+        """Keeps a moment to go back to, if it is time for one; where the device has no room, the walk goes without."""
+        if not session.wants_moment():
+            return
+        try:
+            branch = await self.in_worker(walk.branch)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            logger.warning("no room for a moment to go back to: %s", error, extra={"facts": {"session": session.id}})
+            return
+        if not session.over:
+            session.put_by(branch)
 
     def deliver(self, session: Session, made: list[Made], now: float, made_ms: float) -> None:
         before = session.pace.num_dropped
@@ -266,17 +278,21 @@ class Scheduler:
             logger.exception("the device is lost")
 
     async def in_worker(self, call, *arguments):
-        self.busy_since = time.monotonic()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.worker, call, *arguments)
-        finally:
-            self.busy_since = None
+        return await asyncio.get_running_loop().run_in_executor(self.worker, self.timed, call, *arguments)
 
     def close(self) -> None:
         for threads in (self.worker, self.encoders):
             threads.shutdown(wait=False, cancel_futures=True)
 
     # --- in the worker thread -------------------------------------------------------------------------------------
+
+    def timed(self, call, *arguments):
+        """A call whose asker may be gone before it ends."""
+        self.busy_since = time.monotonic()
+        try:
+            return call(*arguments)
+        finally:
+            self.busy_since = None
 
     def advance(
         self, walk: Walk, actions: np.ndarray, kind: str, deliver: Callable[[list[Made], float, float], object]
