@@ -215,6 +215,16 @@ def test_a_page_that_two_memories_had_is_used_again_by_the_last():
     assert len(made.free) + len(made.pages) == len(filled(2).free) + 1
 
 
+@pytest.mark.parametrize("policy", ["relic", "relic_landmarks"])
+def test_what_only_a_dropped_branch_shared_is_written_without_a_copy(policy: str):
+    made = filled(30, policy=policy)
+    before = {id(store) for store in made.stores}
+    branch = made.branch()
+    del branch
+    walk(made, 60)
+    assert {id(store) for store in made.stores} == before
+
+
 def test_four_moments_of_a_walk_at_1_3b_take_twice_what_it_takes_itself():
     made = Memory(Config(), layers=1, batch=1, rows=30, columns=52, heads=12, head_width=128, device="meta")
     keys = torch.zeros(1, 1, 4 * 1560, 12, 128, device="meta")

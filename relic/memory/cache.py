@@ -139,9 +139,8 @@ class Memory:
         self.forgotten = max(self.forgotten, self.cfg.forgotten(self.num_latents, count))
         for number in [n for n in self.pages if n != IMAGE and (n + 1) * self.per_page <= 1 + self.forgotten]:
             page = self.pages.pop(number)
-            page.owners -= 1
+            page.owners.discard(self)
             if not page.owners:
-                page.owners = 1
                 self.free.append(page)
 
     def append(
@@ -186,7 +185,7 @@ class Memory:
             part = slice(self.begins[index], self.begins[index + 1])
         if number not in self.pages:
             self.pages[number] = self.free.pop() if self.free else self._store(self.begins[-1])
-        self.pages[number] = self.pages[number].own()
+        self.pages[number] = self.pages[number].own(self)
         for layers in self.groups(self.whole):
             if given is not None:
                 x = torch.stack([torch.stack(tuple(of[layers])) for of in given]).float()
@@ -241,7 +240,7 @@ class Memory:
         """A memory that goes on from here on its own: the window is copied, the rest shared until it changes."""
         made = copy.copy(self)
         for page in self.pages.values():
-            page.owners += 1
+            page.owners.update((self, made))
         made.window, made.pages, made.free = self.window.copy(), dict(self.pages), []
         if self.landmarks is not None:
             made.landmarks, made.cameras = self.landmarks.branch(), self.cameras.clone()
