@@ -98,6 +98,18 @@ def test_a_walk_goes_on_beyond_its_memory(student):
     assert len(frames) == 8
 
 
+@torch.inference_mode()
+def test_a_walk_whose_memory_is_not_finite_shows_nothing_and_is_made_to_the_end_of_its_chunk():
+    walk, other = walked(chunks=2), walked(chunks=2)
+    window, before = walk.rollout.memory.window, walk.rollout.num_latents
+    window.write(..., torch.full(window.data.shape, torch.nan))
+    made = walk.step(forward(walk.num_actions))
+    with pytest.raises(FloatingPointError, match="latents are not finite"):
+        next(made)
+    assert walk.rollout.num_latents == before + 2
+    assert len(step(other, forward(other.num_actions))[0]) == 8
+
+
 def test_a_device_that_is_not_here_is_said():
     with pytest.raises(ValueError, match="device is 'tpu'"):
         engine.choose_device("tpu")

@@ -118,6 +118,8 @@ class StudentWalk:
         yield from made
         if not decoder.at_once:
             self.rollout.keep()
+        if not decoder.finite:  # said when all processes of a model have made the chunk
+            raise FloatingPointError("the walk's latents are not finite")
 
     @torch.inference_mode()  # as `step`: for tensors of another kind a compiler makes its functions anew
     def branch(self) -> "StudentWalk":

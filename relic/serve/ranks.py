@@ -52,7 +52,7 @@ LOOPBACK = "127.0.0.1"
 class Undecoded:
     """A follower's decoder, which makes no pictures."""
 
-    at_once, seconds = True, 0.0
+    at_once, seconds, finite = True, 0.0, True
 
     def start(self, stream: Stream, latents: Tensor, poses: Tensor) -> Pictures:
         return iter(())
@@ -120,10 +120,10 @@ class Leader:
 
     @contextlib.contextmanager
     def in_step(self) -> Iterator[None]:
-        """What the others do too; a ValueError refuses it at all of them."""
+        """What the others do too; a ValueError refuses it at all of them, a FloatingPointError is of what all made."""
         try:
             yield
-        except ValueError:
+        except (ValueError, FloatingPointError):
             raise
         except Exception as error:
             self.fault = f"the first process of the model has left the others: {type(error).__name__}: {error}"
