@@ -16,27 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from relic import artifacts
 from relic.generate.config import Rollout as RolloutConfig
 from relic.generate.context import Context
 from relic.generate.rollout import Rollout
-from relic.geometry.actions import ACTIONS
 from relic.geometry.config import Actions
-from relic.memory.config import Memory
 from relic.model import fp8, fused
 from relic.model.codec import Stream, VideoCodec
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
-from relic.model.weights import dials
 from relic.pretrained import codecs, words
 from relic.pretrained.words import Words
 from relic.serve import export, graphs
 from relic.serve.config import Serve
 from relic.serve.decoding import Pictures, decoder_on
-from relic.serve.world import Example, State, World
+from relic.serve.world import State, World
 
 logger = logging.getLogger("relic.serve")
 
@@ -151,19 +147,14 @@ def load(cfg: Serve, device: torch.device) -> Student:
     """The student and codec of an export, with its start images."""
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    changes = {"chunk": cfg.chunk, "context": cfg.context}
-    student = read(
-        folder_of(cfg), device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder,
-        **{name: value for name, value in changes.items() if value},
-    )  # fmt: skip
+    folder = export.folder_of(cfg)
+    said = artifacts.read_json(folder / export.SETTINGS)
+    rollout = export.rollout_of(said["rollout"], cfg.memory_dtype)
+    rollout = replace(rollout, chunk=cfg.chunk or rollout.chunk, context=cfg.context or rollout.context)
+    student = read(folder, device, rollout=rollout, unit=Actions(**said["actions"]), text_encoder=cfg.text_encoder)
     if device.type == "cuda":
         make_fast(student, compile=cfg.compile, replay=cfg.graphs and cfg.gpus == 1)
     return student
-
-
-def folder_of(cfg: Serve) -> Path:
-    """The folder of the export, every file verified."""
-    return export.find(cfg.export or export_of(Path(cfg.run)))
 
 
 def make_fast(student: Student, *, compile: bool, replay: bool) -> None:
@@ -182,14 +173,12 @@ def num_states(cfg: RolloutConfig) -> int:
     return -(-(memory.capacity + memory.window + cycle) // cfg.chunk)
 
 
-def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder: str, **changes: Any) -> Student:
-    """The student and codec in the folder of an export, with its start images; `changes` to the rollout's dials."""
+def read(folder: Path, device: torch.device, *, rollout: RolloutConfig, unit: Actions, text_encoder: str) -> Student:
+    """The student and codec in the folder of an export, with its start images."""
     model, codec = export.load_student(folder, device), codecs.load(folder / "codec", device)
     said = words.of(model.cfg, text_encoder, device)
     num_parameters = sum(p.numel() for p in model.parameters())
     linears = fp8.make_ready(model, device)
-    settings = artifacts.read_json(folder / export.SETTINGS)
-    rollout = replace(rollout_of(settings["rollout"], memory_dtype), **changes)
     about: dict[str, object] = {
         "chunk_latents": rollout.chunk, "steps": len(rollout.timesteps), "device": device_name(device),
         "memory": rollout.memory.dtype, "window": rollout.memory.window, "capacity": rollout.memory.capacity,
@@ -197,57 +186,9 @@ def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder:
     }  # fmt: skip
     logger.info("the blocks' linears: %s", linears)
     key = artifacts.read_json(folder / artifacts.MANIFEST)["key"]
-    world = replace(read_world(folder / "examples", recipe=settings["name"], about=about), export=key)
-    unit = Actions(**settings["actions"])
+    name = artifacts.read_json(folder / export.SETTINGS)["name"]
+    world = replace(export.read_world(folder / "examples", recipe=name, about=about), export=key)
     return Student(model, codec, rollout, words=said, unit=unit, world=world, device=device)
-
-
-def export_of(path: Path) -> str:
-    """The URI of the export of a run.json."""
-    return nodes_of(path, "export")["export"]
-
-
-def nodes_of(path: Path, *needed: str) -> dict[str, str]:
-    """The URIs of the artifacts of a run.json, which must have those that are needed."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise ValueError(f"{path} {what}; `make demo` or `relic pipeline run` writes a run.json")
-    try:
-        nodes = json.loads(path.read_text())["nodes"]
-        had = ", ".join(nodes) or "none"
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a run.json; it holds a recipe and the nodes' artifacts") from error
-    for name in needed:
-        if name not in nodes:
-            raise ValueError(f"{path} has no node {name!r}; it has {had}: finish the run first")
-    return nodes
-
-
-def rollout_of(rollout: dict, memory_dtype: str) -> RolloutConfig:
-    """The rollout of an export, its memory in another precision."""
-    memory = Memory(**dials({**rollout["memory"], "dtype": memory_dtype}))
-    return RolloutConfig(**{**dials(rollout), "memory": memory})
-
-
-def read_world(folder: Path, *, recipe: str, about: dict[str, object]) -> World:
-    """examples.json (a list of id, image, caption, place), its PNGs of one size, and world.json (fps, actions)."""
-    for name in ("examples.json", "world.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}; the evaluate step writes it beside the start images")
-    examples = []
-    for entry in artifacts.read_json(folder / "examples.json"):
-        with Image.open(folder / entry["image"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        examples.append(Example(entry["id"], entry["caption"], entry["place"], pixels))
-    sizes = {example.image.shape[:2] for example in examples}
-    if len(sizes) != 1:
-        raise ValueError(f"the start images in {folder} have {len(sizes)} sizes; exactly one is allowed")
-    said = artifacts.read_json(folder / "world.json")
-    unknown = sorted(set(said["actions"]) - set(ACTIONS[:-1]))
-    if unknown:
-        raise ValueError(f"{folder}/world.json has the action {unknown[0]!r}; allowed are {', '.join(ACTIONS[:-1])}")
-    (height, width), fps = sizes.pop(), float(said["fps"])
-    return World(recipe, height, width, fps, said["actions"], tuple(examples), about)
 
 
 def choose_device(name: str) -> torch.device:

@@ -36,7 +36,7 @@ from relic.model import weights
 from relic.model.codec import Stream
 from relic.parallel import sequence
 from relic.parallel.sequence import Ulysses
-from relic.serve import engine
+from relic.serve import engine, export
 from relic.serve.config import Serve
 from relic.serve.decoding import Pictures
 from relic.serve.engine import Student, StudentWalk
@@ -281,7 +281,7 @@ def give_up(sentence: str) -> NoReturn:
 def lead(cfg: Serve) -> tuple[Leader, Followers]:
     """The engine of a pod of `cfg.gpus` processes, and the others of them."""
     device = engine.choose_device(cfg.device)
-    folder = engine.folder_of(cfg)  # here once, not by all of them at the same time
+    folder = export.folder_of(cfg)  # here once, not by all of them at the same time
     heads = weights.read_config(folder / "student", "transformer").heads
     if heads % cfg.gpus:
         raise ValueError(f"gpus is {cfg.gpus}; it must divide the model's {heads} heads")
