@@ -170,6 +170,20 @@ def test_a_walk_that_has_failed_leaves_nothing_on_the_device_and_the_others_go_o
     assert left == [False, False]
 
 
+@pytest.mark.parametrize(
+    ("free_gib", "said"), [(None, ""), (10, ""), (9.5, "takes up to 5.0, so 1 of 2 slots surely fit"), (3, "so 0 of 2")]
+)
+def test_a_device_without_room_for_all_slots_is_said_when_the_engine_is_warm(free_gib, said, monkeypatch, caplog):
+    free = None if free_gib is None else int(free_gib * 2**30)
+    monkeypatch.setattr(FakeWorld, "free_bytes", free)
+    scheduler = Scheduler(FakeWorld(), Serve(run="fake", slots=2, rewind_points=4))
+    scheduler.warm_up()
+    scheduler.close()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (len(warnings), scheduler.fault) == (bool(said), "")
+    assert said in "".join(warnings)
+
+
 def test_a_server_that_closes_at_once_does_not_say_how_long_a_walk_can_go_on():
     async def run() -> list[list[dict]]:
         said = []

@@ -246,6 +246,19 @@ class Memory:
             made.landmarks, made.cameras = self.landmarks.branch(), self.cameras.clone()
         return made
 
+    def most_bytes(self, *, points: int, every: int) -> int:
+        """Bytes of all storage at most, the last `points` branches' included, one made every `every` latents, and those
+        of the next before the oldest is dropped."""
+        tokens = self.cfg.stored(self.rows, self.columns)
+        if points:
+            # each has a window, all but the newest a page that has since been written to and a bank of landmarks;
+            # together they have the pages that the walk has since left, and the image's as it was in the window
+            left = -(-points * every // self.per_page)
+            tokens += (points + 1) * self.cfg.window * self.whole + (points + left) * self.begins[-1]
+            tokens += points * (self.cfg.landmarks + 1) * self.whole if self.landmarks is not None else 0
+            tokens += pooled_tokens(self.rows, self.columns, self.cfg.stride(0))
+        return tokens * self.window.num_bytes // (self.cfg.window * self.whole)
+
     def tensors(self) -> dict[str, Tensor]:
         """All that is remembered, by names that another memory of the same dials and sizes knows; views, but for the
         counts."""

@@ -9,6 +9,7 @@ training is extrapolation: it runs at the same speed and in the same memory, but
 import json
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,10 @@ class Student:
         own = {"export": self.world.export, "rollout": asdict(self.cfg), "gpus": self.model.sequence.size}
         return json.loads(json.dumps(own))
 
+    @property
+    def free_bytes(self) -> int | None:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
     @torch.inference_mode()
     def check(self) -> None:
         if not torch.ones(4, device=self.device).sum().item() == 4:
@@ -94,8 +99,12 @@ class StudentWalk:
 
     def storage(self) -> dict[int, int]:
         held = [x for store in self.rollout.memory.stores for x in store.tensors().values()]
-        whole = [x.untyped_storage() for x in (*held, *self.stream.tensors().values())]
-        return {x.data_ptr(): x.nbytes() for x in whole}
+        return bytes_of([*held, *self.stream.tensors().values()])
+
+    def most_bytes(self, *, points: int, every: int) -> int:
+        chunk, features = self.student.cfg.chunk, sum(bytes_of(self.stream.tensors().values()).values())
+        memories = self.rollout.memory.most_bytes(points=points, every=-(-every // (4 * chunk)) * chunk)
+        return memories + features * (1 + points)  # the newest branch still has the walk's own
 
     @property
     def decode_s(self) -> float:
@@ -129,6 +138,11 @@ class StudentWalk:
         tensors |= {f"stream.{name}": x for name, x in stream.items()}
         facts = {"engine": self.student.facts, "seed": self.rollout.seed}
         return State({name: x.cpu().contiguous() for name, x in tensors.items()}, facts)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of their storage, by its address."""
+    return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
 
 
 def under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -98,6 +98,10 @@ class Leader:
         self.gone = deque[int]()  # numbers of walks that nobody holds any more
         self.fault = ""  # why the others are elsewhere
 
+    @property
+    def free_bytes(self) -> int | None:
+        return self.student.free_bytes
+
     def open(self, image: np.ndarray, caption: str, seed: int) -> "LedWalk":
         return self.lead("open", self.number(), image, caption, seed)
 
@@ -157,6 +161,9 @@ class LedWalk:
 
     def storage(self) -> dict[int, int]:
         return self.walk.storage()
+
+    def most_bytes(self, *, points: int, every: int) -> int:
+        return self.walk.most_bytes(points=points, every=every)
 
     @property
     def decode_s(self) -> float:

@@ -7,6 +7,7 @@ each, so that a busy engine slows all of them alike and starves none. Whoever ch
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -32,6 +33,7 @@ ENCODERS = 2  # threads
 STUCK_S = 120.0  # a call of a warm engine that lasts longer means a dead device
 THREAD = "engine"
 LAST_S = 5.0  # for the call that the engine is in when the server has closed
+GIB = 2**30  # bytes
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
 
@@ -313,9 +315,24 @@ class Scheduler:
             for _ in range(self.engine.warm_chunks):
                 seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), "jpeg", lambda *_: None)
             logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
+            self.compare(walk)
         except Exception as error:
             self.fault = str(error)
             logger.exception("the engine does not run")
+
+    def compare(self, walk: Walk) -> None:
+        """Warns where the device has no room for as many walks as there are slots, when this one has ended."""
+        if self.engine.free_bytes is None:
+            return
+        slots, points = self.cfg.slots, self.cfg.rewind_points
+        free = self.engine.free_bytes + sum(walk.storage().values())
+        each = walk.most_bytes(points=points, every=math.ceil(self.cfg.rewind_every_s * self.engine.world.fps))
+        if free < slots * each:
+            logger.warning(
+                "the device has %.1f GiB for walks; one with %d moments to go back to takes up to %.1f, so %d of %d "
+                "slots surely fit: lower --slots or --rewind-points",
+                free / GIB, points, each / GIB, free // each, slots,
+            )  # fmt: skip
 
 
 def hanging() -> bool:
