@@ -13,6 +13,7 @@ from fake_world import FakeWalk, FakeWorld, wall
 
 from relic.place import Folder
 from relic.serve import scheduler
+from relic.serve.access import Refused
 from relic.serve.config import Serve
 from relic.serve.scheduler import Scheduler
 from relic.serve.session import Asked, Session
@@ -143,6 +144,26 @@ def test_a_walk_goes_on_without_the_moment_that_the_device_has_no_room_for(monke
     session, kept = asyncio.run(run())
     assert (session.over, session.pace.num_chunks, kept) == (None, 2, [0, 1])
     assert "no room for a moment to go back to: CUDA out of memory" in caplog.text
+
+
+def test_who_asks_for_a_branch_that_the_device_has_no_room_for_is_told_and_walks_on(monkeypatch):
+    async def run() -> Session:
+        scheduler = Scheduler(FakeWorld(), Serve(run="fake"))
+        session = begun(scheduler)
+        for _ in range(2):
+            await scheduler.step(session)
+        monkeypatch.setattr(FakeWalk, "branch", no_room)
+        session.pace.clear(0.0)
+        with pytest.raises(ValueError, match="no room on the device to go back"):
+            await scheduler.rewind(session, 1.0)
+        with pytest.raises(Refused, match="no room on the device for another walk"):
+            await scheduler.branch(session)
+        await scheduler.step(session)
+        scheduler.close()
+        return session
+
+    session = asyncio.run(run())
+    assert (session.over, session.pace.num_chunks) == (None, 3)
 
 
 def test_a_walk_that_has_failed_leaves_nothing_on_the_device_and_the_others_go_on(monkeypatch):

@@ -34,6 +34,7 @@ STUCK_S = 120.0  # a call of a warm engine that lasts longer means a dead device
 THREAD = "engine"
 LAST_S = 5.0  # for the call that the engine is in when the server has closed
 GIB = 2**30  # bytes
+NO_ROOM = (torch.OutOfMemoryError, MemoryError)
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
 
@@ -87,7 +88,10 @@ class Scheduler:
         """A new session in a free slot that goes on from the present moment of this one, or `Refused`."""
         self.check_room(session.principal)
         async with self.turn:
-            walk = await self.in_worker(session.walk.branch) if session.walk else None
+            try:
+                walk = await self.in_worker(session.walk.branch) if session.walk else None
+            except NO_ROOM as error:
+                raise Refused(429, "there is no room on the device for another walk", self.retry_after_s()) from error
         self.find(session.id)  # it may have ended meanwhile, or the slot may be taken
         self.check_room(session.principal)
         branch = session.branch(new_identity(self.engine.world.export), walk, time.monotonic())
@@ -237,7 +241,7 @@ class Scheduler:
             return
         try:
             branch = await self.in_worker(walk.branch)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except NO_ROOM as error:
             logger.warning("no room for a moment to go back to: %s", error, extra={"facts": {"session": session.id}})
             return
         if not session.over:
@@ -256,7 +260,10 @@ class Scheduler:
             if session.leaving:
                 raise ValueError("the walk is on its way to another server; rewind there")
             found, moment = session.way_back(seconds)
-            branch = await self.in_worker(moment.walk.branch)
+            try:
+                branch = await self.in_worker(moment.walk.branch)
+            except NO_ROOM as error:
+                raise ValueError("there is no room on the device to go back now") from error
             now = time.monotonic()
             if not session.over:
                 session.go_back(found, moment, branch, now)
