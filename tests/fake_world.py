@@ -35,6 +35,9 @@ class FakeWalk:
     def storage(self) -> dict[int, int]:
         return {id(self.image): self.image.nbytes, id(self.actions): self.actions.nbytes}
 
+    def most_bytes(self, *, points: int, every: int) -> int:
+        return (1 + points) * 2**30
+
     def step(self, actions: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Two frames at a time, as if each two were a latent."""
         assert len(actions) == self.num_actions
@@ -66,6 +69,8 @@ class FakeWalk:
 
 class FakeWorld:
     """An engine that answers at once, or after `chunk_s`."""
+
+    free_bytes: int | None = None
 
     def __init__(self, chunk_s: float = 0.0):
         self.chunk_s, self.warm_chunks = chunk_s, 3

@@ -1,6 +1,7 @@
 """The engine: a student's walk through rollout and codec."""
 
 import json
+from collections import deque
 
 import numpy as np
 import pytest
@@ -98,6 +99,18 @@ def test_a_walk_goes_on_beyond_its_memory(student):
     assert len(frames) == 8
 
 
+@torch.inference_mode()
+def test_a_walk_whose_memory_is_not_finite_shows_nothing_and_is_made_to_the_end_of_its_chunk():
+    walk, other = walked(chunks=2), walked(chunks=2)
+    window, before = walk.rollout.memory.window, walk.rollout.num_latents
+    window.write(..., torch.full(window.data.shape, torch.nan))
+    made = walk.step(forward(walk.num_actions))
+    with pytest.raises(FloatingPointError, match="latents are not finite"):
+        next(made)
+    assert walk.rollout.num_latents == before + 2
+    assert len(step(other, forward(other.num_actions))[0]) == 8
+
+
 def test_a_device_that_is_not_here_is_said():
     with pytest.raises(ValueError, match="device is 'tpu'"):
         engine.choose_device("tpu")
@@ -105,7 +118,7 @@ def test_a_device_that_is_not_here_is_said():
         engine.choose_device("cuda:99")
 
 
-MEMORIES = {
+MEMORIES: dict[str, dict] = {
     "relic": {},
     "landmarks": {"policy": "relic_landmarks", "landmarks": 2, "retrieved": 1},
     "latents": {"pooled": "latents"},
@@ -205,6 +218,20 @@ def test_what_branches_share_has_one_address():
     assert sum(own.values()) >= walk.rollout.memory.num_bytes
     assert sum((own | branch).values()) - sum(own.values()) >= window.num_bytes
     assert not {x.untyped_storage().data_ptr() for x in window.tensors().values()} & shared
+
+
+@pytest.mark.parametrize("points", [0, 1, 3])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_walk_and_its_moments_take_what_is_said_at_most(memory: str, points: int):
+    walk, moments, held = walked(memory=MEMORIES[memory], chunks=2), deque[engine.StudentWalk](), []
+    for chunk in range(30):
+        if points and chunk % 3 == 0:  # of 8 frames
+            moments.append(walk.branch())
+        held.append(sum(dict(x for one in (walk, *moments) for x in one.storage().items()).values()))
+        if len(moments) > points:
+            moments.popleft()
+        step(walk, forward(walk.num_actions))
+    assert 0.8 * (most := walk.most_bytes(points=points, every=17)) < max(held) <= most
 
 
 def test_a_state_of_another_engine_is_refused(student):

@@ -125,6 +125,11 @@ def test_a_student_without_words_of_its_own_is_not_served(tmp_path: Path, monkey
         load(export=uri)
 
 
+def test_a_text_encoder_is_refused_where_the_model_has_words_of_its_own(made: str) -> None:
+    with pytest.raises(ValueError, match="text_encoder is '/nope'; the model has words of its own and takes none"):
+        engine.load(Serve(export=made, text_encoder="/nope"), torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

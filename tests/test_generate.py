@@ -114,6 +114,15 @@ def test_an_export_alone_gives_the_students_walk(place: Path, tmp_path: Path) ->
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
+def test_dials_of_an_exports_walk_can_be_changed(place: Path) -> None:
+    source = film.find(f"{place}/run.json", "")
+    usual = film.options(source)(image=f"{place}/picture.png", actions="w+left 6f", run="run.json")
+    turned = replace(usual, unit=Actions(degrees_per_unit=30.0))
+    hasty = replace(usual, rollout=replace(exports.ROLLOUT, timesteps=(1000.0,)))
+    expected = film.main(usual, source).astype(int)
+    assert all(np.abs(film.main(cfg, source) - expected).max() > 10 for cfg in (turned, hasty))
+
+
 def test_dials_of_the_run_are_the_defaults_and_can_be_changed(place: Path) -> None:
     kind = film.options(film.find(f"{place}/run.json", ""))
     cfg = kind(image="", actions="", run="run.json")
@@ -159,6 +168,7 @@ def test_a_picture_of_another_shape_is_cut_to_the_videos(place: Path, tmp_path: 
         (["--run", "{}/run.json", "--image", "{}/run.json"], "the image is of no known format; allowed is a PNG, JPEG"),
         (["--run", "{}/run.json", "--width", "40"], "the video is 40x16 pixels; allowed are multiples of 16"),
         (["--run", "{}/run.json", "--out", "walk.gif"], "out is 'walk.gif'; it must end in .mp4"),
+        (["--run", "{}/run.json", "--text-encoder", "/nope"], "text_encoder is '/nope'; the model has"),
         (["--run", "{}/run.json", "--speed", "0"], "speed is 0.0 and fps 16.0; both must be above 0"),
     ],
 )

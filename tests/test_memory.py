@@ -2,6 +2,7 @@
 
 import itertools
 from collections import deque
+from typing import Any
 
 import pytest
 import torch
@@ -215,6 +216,16 @@ def test_a_page_that_two_memories_had_is_used_again_by_the_last():
     assert len(made.free) + len(made.pages) == len(filled(2).free) + 1
 
 
+@pytest.mark.parametrize("policy", ["relic", "relic_landmarks"])
+def test_what_only_a_dropped_branch_shared_is_written_without_a_copy(policy: str):
+    made = filled(30, policy=policy)
+    before = {id(store) for store in made.stores}
+    branch = made.branch()
+    del branch
+    walk(made, 60)
+    assert {id(store) for store in made.stores} == before
+
+
 def test_four_moments_of_a_walk_at_1_3b_take_twice_what_it_takes_itself():
     made = Memory(Config(), layers=1, batch=1, rows=30, columns=52, heads=12, head_width=128, device="meta")
     keys = torch.zeros(1, 1, 4 * 1560, 12, 128, device="meta")
@@ -228,6 +239,24 @@ def test_four_moments_of_a_walk_at_1_3b_take_twice_what_it_takes_itself():
         held.append(blocks * sum(stores.values()) / 2**30)
     assert blocks * made.num_bytes / 2**30 == pytest.approx(3.3, abs=0.05)
     assert max(held) == pytest.approx(10.1, abs=0.05)  # docs/serving.md
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_memory_and_its_branches_take_what_is_said_at_most(policy: str, every: int):
+    held, points, dials = list[int](), 3, dict[str, Any](policy=policy, schedule=(1, 2, 4))
+    for phase in range(every):
+        made, branches = memory(**dials), deque[Memory]()
+        for chunk in range(60):
+            walk(made, 2)
+            if chunk % every == phase:
+                branches.append(made.branch())
+            stores = {id(store): store.num_bytes for one in (made, *branches) for store in one.stores}
+            held.append(sum(stores.values()))
+            if len(branches) > points:
+                branches.popleft()
+    most = memory(**dials).most_bytes(points=points, every=2 * every)
+    assert 0.8 * most < max(held) <= most
 
 
 def test_rotating_before_pooling_would_cancel_fast_frequencies():

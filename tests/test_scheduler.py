@@ -1,15 +1,19 @@
 """Who gets the engine next; most of it is seen through the API (test_api.py)."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
-from fake_world import FakeWorld, wall
+import torch
+from fake_world import FakeWalk, FakeWorld, wall
 
 from relic.place import Folder
 from relic.serve import scheduler
+from relic.serve.access import Refused
 from relic.serve.config import Serve
 from relic.serve.scheduler import Scheduler
 from relic.serve.session import Asked, Session
@@ -94,3 +98,124 @@ def test_a_walk_that_ends_while_the_engine_works_on_it_leaves_nothing_on_the_dev
     session = asyncio.run(run())
     assert session.over
     assert session.walks() == []
+
+
+def test_an_engine_that_is_stuck_is_seen_though_its_caller_has_gone(monkeypatch):
+    monkeypatch.setattr(scheduler, "STUCK_S", 0.05)
+
+    async def run() -> list[bool]:
+        found, done, alive = Scheduler(FakeWorld(), Serve(run="fake")), threading.Event(), []
+        found.warm = True
+        call = asyncio.create_task(found.in_worker(done.wait))
+        await asyncio.sleep(0.01)
+        call.cancel()
+        await asyncio.sleep(0.1)
+        alive.append(found.alive)
+        done.set()
+        await found.in_worker(int)
+        found.close()
+        return [*alive, found.alive]
+
+    assert asyncio.run(run()) == [False, True]
+
+
+def begun(scheduler: Scheduler) -> Session:
+    """A new session of a scheduler that is warm."""
+    scheduler.warm = True
+    return scheduler.admit(principal="me", image=wall(0, 1), asked=Asked(caption="", seed=0, speed=1.0))
+
+
+def no_room(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_walk_goes_on_without_the_moment_that_the_device_has_no_room_for(monkeypatch, caplog):
+    async def run() -> tuple[Session, list[int]]:
+        scheduler, kept = Scheduler(FakeWorld(), Serve(run="fake")), []
+        session = begun(scheduler)
+        for branch in (no_room, FakeWalk.branch):
+            with monkeypatch.context() as patch:
+                patch.setattr(FakeWalk, "branch", branch)
+                await scheduler.step(session)
+            kept.append(len(session.moments))
+        scheduler.close()
+        return session, kept
+
+    session, kept = asyncio.run(run())
+    assert (session.over, session.pace.num_chunks, kept) == (None, 2, [0, 1])
+    assert "no room for a moment to go back to: CUDA out of memory" in caplog.text
+
+
+def test_who_asks_for_a_branch_that_the_device_has_no_room_for_is_told_and_walks_on(monkeypatch):
+    async def run() -> Session:
+        scheduler = Scheduler(FakeWorld(), Serve(run="fake"))
+        session = begun(scheduler)
+        for _ in range(2):
+            await scheduler.step(session)
+        monkeypatch.setattr(FakeWalk, "branch", no_room)
+        session.pace.clear(0.0)
+        with pytest.raises(ValueError, match="no room on the device to go back"):
+            await scheduler.rewind(session, 1.0)
+        with pytest.raises(Refused, match="no room on the device for another walk"):
+            await scheduler.branch(session)
+        await scheduler.step(session)
+        scheduler.close()
+        return session
+
+    session = asyncio.run(run())
+    assert (session.over, session.pace.num_chunks) == (None, 3)
+
+
+def test_a_walk_that_has_failed_leaves_nothing_on_the_device_and_the_others_go_on(monkeypatch):
+    async def run() -> tuple[list, list[bool]]:
+        scheduler = Scheduler(FakeWorld(), Serve(run="fake", slots=3, sessions_each=3))
+        failing, other = begun(scheduler), begun(scheduler)
+        for session in (failing, other):
+            await scheduler.step(session)
+        held = [weakref.ref(walk) for walk in failing.walks()]
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeWalk, "move", no_room)
+            patch.setattr("relic.serve.scheduler.logger.disabled", True)  # pytest keeps its records, with frames
+            await scheduler.step(failing)
+        await scheduler.step(other)
+        left = [walk() is not None for walk in held]
+        scheduler.close()
+        return [failing.over, other.over, scheduler.fault], left
+
+    gc.disable()
+    try:
+        (why, other, fault), left = asyncio.run(run())
+    finally:
+        gc.enable()
+    assert (why[0], other, fault) == ("failed", None, "")
+    assert left == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "said"), [(None, ""), (10, ""), (9.5, "takes up to 5.0, so 1 of 2 slots surely fit"), (3, "so 0 of 2")]
+)
+def test_a_device_without_room_for_all_slots_is_said_when_the_engine_is_warm(free_gib, said, monkeypatch, caplog):
+    free = None if free_gib is None else int(free_gib * 2**30)
+    monkeypatch.setattr(FakeWorld, "free_bytes", free)
+    scheduler = Scheduler(FakeWorld(), Serve(run="fake", slots=2, rewind_points=4))
+    scheduler.warm_up()
+    scheduler.close()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (len(warnings), scheduler.fault) == (bool(said), "")
+    assert said in "".join(warnings)
+
+
+def test_a_server_that_closes_at_once_does_not_say_how_long_a_walk_can_go_on():
+    async def run() -> list[list[dict]]:
+        said = []
+        for grace_s in (0.0, 0.01):
+            scheduler = Scheduler(FakeWorld(), Serve(run="fake"))
+            session = begun(scheduler)
+            await scheduler.drain(grace_s)
+            said.append(list(session.notices))
+            scheduler.close()
+        return said
+
+    at_once, later = asyncio.run(run())
+    assert at_once == []
+    assert [notice["state"] for notice in later] == ["draining"]

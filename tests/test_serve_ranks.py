@@ -227,6 +227,21 @@ def test_a_leader_that_fails_in_a_call_says_nothing_more():
     assert len(heard.messages) == said
 
 
+def test_a_walk_that_fails_when_all_have_made_its_chunk_fails_alone():
+    leader = ranks.Leader(Opened(), Heard())
+    walk, other = (leader.open(None, "", 0) for _ in range(2))
+
+    def spoilt(actions: np.ndarray) -> Iterator[int]:
+        yield 1
+        raise FloatingPointError("the walk's latents are not finite")
+
+    walk.walk.step = spoilt
+    with pytest.raises(FloatingPointError):
+        list(walk.step(np.zeros((4, 13))))
+    assert not leader.fault
+    assert list(other.step(np.zeros((4, 13)))) == [1, 2, 3]
+
+
 def test_a_chunk_is_made_to_its_end_whoever_reads_it():
     leader = ranks.Leader(Opened(), Heard())
     walk = leader.open(None, "", 0)

@@ -58,6 +58,15 @@ def test_scales_are_the_least_powers_of_two_that_reach():
     assert x[-1] <= found[-1] < 2 * x[-1]
 
 
+def test_a_row_that_is_not_finite_does_not_become_numbers():
+    for wrong in (torch.inf, -torch.inf, torch.nan):
+        x = numbers()
+        x[3, 1, 5] = wrong
+        _, found = kept(x)
+        assert not found[3, 1].isfinite().any()
+        assert found[:3].isfinite().all()
+
+
 def test_bfloat16_and_float32_keep_what_they_can():
     x = numbers()
     assert torch.equal(kept(x, "fp32")[1], x)

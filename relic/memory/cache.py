@@ -139,9 +139,8 @@ class Memory:
         self.forgotten = max(self.forgotten, self.cfg.forgotten(self.num_latents, count))
         for number in [n for n in self.pages if n != IMAGE and (n + 1) * self.per_page <= 1 + self.forgotten]:
             page = self.pages.pop(number)
-            page.owners -= 1
+            page.owners.discard(self)
             if not page.owners:
-                page.owners = 1
                 self.free.append(page)
 
     def append(
@@ -186,7 +185,7 @@ class Memory:
             part = slice(self.begins[index], self.begins[index + 1])
         if number not in self.pages:
             self.pages[number] = self.free.pop() if self.free else self._store(self.begins[-1])
-        self.pages[number] = self.pages[number].own()
+        self.pages[number] = self.pages[number].own(self)
         for layers in self.groups(self.whole):
             if given is not None:
                 x = torch.stack([torch.stack(tuple(of[layers])) for of in given]).float()
@@ -241,11 +240,24 @@ class Memory:
         """A memory that goes on from here on its own: the window is copied, the rest shared until it changes."""
         made = copy.copy(self)
         for page in self.pages.values():
-            page.owners += 1
+            page.owners.update((self, made))
         made.window, made.pages, made.free = self.window.copy(), dict(self.pages), []
         if self.landmarks is not None:
             made.landmarks, made.cameras = self.landmarks.branch(), self.cameras.clone()
         return made
+
+    def most_bytes(self, *, points: int, every: int) -> int:
+        """Bytes of all storage at most, the last `points` branches' included, one made every `every` latents, and those
+        of the next before the oldest is dropped."""
+        tokens = self.cfg.stored(self.rows, self.columns)
+        if points:
+            # each has a window, all but the newest a page that has since been written to and a bank of landmarks;
+            # together they have the pages that the walk has since left, and the image's as it was in the window
+            left = -(-points * every // self.per_page)
+            tokens += (points + 1) * self.cfg.window * self.whole + (points + left) * self.begins[-1]
+            tokens += points * (self.cfg.landmarks + 1) * self.whole if self.landmarks is not None else 0
+            tokens += pooled_tokens(self.rows, self.columns, self.cfg.stride(0))
+        return tokens * self.window.num_bytes // (self.cfg.window * self.whole)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is remembered, by names that another memory of the same dials and sizes knows; views, but for the

@@ -36,7 +36,7 @@ class Landmarks:
 
     def place(self, latent: int, pose: Tensor) -> Tensor:
         """The slots [B] into which a latent must be written whose camera is at `pose` [B, 4, 4]."""
-        self.store = self.store.own()
+        self.store = self.store.own(self)
         slot = self.free
         self.poses[self.samples, slot], self.latents[self.samples, slot] = pose.to(self.poses.dtype), latent
         self.filled = min(self.filled + 1, self.count + 1)
@@ -62,7 +62,7 @@ class Landmarks:
     def branch(self) -> "Landmarks":
         """A bank that goes on from here; the latents themselves are shared until one of both takes in a new one, and
         copies all of them."""
-        self.store.owners += 1
         made = copy.copy(self)
+        self.store.owners.update((self, made))
         made.poses, made.latents = self.poses.clone(), self.latents.clone()
         return made

@@ -9,6 +9,7 @@ beside a loud one keeps its bits, and the memory is the same whatever the size o
 
 import copy
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -23,9 +24,9 @@ def fp8_scale(x: Tensor) -> Tensor:
 
 
 def power_of_two(scale: Tensor) -> Tensor:
-    """The least power of two that is not below each scale; 1 for 0."""
+    """The least power of two that is not below each scale; 1 for 0, and what is not finite stays so."""
     mantissa, exponent = torch.frexp(scale)
-    return torch.exp2((exponent - (mantissa == 0.5).int()).to(scale.dtype))
+    return torch.exp2((exponent - (mantissa == 0.5).int()).to(scale.dtype)).maximum(scale)
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,13 +41,13 @@ def multiplied(codes: Tensor, scale: Tensor) -> Tensor:
 
 
 class Store:
-    """Numbers [..., n, K, head_width] (tokens, heads), read as float32. While it has several `owners`, memories that
-    read it, it must not change."""
+    """Numbers [..., n, K, head_width] (tokens, heads), read as float32. While memories share it (`owners`, those that
+    still live; empty while one alone has it), it must not change."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...], device: torch.device | str):
         self.data = torch.zeros(shape, dtype=DTYPES[dtype], device=device)
         self.scales = torch.ones(*shape[:-1], 1, dtype=torch.bfloat16, device=device) if dtype == "fp8" else None
-        self.owners = 1
+        self.owners: WeakSet[Any] = WeakSet()
 
     def write(self, at: Any, x: Tensor) -> None:
         """Keeps x at an index of the data."""
@@ -62,16 +63,14 @@ class Store:
     def copy(self) -> "Store":
         """The same numbers in storage of their own."""
         made = copy.copy(self)
-        made.data, made.owners = self.data.clone(), 1
+        made.data, made.owners = self.data.clone(), WeakSet()
         made.scales = self.scales.clone() if self.scales is not None else None
         return made
 
-    def own(self) -> "Store":
+    def own(self, owner: Any) -> "Store":
         """The store to write to: itself, or a copy for the owner that asks and leaves."""
-        if self.owners == 1:
-            return self
-        self.owners -= 1
-        return self.copy()
+        self.owners.discard(owner)
+        return self.copy() if self.owners else self
 
     @property
     def num_bytes(self) -> int:

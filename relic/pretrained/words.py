@@ -20,6 +20,8 @@ Words = Callable[[list[str]], Tensor]  # captions -> [B, L] int64, or [B, L, wid
 def of(model: config.Transformer, text_encoder: str, device: torch.device | str) -> Words:
     """What turns captions into the text of this model, each embedded once; transformers is imported for umT5 only."""
     if model.text_vocabulary:
+        if text_encoder:
+            raise ValueError(f"text_encoder is {text_encoder!r}; the model has words of its own and takes none")
         return lambda captions: tokenize(captions, model.text_tokens)
     if not text_encoder:
         raise ValueError("the model takes umT5's embeddings; give umT5's folder as text_encoder")

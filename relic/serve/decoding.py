@@ -23,9 +23,11 @@ Pictures = Iterator[tuple[np.ndarray, np.ndarray]]  # frames uint8 [n, H, W, 3] 
 class Decoder(Protocol):
     at_once: bool  # whether `start` has begun when it returns
     seconds: float  # of the latest chunk
+    finite: bool  # whether all its latents are, once its pictures are read
 
     def start(self, stream: Stream, latents: Tensor, poses: Tensor) -> Pictures:
-        """Decodes the next latents [1, F, C, h, w] of a stream, at the frames' poses [T, 4, 4]."""
+        """Decodes the next latents [1, F, C, h, w] of a stream, at the frames' poses [T, 4, 4]; latents that are not
+        finite give no pictures."""
         ...
 
 
@@ -39,11 +41,11 @@ class InTurn:
     at_once = False
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds, self.finite = 0.0, True
 
     def start(self, stream: Stream, latents: Tensor, poses: Tensor) -> Pictures:
-        self.seconds, shown = 0.0, 0
-        for latent in latents.split(1, 1):
+        self.seconds, self.finite, shown = 0.0, bool(latents.isfinite().all()), 0
+        for latent in latents.split(1, 1) if self.finite else ():
             began = time.perf_counter()
             frames = pictures(stream, latent).numpy()
             self.seconds += time.perf_counter() - began
@@ -58,7 +60,7 @@ class Aside:
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device, priority=-1)  # before the pass that the memory asks for
-        self.seconds = 0.0
+        self.seconds, self.finite = 0.0, True
 
     def start(self, stream: Stream, latents: Tensor, poses: Tensor) -> Pictures:
         began, pieces = torch.cuda.Event(enable_timing=True), []
@@ -68,18 +70,23 @@ class Aside:
         self.stream.wait_stream(torch.cuda.current_stream(latents.device))
         with torch.cuda.stream(self.stream):
             began.record()
-            placed = on_host(poses)
+            placed, finite = on_host(poses), on_host(latents.isfinite().all())
             for latent in latents.split(1, 1):
                 frames = on_host(pictures(stream, latent))
                 done = torch.cuda.Event(enable_timing=True)
                 done.record()
                 pieces.append((frames, done))
-        return self.ready(pieces, placed, began)
+        return self.ready(pieces, placed, finite, began)
 
-    def ready(self, pieces: list[tuple[Tensor, torch.cuda.Event]], poses: Tensor, began: torch.cuda.Event) -> Pictures:
+    def ready(
+        self, pieces: list[tuple[Tensor, torch.cuda.Event]], poses: Tensor, finite: Tensor, began: torch.cuda.Event
+    ) -> Pictures:
         shown = 0
         for frames, done in pieces:
             done.synchronize()
+            self.finite = bool(finite)
+            if not self.finite:
+                return
             self.seconds = began.elapsed_time(done) / 1000
             yield frames.numpy(), poses[shown : shown + len(frames)].numpy()
             shown += len(frames)

@@ -9,6 +9,7 @@ training is extrapolation: it runs at the same speed and in the same memory, but
 import json
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from relic import artifacts
 from relic.generate.config import Rollout as RolloutConfig
 from relic.generate.context import Context
 from relic.generate.rollout import Rollout
-from relic.geometry.actions import ACTIONS
 from relic.geometry.config import Actions
-from relic.memory.config import Memory
 from relic.model import fp8, fused
 from relic.model.codec import Stream, VideoCodec
 from relic.model.precision import autocast
 from relic.model.transformer import Transformer
-from relic.model.weights import dials
 from relic.pretrained import codecs, words
 from relic.pretrained.words import Words
 from relic.serve import export, graphs
 from relic.serve.config import Serve
 from relic.serve.decoding import Pictures, decoder_on
-from relic.serve.world import Example, State, World
+from relic.serve.world import State, World
 
 logger = logging.getLogger("relic.serve")
 
@@ -82,6 +79,10 @@ class Student:
         own = {"export": self.world.export, "rollout": asdict(self.cfg), "gpus": self.model.sequence.size}
         return json.loads(json.dumps(own))
 
+    @property
+    def free_bytes(self) -> int | None:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
     @torch.inference_mode()
     def check(self) -> None:
         if not torch.ones(4, device=self.device).sum().item() == 4:
@@ -98,8 +99,12 @@ class StudentWalk:
 
     def storage(self) -> dict[int, int]:
         held = [x for store in self.rollout.memory.stores for x in store.tensors().values()]
-        whole = [x.untyped_storage() for x in (*held, *self.stream.tensors().values())]
-        return {x.data_ptr(): x.nbytes() for x in whole}
+        return bytes_of([*held, *self.stream.tensors().values()])
+
+    def most_bytes(self, *, points: int, every: int) -> int:
+        chunk, features = self.student.cfg.chunk, sum(bytes_of(self.stream.tensors().values()).values())
+        memories = self.rollout.memory.most_bytes(points=points, every=-(-every // (4 * chunk)) * chunk)
+        return memories + features * (1 + points)  # the newest branch still has the walk's own
 
     @property
     def decode_s(self) -> float:
@@ -118,6 +123,8 @@ class StudentWalk:
         yield from made
         if not decoder.at_once:
             self.rollout.keep()
+        if not decoder.finite:  # said when all processes of a model have made the chunk
+            raise FloatingPointError("the walk's latents are not finite")
 
     @torch.inference_mode()  # as `step`: for tensors of another kind a compiler makes its functions anew
     def branch(self) -> "StudentWalk":
@@ -131,6 +138,11 @@ class StudentWalk:
         tensors |= {f"stream.{name}": x for name, x in stream.items()}
         facts = {"engine": self.student.facts, "seed": self.rollout.seed}
         return State({name: x.cpu().contiguous() for name, x in tensors.items()}, facts)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of their storage, by its address."""
+    return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
 
 
 def under(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -149,19 +161,14 @@ def load(cfg: Serve, device: torch.device) -> Student:
     """The student and codec of an export, with its start images."""
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    changes = {"chunk": cfg.chunk, "context": cfg.context}
-    student = read(
-        folder_of(cfg), device, memory_dtype=cfg.memory_dtype, text_encoder=cfg.text_encoder,
-        **{name: value for name, value in changes.items() if value},
-    )  # fmt: skip
+    folder = export.folder_of(cfg)
+    said = artifacts.read_json(folder / export.SETTINGS)
+    rollout = export.rollout_of(said["rollout"], cfg.memory_dtype)
+    rollout = replace(rollout, chunk=cfg.chunk or rollout.chunk, context=cfg.context or rollout.context)
+    student = read(folder, device, rollout=rollout, unit=Actions(**said["actions"]), text_encoder=cfg.text_encoder)
     if device.type == "cuda":
         make_fast(student, compile=cfg.compile, replay=cfg.graphs and cfg.gpus == 1)
     return student
-
-
-def folder_of(cfg: Serve) -> Path:
-    """The folder of the export, every file verified."""
-    return export.find(cfg.export or export_of(Path(cfg.run)))
 
 
 def make_fast(student: Student, *, compile: bool, replay: bool) -> None:
@@ -180,14 +187,12 @@ def num_states(cfg: RolloutConfig) -> int:
     return -(-(memory.capacity + memory.window + cycle) // cfg.chunk)
 
 
-def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder: str, **changes: Any) -> Student:
-    """The student and codec in the folder of an export, with its start images; `changes` to the rollout's dials."""
+def read(folder: Path, device: torch.device, *, rollout: RolloutConfig, unit: Actions, text_encoder: str) -> Student:
+    """The student and codec in the folder of an export, with its start images."""
     model, codec = export.load_student(folder, device), codecs.load(folder / "codec", device)
     said = words.of(model.cfg, text_encoder, device)
     num_parameters = sum(p.numel() for p in model.parameters())
     linears = fp8.make_ready(model, device)
-    settings = artifacts.read_json(folder / export.SETTINGS)
-    rollout = replace(rollout_of(settings["rollout"], memory_dtype), **changes)
     about: dict[str, object] = {
         "chunk_latents": rollout.chunk, "steps": len(rollout.timesteps), "device": device_name(device),
         "memory": rollout.memory.dtype, "window": rollout.memory.window, "capacity": rollout.memory.capacity,
@@ -195,57 +200,9 @@ def read(folder: Path, device: torch.device, *, memory_dtype: str, text_encoder:
     }  # fmt: skip
     logger.info("the blocks' linears: %s", linears)
     key = artifacts.read_json(folder / artifacts.MANIFEST)["key"]
-    world = replace(read_world(folder / "examples", recipe=settings["name"], about=about), export=key)
-    unit = Actions(**settings["actions"])
+    name = artifacts.read_json(folder / export.SETTINGS)["name"]
+    world = replace(export.read_world(folder / "examples", recipe=name, about=about), export=key)
     return Student(model, codec, rollout, words=said, unit=unit, world=world, device=device)
-
-
-def export_of(path: Path) -> str:
-    """The URI of the export of a run.json."""
-    return nodes_of(path, "export")["export"]
-
-
-def nodes_of(path: Path, *needed: str) -> dict[str, str]:
-    """The URIs of the artifacts of a run.json, which must have those that are needed."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise ValueError(f"{path} {what}; `make demo` or `relic pipeline run` writes a run.json")
-    try:
-        nodes = json.loads(path.read_text())["nodes"]
-        had = ", ".join(nodes) or "none"
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a run.json; it holds a recipe and the nodes' artifacts") from error
-    for name in needed:
-        if name not in nodes:
-            raise ValueError(f"{path} has no node {name!r}; it has {had}: finish the run first")
-    return nodes
-
-
-def rollout_of(rollout: dict, memory_dtype: str) -> RolloutConfig:
-    """The rollout of an export, its memory in another precision."""
-    memory = Memory(**dials({**rollout["memory"], "dtype": memory_dtype}))
-    return RolloutConfig(**{**dials(rollout), "memory": memory})
-
-
-def read_world(folder: Path, *, recipe: str, about: dict[str, object]) -> World:
-    """examples.json (a list of id, image, caption, place), its PNGs of one size, and world.json (fps, actions)."""
-    for name in ("examples.json", "world.json"):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}; the evaluate step writes it beside the start images")
-    examples = []
-    for entry in artifacts.read_json(folder / "examples.json"):
-        with Image.open(folder / entry["image"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        examples.append(Example(entry["id"], entry["caption"], entry["place"], pixels))
-    sizes = {example.image.shape[:2] for example in examples}
-    if len(sizes) != 1:
-        raise ValueError(f"the start images in {folder} have {len(sizes)} sizes; exactly one is allowed")
-    said = artifacts.read_json(folder / "world.json")
-    unknown = sorted(set(said["actions"]) - set(ACTIONS[:-1]))
-    if unknown:
-        raise ValueError(f"{folder}/world.json has the action {unknown[0]!r}; allowed are {', '.join(ACTIONS[:-1])}")
-    (height, width), fps = sizes.pop(), float(said["fps"])
-    return World(recipe, height, width, fps, said["actions"], tuple(examples), about)
 
 
 def choose_device(name: str) -> torch.device:

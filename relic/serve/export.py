@@ -9,17 +9,24 @@
 The manifest is the one that every artifact has; it goes with the folder, and `find` checks it wherever the folder lies.
 """
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from relic import artifacts, stores
+from relic.generate.config import Rollout
+from relic.geometry.actions import ACTIONS
+from relic.memory.config import Memory
 from relic.mistakes import UserError
 from relic.model import fp8, weights
 from relic.model.transformer import Transformer
 from relic.pretrained import codecs
-from relic.serve.config import Export
+from relic.serve.config import Export, Serve
+from relic.serve.world import Example, World
 from relic.tracking import Run
 
 SETTINGS = "export.json"
@@ -61,6 +68,11 @@ def find(place: str) -> Path:
     return folder
 
 
+def folder_of(cfg: Serve) -> Path:
+    """The folder of the export, every file verified."""
+    return find(cfg.export or export_of(Path(cfg.run)))
+
+
 def load_student(folder: Path, device: torch.device) -> Transformer:
     """The quantised student of an export; `fp8.make_ready` lets it compute."""
     with torch.device("meta"):
@@ -69,3 +81,51 @@ def load_student(folder: Path, device: torch.device) -> Transformer:
     model.to_empty(device=device)
     weights.load_into(model, folder / "student")
     return model.eval()
+
+
+def export_of(path: Path) -> str:
+    """The URI of the export of a run.json."""
+    return nodes_of(path, "export")["export"]
+
+
+def nodes_of(path: Path, *needed: str) -> dict[str, str]:
+    """The URIs of the artifacts of a run.json, which must have those that are needed."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "is not there"
+        raise ValueError(f"{path} {what}; `make demo` or `relic pipeline run` writes a run.json")
+    try:
+        nodes = json.loads(path.read_text())["nodes"]
+        had = ", ".join(nodes) or "none"
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a run.json; it holds a recipe and the nodes' artifacts") from error
+    for name in needed:
+        if name not in nodes:
+            raise ValueError(f"{path} has no node {name!r}; it has {had}: finish the run first")
+    return nodes
+
+
+def rollout_of(rollout: dict, memory_dtype: str) -> Rollout:
+    """The rollout of an export, its memory in another precision."""
+    memory = Memory(**weights.dials({**rollout["memory"], "dtype": memory_dtype}))
+    return Rollout(**{**weights.dials(rollout), "memory": memory})
+
+
+def read_world(folder: Path, *, recipe: str, about: dict[str, object]) -> World:
+    """examples.json (a list of id, image, caption, place), its PNGs of one size, and world.json (fps, actions)."""
+    for name in ("examples.json", "world.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}; the evaluate step writes it beside the start images")
+    examples = []
+    for entry in artifacts.read_json(folder / "examples.json"):
+        with Image.open(folder / entry["image"]) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        examples.append(Example(entry["id"], entry["caption"], entry["place"], pixels))
+    sizes = {example.image.shape[:2] for example in examples}
+    if len(sizes) != 1:
+        raise ValueError(f"the start images in {folder} have {len(sizes)} sizes; exactly one is allowed")
+    said = artifacts.read_json(folder / "world.json")
+    unknown = sorted(set(said["actions"]) - set(ACTIONS[:-1]))
+    if unknown:
+        raise ValueError(f"{folder}/world.json has the action {unknown[0]!r}; allowed are {', '.join(ACTIONS[:-1])}")
+    (height, width), fps = sizes.pop(), float(said["fps"])
+    return World(recipe, height, width, fps, said["actions"], tuple(examples), about)

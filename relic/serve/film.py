@@ -39,17 +39,17 @@ class Source:
 
 def find(run: str, place: str) -> Source:
     """The source in a run.json, or the export at a place (URI or folder)."""
-    nodes = engine.nodes_of(Path(run), "teacher", "codec", "evaluate", "export") if run else {}
+    nodes = export.nodes_of(Path(run), "teacher", "codec", "evaluate", "export") if run else {}
     folder = export.find(nodes["export"] if run else place)
     name = artifacts.read_json(folder / export.SETTINGS)["name"]
-    return Source(folder, nodes, engine.read_world(folder / "examples", recipe=name, about={}))
+    return Source(folder, nodes, export.read_world(folder / "examples", recipe=name, about={}))
 
 
 def options(source: Source) -> type[Film]:
     """The command's options, with the dials that the source was measured with as defaults."""
     said = artifacts.read_json(source.folder / export.SETTINGS)
     dials = {
-        "rollout": (Rollout, engine.rollout_of(said["rollout"], said["rollout"]["memory"]["dtype"])),
+        "rollout": (Rollout, export.rollout_of(said["rollout"], said["rollout"]["memory"]["dtype"])),
         "unit": (Actions, Actions(**said["actions"])),
         "height": (int, source.world.height), "width": (int, source.world.width), "fps": (float, source.world.fps),
     }  # fmt: skip
@@ -74,22 +74,25 @@ def main(cfg: Film, source: Source | None) -> np.ndarray:
     actions = rows(script.parse(cfg.actions, cfg.fps), sizes, speed=cfg.speed, chunk=chunk)
     image = picture(Path(cfg.image), height=cfg.height, width=cfg.width)
     if source and cfg.kind == "student":
-        memory_dtype = cfg.rollout.memory.dtype
-        student = engine.read(source.folder, device, memory_dtype=memory_dtype, text_encoder=cfg.text_encoder)
-        model, codec, said = student.model, student.codec, student.words
-    else:
-        model, codec = networks(cfg, source, device)
-        said = words.of(model.cfg, cfg.text_encoder, device)
-    sides = [side * cells for side, cells in zip(PATCH[1:], model.cfg.patch[1:], strict=True)]
-    if cfg.height % sides[0] or cfg.width % sides[1]:
-        raise ValueError(
-            f"the video is {cfg.width}x{cfg.height} pixels; allowed are multiples of {sides[1]} and of {sides[0]}"
-        )
+        student = engine.read(source.folder, device, rollout=cfg.rollout, unit=cfg.unit, text_encoder=cfg.text_encoder)
+        check_size(cfg, student.model)
+        return by_student(student, cfg, image=image, actions=actions)
+    model, codec = networks(cfg, source, device)
+    said = words.of(model.cfg, cfg.text_encoder, device)
+    check_size(cfg, model)
     if cfg.kind == "teacher":
         return by_teacher(model, codec, said, cfg, image=image, actions=actions, device=device)
     world = World(cfg.weights, cfg.height, cfg.width, cfg.fps, sizes, (), {})
     student = engine.Student(model, codec, cfg.rollout, words=said, unit=cfg.unit, world=world, device=device)
     return by_student(student, cfg, image=image, actions=actions)
+
+
+def check_size(cfg: Film, model: Transformer) -> None:
+    sides = [side * cells for side, cells in zip(PATCH[1:], model.cfg.patch[1:], strict=True)]
+    if cfg.height % sides[0] or cfg.width % sides[1]:
+        raise ValueError(
+            f"the video is {cfg.width}x{cfg.height} pixels; allowed are multiples of {sides[1]} and of {sides[0]}"
+        )
 
 
 def networks(cfg: Film, source: Source | None, device: torch.device) -> tuple[Transformer, VideoCodec]:

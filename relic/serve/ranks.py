@@ -36,7 +36,7 @@ from relic.model import weights
 from relic.model.codec import Stream
 from relic.parallel import sequence
 from relic.parallel.sequence import Ulysses
-from relic.serve import engine
+from relic.serve import engine, export
 from relic.serve.config import Serve
 from relic.serve.decoding import Pictures
 from relic.serve.engine import Student, StudentWalk
@@ -52,7 +52,7 @@ LOOPBACK = "127.0.0.1"
 class Undecoded:
     """A follower's decoder, which makes no pictures."""
 
-    at_once, seconds = True, 0.0
+    at_once, seconds, finite = True, 0.0, True
 
     def start(self, stream: Stream, latents: Tensor, poses: Tensor) -> Pictures:
         return iter(())
@@ -98,6 +98,10 @@ class Leader:
         self.gone = deque[int]()  # numbers of walks that nobody holds any more
         self.fault = ""  # why the others are elsewhere
 
+    @property
+    def free_bytes(self) -> int | None:
+        return self.student.free_bytes
+
     def open(self, image: np.ndarray, caption: str, seed: int) -> "LedWalk":
         return self.lead("open", self.number(), image, caption, seed)
 
@@ -120,10 +124,10 @@ class Leader:
 
     @contextlib.contextmanager
     def in_step(self) -> Iterator[None]:
-        """What the others do too; a ValueError refuses it at all of them."""
+        """What the others do too; a ValueError refuses it at all of them, a FloatingPointError is of what all made."""
         try:
             yield
-        except ValueError:
+        except (ValueError, FloatingPointError):
             raise
         except Exception as error:
             self.fault = f"the first process of the model has left the others: {type(error).__name__}: {error}"
@@ -157,6 +161,9 @@ class LedWalk:
 
     def storage(self) -> dict[int, int]:
         return self.walk.storage()
+
+    def most_bytes(self, *, points: int, every: int) -> int:
+        return self.walk.most_bytes(points=points, every=every)
 
     @property
     def decode_s(self) -> float:
@@ -281,7 +288,7 @@ def give_up(sentence: str) -> NoReturn:
 def lead(cfg: Serve) -> tuple[Leader, Followers]:
     """The engine of a pod of `cfg.gpus` processes, and the others of them."""
     device = engine.choose_device(cfg.device)
-    folder = engine.folder_of(cfg)  # here once, not by all of them at the same time
+    folder = export.folder_of(cfg)  # here once, not by all of them at the same time
     heads = weights.read_config(folder / "student", "transformer").heads
     if heads % cfg.gpus:
         raise ValueError(f"gpus is {cfg.gpus}; it must divide the model's {heads} heads")

@@ -7,6 +7,7 @@ each, so that a busy engine slows all of them alike and starves none. Whoever ch
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 
 from relic.serve.access import Refused
 from relic.serve.config import Serve
@@ -31,6 +33,8 @@ ENCODERS = 2  # threads
 STUCK_S = 120.0  # a call of a warm engine that lasts longer means a dead device
 THREAD = "engine"
 LAST_S = 5.0  # for the call that the engine is in when the server has closed
+GIB = 2**30  # bytes
+NO_ROOM = (torch.OutOfMemoryError, MemoryError)
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
 
@@ -85,7 +89,10 @@ class Scheduler:
         """A new session in a free slot that goes on from the present moment of this one, or `Refused`."""
         self.check_room(session.principal)
         async with self.turn:
-            walk = await self.in_worker(session.walk.branch) if session.walk else None
+            try:
+                walk = await self.in_worker(session.walk.branch) if session.walk else None
+            except NO_ROOM as error:
+                raise Refused(429, "there is no room on the device for another walk", self.retry_after_s()) from error
         self.find(session.id)  # it may have ended meanwhile, or the slot may be taken
         self.check_room(session.principal)
         branch = session.branch(new_identity(self.engine.world.export), walk, time.monotonic())
@@ -146,7 +153,8 @@ class Scheduler:
     @property
     def trouble(self) -> str:
         """Why the device is thought dead; empty while it is not."""
-        stuck = self.warm and self.busy_since is not None and time.monotonic() - self.busy_since > STUCK_S
+        since = self.busy_since
+        stuck = self.warm and since is not None and time.monotonic() - since > STUCK_S
         return self.fault or (f"a call of the engine has lasted for more than {STUCK_S:.0f} s" if stuck else "")
 
     @property
@@ -164,7 +172,7 @@ class Scheduler:
         the device works."""
         self.draining = True
         until = time.monotonic() + grace_s
-        for session in self.sessions.values():
+        for session in self.sessions.values() if grace_s else ():
             sentence = f"the server is closing; this walk can go on for at most {grace_s:.0f} s"
             session.tell({"type": "state", "state": "draining", "message": sentence})
         while (self.sessions or self.arriving) and self.alive and time.monotonic() < until:
@@ -221,14 +229,24 @@ class Scheduler:
                 self.metrics.chunk.observe(chunk_s)
                 if not session.over:
                     session.finish(time.monotonic(), chunk_s=chunk_s, decode_s=walk.decode_s)
-                    branch = await self.in_worker(walk.branch) if session.wants_moment() else None
-                    if branch is not None and not session.over:
-                        session.put_by(branch)
+                    await self.put_by(session, walk)
                     session.tell({"type": "state", **session.report(time.monotonic())})
             except Exception:
                 logger.exception("session failed", extra={"facts": {"session": session.id}})
                 self.finish(session, "failed", "the engine failed in this walk; start another one")
                 await self.examine()
+
+    async def put_by(self, session: Session, walk: Walk) -> None:
+        """Keeps a moment to go back to, if it is time for one; where the device has no room, the walk goes without."""
+        if not session.wants_moment():
+            return
+        try:
+            branch = await self.in_worker(walk.branch)
+        except NO_ROOM as error:
+            logger.warning("no room for a moment to go back to: %s", error, extra={"facts": {"session": session.id}})
+            return
+        if not session.over:
+            session.put_by(branch)
 
     def deliver(self, session: Session, made: list[Made], now: float, made_ms: float) -> None:
         before = session.pace.num_dropped
@@ -243,7 +261,10 @@ class Scheduler:
             if session.leaving:
                 raise ValueError("the walk is on its way to another server; rewind there")
             found, moment = session.way_back(seconds)
-            branch = await self.in_worker(moment.walk.branch)
+            try:
+                branch = await self.in_worker(moment.walk.branch)
+            except NO_ROOM as error:
+                raise ValueError("there is no room on the device to go back now") from error
             now = time.monotonic()
             if not session.over:
                 session.go_back(found, moment, branch, now)
@@ -267,17 +288,21 @@ class Scheduler:
             logger.exception("the device is lost")
 
     async def in_worker(self, call, *arguments):
-        self.busy_since = time.monotonic()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.worker, call, *arguments)
-        finally:
-            self.busy_since = None
+        return await asyncio.get_running_loop().run_in_executor(self.worker, self.timed, call, *arguments)
 
     def close(self) -> None:
         for threads in (self.worker, self.encoders):
             threads.shutdown(wait=False, cancel_futures=True)
 
     # --- in the worker thread -------------------------------------------------------------------------------------
+
+    def timed(self, call, *arguments):
+        """A call whose asker may be gone before it ends."""
+        self.busy_since = time.monotonic()
+        try:
+            return call(*arguments)
+        finally:
+            self.busy_since = None
 
     def advance(
         self, walk: Walk, actions: np.ndarray, kind: str, deliver: Callable[[list[Made], float, float], object]
@@ -298,9 +323,24 @@ class Scheduler:
             for _ in range(self.engine.warm_chunks):
                 seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), "jpeg", lambda *_: None)
             logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
+            self.compare(walk)
         except Exception as error:
             self.fault = str(error)
             logger.exception("the engine does not run")
+
+    def compare(self, walk: Walk) -> None:
+        """Warns where the device has no room for as many walks as there are slots, when this one has ended."""
+        if self.engine.free_bytes is None:
+            return
+        slots, points = self.cfg.slots, self.cfg.rewind_points
+        free = self.engine.free_bytes + sum(walk.storage().values())
+        each = walk.most_bytes(points=points, every=math.ceil(self.cfg.rewind_every_s * self.engine.world.fps))
+        if free < slots * each:
+            logger.warning(
+                "the device has %.1f GiB for walks; one with %d moments to go back to takes up to %.1f, so %d of %d "
+                "slots surely fit: lower --slots or --rewind-points",
+                free / GIB, points, each / GIB, free // each, slots,
+            )  # fmt: skip
 
 
 def hanging() -> bool:

@@ -59,6 +59,11 @@ class Walk(Protocol):
         """Bytes of the device's memory that the walk holds, by their address: branches share some."""
         ...
 
+    def most_bytes(self, *, points: int, every: int) -> int:
+        """Bytes that the walk holds at most beside its last `points` branches, one made every `every` frames; its
+        first chunks must be made."""
+        ...
+
     def step(self, actions: np.ndarray) -> Pictures:
         """Frames uint8 [n, H, W, 3] and poses [n, 4, 4] of actions [num_actions, 13], latent by latent as they are
         decoded, the start image before the first. To be read to its end before any other call."""
@@ -74,6 +79,11 @@ class Walk(Protocol):
 class Engine(Protocol):
     world: World
     warm_chunks: int  # of a walk that warms it up
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Of the device's memory, what nobody has taken; None of a CPU."""
+        ...
 
     def open(self, image: np.ndarray, caption: str, seed: int) -> Walk: ...
 
