@@ -131,9 +131,9 @@ def no_room(*_: object) -> None:
 
 def test_a_walk_goes_on_without_the_moment_that_the_device_has_no_room_for(monkeypatch, caplog):
     async def run() -> tuple[Session, list[int]]:
-        scheduler, kept = Scheduler(FakeWorld(), Serve(run="fake")), []
+        scheduler, kept = Scheduler(FakeWorld(), Serve(run="fake", rewind_every_s=0.15)), []
         session = begun(scheduler)
-        for branch in (no_room, FakeWalk.branch):
+        for branch in (no_room, FakeWalk.branch, FakeWalk.branch):
             with monkeypatch.context() as patch:
                 patch.setattr(FakeWalk, "branch", branch)
                 await scheduler.step(session)
@@ -142,7 +142,7 @@ def test_a_walk_goes_on_without_the_moment_that_the_device_has_no_room_for(monke
         return session, kept
 
     session, kept = asyncio.run(run())
-    assert (session.over, session.pace.num_chunks, kept) == (None, 2, [0, 1])
+    assert (session.over, session.pace.num_chunks, kept) == (None, 3, [0, 0, 1])
     assert "no room for a moment to go back to: CUDA out of memory" in caplog.text
 
 

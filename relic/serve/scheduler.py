@@ -244,6 +244,7 @@ class Scheduler:
             branch = await self.in_worker(walk.branch)
         except NO_ROOM as error:
             logger.warning("no room for a moment to go back to: %s", error, extra={"facts": {"session": session.id}})
+            session.no_room = session.num_frames
             return
         if not session.over:
             session.put_by(branch)

@@ -13,6 +13,7 @@ It is plain bookkeeping on one thread and is told the time, so tests need no wai
 """
 
 import asyncio
+import math
 import secrets
 from collections import deque
 from collections.abc import Sequence
@@ -79,6 +80,7 @@ class Session:
         self.pace = Pace(fps, now)
         self.last: Picture | None = None  # the newest
         self.moments: deque[Moment] = deque(maxlen=cfg.rewind_points)
+        self.no_room = -math.inf  # frames of the walk when the device had none for a moment
         self.rewinds = Bucket(REWINDS_PER_S, MOST_REWINDS, now)
         self.chunk_s = self.decode_s = 0.0
 
@@ -218,9 +220,9 @@ class Session:
     # --- back in time ---------------------------------------------------------------------------------------------
 
     def wants_moment(self) -> bool:
-        """The walk has gone far enough since the last moment that was put by."""
-        least = self.moments[-1].num_frames + self.cfg.rewind_every_s * self.fps if self.moments else 0
-        return bool(self.cfg.rewind_points) and self.num_frames >= least
+        """The walk has gone far enough since the last moment that was put by, or that there was no room for."""
+        last = max([self.no_room, *(moment.num_frames for moment in self.moments)])
+        return bool(self.cfg.rewind_points) and self.num_frames >= last + self.cfg.rewind_every_s * self.fps
 
     def put_by(self, branch: Walk) -> None:
         """A branch of the walk as it is now becomes a moment to go back to."""
@@ -246,6 +248,7 @@ class Session:
             self.moments.pop()
         self.pace.clear(now)
         self.walk, self.num_frames, self.last, self.woken = branch, moment.num_frames, moment.last, now
+        self.no_room = -math.inf
         self.tell({"type": "rewound", "seconds": round(seconds, 2), "sequence": self.pace.num_made})
         self.show(moment.last, now)
 
