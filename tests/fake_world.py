@@ -109,7 +109,7 @@ def serving(engine: FakeWorld, keys: dict[str, str] | None = None, **dials) -> I
     thread = threading.Thread(target=place.server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        while not place.server.scheduler.warm and thread.is_alive() and not place.server.scheduler.fault:
+        while not place.server.scheduler.warm and thread.is_alive() and not place.server.scheduler.worker.fault:
             time.sleep(0.005)
         yield place
     finally:

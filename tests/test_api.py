@@ -213,7 +213,7 @@ def test_a_server_whose_door_does_not_open_closes_all_the_same(monkeypatch):
     with serving(FakeWorld()) as place:
         assert post(place).status_code == 201
     with pytest.raises(RuntimeError, match="after shutdown"):
-        place.server.scheduler.worker.submit(print)
+        place.server.scheduler.worker.thread.submit(print)
 
 
 async def shut(self: door.Door) -> door.Doorman:

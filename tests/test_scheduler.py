@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import torch
 from fake_world import FakeWalk, FakeWorld, wall
 
 from relic.place import Folder
-from relic.serve import scheduler
 from relic.serve.access import Refused
 from relic.serve.config import Serve
 from relic.serve.scheduler import Scheduler
@@ -39,31 +37,12 @@ def test_it_ends_when_it_is_cancelled_as_somebody_wakes_it(turns):
     assert asyncio.run(run())
 
 
-def test_an_engine_is_dead_when_a_call_lasts_too_long_but_not_while_it_warms_up(monkeypatch):
-    monkeypatch.setattr(scheduler, "STUCK_S", 0.05)
-
-    async def run() -> list[bool]:
-        found = Scheduler(FakeWorld(), Serve(run="fake"))
-        alive = []
-        for found.warm in (False, True):
-            done = threading.Event()
-            call = asyncio.create_task(found.in_worker(done.wait))
-            await asyncio.sleep(0.1)
-            alive.append(found.alive)
-            done.set()
-            await call
-        found.close()
-        return [*alive, found.alive]
-
-    assert asyncio.run(run()) == [True, False, True]
-
-
 def test_who_walks_on_a_dead_device_is_not_waited_for(tmp_path):
     async def run() -> tuple[float, dict]:
         found = Scheduler(FakeWorld(), Serve(run="fake"))
         found.warm = True
         found.admit(principal="ann", image=wall(0, 1), asked=Asked(caption="", seed=0, speed=1.0))
-        found.fault, began = "the device fell off the bus", time.monotonic()
+        found.worker.fault, began = "the device fell off the bus", time.monotonic()
         place = Snapshots(Folder(tmp_path), export="e", sign=str, lasts_s=60)
         await Transfer(found, place).drain(30.0)
         found.close()
@@ -82,7 +61,7 @@ def test_a_walk_that_ends_while_the_engine_works_on_it_leaves_nothing_on_the_dev
         session = Session("one", principal="me", image=image, asked=Asked(caption="", seed=0, speed=1.0),
                           cfg=scheduler.cfg, fps=40.0, now=0.0)  # fmt: skip
         scheduler.begun(session)
-        worked = scheduler.in_worker
+        worked = scheduler.worker.call
 
         async def ending(asked: Callable, *arguments: object) -> object:
             found = await worked(asked, *arguments)
@@ -90,7 +69,7 @@ def test_a_walk_that_ends_while_the_engine_works_on_it_leaves_nothing_on_the_dev
                 scheduler.finish(session, "bye", "the page said bye")
             return found
 
-        monkeypatch.setattr(scheduler, "in_worker", ending)
+        monkeypatch.setattr(scheduler.worker, "call", ending)
         await scheduler.step(session)
         scheduler.close()
         return session
@@ -98,25 +77,6 @@ def test_a_walk_that_ends_while_the_engine_works_on_it_leaves_nothing_on_the_dev
     session = asyncio.run(run())
     assert session.over
     assert session.walks() == []
-
-
-def test_an_engine_that_is_stuck_is_seen_though_its_caller_has_gone(monkeypatch):
-    monkeypatch.setattr(scheduler, "STUCK_S", 0.05)
-
-    async def run() -> list[bool]:
-        found, done, alive = Scheduler(FakeWorld(), Serve(run="fake")), threading.Event(), []
-        found.warm = True
-        call = asyncio.create_task(found.in_worker(done.wait))
-        await asyncio.sleep(0.01)
-        call.cancel()
-        await asyncio.sleep(0.1)
-        alive.append(found.alive)
-        done.set()
-        await found.in_worker(int)
-        found.close()
-        return [*alive, found.alive]
-
-    assert asyncio.run(run()) == [False, True]
 
 
 def begun(scheduler: Scheduler) -> Session:
@@ -180,7 +140,7 @@ def test_a_walk_that_has_failed_leaves_nothing_on_the_device_and_the_others_go_o
         await scheduler.step(other)
         left = [walk() is not None for walk in held]
         scheduler.close()
-        return [failing.over, other.over, scheduler.fault], left
+        return [failing.over, other.over, scheduler.worker.fault], left
 
     gc.disable()
     try:
@@ -189,20 +149,6 @@ def test_a_walk_that_has_failed_leaves_nothing_on_the_device_and_the_others_go_o
         gc.enable()
     assert (why[0], other, fault) == ("failed", None, "")
     assert left == [False, False]
-
-
-@pytest.mark.parametrize(
-    ("free_gib", "said"), [(None, ""), (10, ""), (9.5, "takes up to 5.0, so 1 of 2 slots surely fit"), (3, "so 0 of 2")]
-)
-def test_a_device_without_room_for_all_slots_is_said_when_the_engine_is_warm(free_gib, said, monkeypatch, caplog):
-    free = None if free_gib is None else int(free_gib * 2**30)
-    monkeypatch.setattr(FakeWorld, "free_bytes", free)
-    scheduler = Scheduler(FakeWorld(), Serve(run="fake", slots=2, rewind_points=4))
-    scheduler.warm_up()
-    scheduler.close()
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert (len(warnings), scheduler.fault) == (bool(said), "")
-    assert said in "".join(warnings)
 
 
 def test_a_server_that_closes_at_once_does_not_say_how_long_a_walk_can_go_on():

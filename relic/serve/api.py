@@ -217,7 +217,8 @@ def build(engine: Engine, cfg: Serve, access: Access, transfer: Transfer) -> Gat
     @app.get("/healthz", response_model=schema.Health, responses={503: {"model": schema.Health}})
     async def health() -> JSONResponse:
         """Whether the device works."""
-        return JSONResponse({"alive": scheduler.alive, "fault": scheduler.trouble}, 200 if scheduler.alive else 503)
+        worker = scheduler.worker
+        return JSONResponse({"alive": worker.alive, "fault": worker.trouble}, 200 if worker.alive else 503)
 
     @app.get("/readyz", response_model=schema.Readiness, responses={503: {"model": schema.Readiness}})
     async def readiness() -> JSONResponse:

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from relic import place
-from relic.serve import engine, logs, ranks, scheduler
+from relic.serve import engine, logs, ranks, worker
 from relic.serve.access import Access, read_keys, read_secret
 from relic.serve.api import build
 from relic.serve.config import Serve
@@ -45,9 +45,9 @@ def main(cfg: Serve) -> None:
         server.run(sockets=[listener])
         if server.lost:
             ranks.give_up(server.lost)  # the engine's thread may wait for the lost one for ever
-        if followers and not followers.end(server.scheduler.worker.shutdown):
+        if followers and not followers.end(server.scheduler.worker.thread.shutdown):
             os._exit(1)  # the engine's thread may wait for a rank that hangs
-        if hanging() or scheduler.hanging():
+        if hanging() or worker.hanging():
             os._exit(0)  # Python would wait for the threads of the store's client, and for the engine's
 
 
@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
         self.loop.call_soon_threadsafe(self.fail)
 
     def fail(self) -> None:
-        self.scheduler.fault = self.lost
+        self.scheduler.worker.fault = self.lost
         for session in list(self.scheduler.sessions.values()):
             self.scheduler.finish(session, "failed", "the server has lost a part of its model; start another walk")
         self.close(False)

@@ -1,39 +1,30 @@
 """Who gets the engine next: a fixed number of session slots, stepped in turn by one worker thread.
 
-The event loop owns every session; only the engine's calls run in the worker thread, one at a time, and a few threads
-encode the pictures, which the worker does not wait for. The scheduler goes round the sessions that are due, one chunk
-each, so that a busy engine slows all of them alike and starves none. Whoever changes a walk holds `turn`.
+The event loop owns every session; only the engine's calls run in the worker's thread. The scheduler goes round the
+sessions that are due, one chunk each, so that a busy engine slows all of them alike and starves none. Whoever changes a
+walk holds `turn`.
 """
 
 import asyncio
 import logging
-import math
-import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from relic.serve.access import Refused
 from relic.serve.config import Serve
-from relic.serve.images import encode
 from relic.serve.logs import note
 from relic.serve.metrics import Metrics
 from relic.serve.pace import Made
-from relic.serve.session import Asked, Session, new_identity, static_row
+from relic.serve.session import Asked, Session, new_identity
+from relic.serve.worker import Worker
 from relic.serve.world import Engine, Walk
 
 logger = logging.getLogger("relic.serve")
 
 TICK_S = 0.25  # how often deadlines are looked at
-ENCODERS = 2  # threads
-STUCK_S = 120.0  # a call of a warm engine that lasts longer means a dead device
-THREAD = "engine"
-LAST_S = 5.0  # for the call that the engine is in when the server has closed
-GIB = 2**30  # bytes
 NO_ROOM = (torch.OutOfMemoryError, MemoryError)
 REMEMBERED = 512  # ended sessions whose reason is kept, for 410
 
@@ -45,19 +36,16 @@ class Scheduler:
         self.ended: OrderedDict[str, str] = OrderedDict()  # id -> sentence
         self.arriving: dict[str, str] = {}  # id -> principal of walks on their way here, each with a slot
         self.warm = self.draining = False
-        self.fault = ""  # what has failed
-        self.busy_since: float | None = None
         self.wake = asyncio.Event()
         self.turn = asyncio.Lock()
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
-        self.encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encoder")
+        self.worker = Worker(engine, cfg)
 
     # --- admission ------------------------------------------------------------------------------------------------
 
     def check_room(self, principal: str | None) -> None:
         """`Refused`, with the reason, unless there is a slot for this principal; None: for a walk that comes back."""
         self.expire(time.monotonic())
-        if not self.alive:
+        if not self.worker.alive:
             raise Refused(503, "the device of this server has failed; it takes no walks", 30, reason="fault")
         if self.draining:
             raise Refused(503, "the server is closing and takes no new walks", 30)
@@ -90,7 +78,7 @@ class Scheduler:
         self.check_room(session.principal)
         async with self.turn:
             try:
-                walk = await self.in_worker(session.walk.branch) if session.walk else None
+                walk = await self.worker.call(session.walk.branch) if session.walk else None
             except NO_ROOM as error:
                 raise Refused(429, "there is no room on the device for another walk", self.retry_after_s()) from error
         self.find(session.id)  # it may have ended meanwhile, or the slot may be taken
@@ -147,25 +135,14 @@ class Scheduler:
     # --- health ---------------------------------------------------------------------------------------------------
 
     @property
-    def alive(self) -> bool:
-        return not self.trouble
-
-    @property
-    def trouble(self) -> str:
-        """Why the device is thought dead; empty while it is not."""
-        since = self.busy_since
-        stuck = self.warm and since is not None and time.monotonic() - since > STUCK_S
-        return self.fault or (f"a call of the engine has lasted for more than {STUCK_S:.0f} s" if stuck else "")
-
-    @property
     def ready(self) -> bool:
-        return self.warm and self.alive and not self.draining
+        return self.warm and self.worker.alive and not self.draining
 
     def part_ended(self, task: asyncio.Task[None]) -> None:
         """Takes a failure in the work that was to go on for ever as the server's own."""
         if not task.cancelled() and task.exception() is not None:
             logger.error("a part of the server has failed", exc_info=task.exception())
-            self.fault = "a part of the server has failed; its log says how"
+            self.worker.fault = "a part of the server has failed; its log says how"
 
     async def drain(self, grace_s: float) -> None:
         """Admits nobody, tells those who walk, and waits for them, and who arrives, for at most `grace_s`, and while
@@ -175,15 +152,15 @@ class Scheduler:
         for session in self.sessions.values() if grace_s else ():
             sentence = f"the server is closing; this walk can go on for at most {grace_s:.0f} s"
             session.tell({"type": "state", "state": "draining", "message": sentence})
-        while (self.sessions or self.arriving) and self.alive and time.monotonic() < until:
+        while (self.sessions or self.arriving) and self.worker.alive and time.monotonic() < until:
             await asyncio.sleep(0.05)
 
     # --- work -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Warms the engine, then steps the sessions in turn, until cancelled."""
-        await self.in_worker(self.warm_up)
-        self.warm = not self.fault
+        await self.worker.warm_up()
+        self.warm = not self.worker.fault
         while True:
             self.wake.clear()
             now = time.monotonic()
@@ -222,8 +199,8 @@ class Scheduler:
                 actions = session.begin(walk.num_actions)
                 self.metrics.queue_wait.observe(time.monotonic() - session.pace.allowed)
                 loop = asyncio.get_running_loop()
-                chunk_s = await self.in_worker(
-                    self.advance, walk, actions, session.asked.format,
+                chunk_s = await self.worker.call(
+                    self.worker.advance, walk, actions, session.asked.format,
                     lambda *made: loop.call_soon_threadsafe(self.deliver, session, *made),
                 )  # fmt: skip
                 self.metrics.chunk.observe(chunk_s)
@@ -234,14 +211,14 @@ class Scheduler:
             except Exception:
                 logger.exception("session failed", extra={"facts": {"session": session.id}})
                 self.finish(session, "failed", "the engine failed in this walk; start another one")
-                await self.examine()
+                await self.worker.examine()
 
     async def put_by(self, session: Session, walk: Walk) -> None:
         """Keeps a moment to go back to, if it is time for one; where the device has no room, the walk goes without."""
         if not session.wants_moment():
             return
         try:
-            branch = await self.in_worker(walk.branch)
+            branch = await self.worker.call(walk.branch)
         except NO_ROOM as error:
             logger.warning("no room for a moment to go back to: %s", error, extra={"facts": {"session": session.id}})
             session.no_room = session.num_frames
@@ -263,7 +240,7 @@ class Scheduler:
                 raise ValueError("the walk is on its way to another server; rewind there")
             found, moment = session.way_back(seconds)
             try:
-                branch = await self.in_worker(moment.walk.branch)
+                branch = await self.worker.call(moment.walk.branch)
             except NO_ROOM as error:
                 raise ValueError("there is no room on the device to go back now") from error
             now = time.monotonic()
@@ -275,78 +252,10 @@ class Scheduler:
     async def walk_of(self, session: Session) -> Walk | None:
         """Its walk, which opens now if it is not open yet; None of a session that has ended meanwhile."""
         asked = session.asked
-        walk = session.walk or await self.in_worker(self.engine.open, session.image, asked.caption, asked.seed)
+        walk = session.walk or await self.worker.call(self.engine.open, session.image, asked.caption, asked.seed)
         if not session.over:
             session.walk = walk
         return session.walk
 
-    async def examine(self) -> None:
-        """Asks whether the device still computes."""
-        try:
-            await self.in_worker(self.engine.check)
-        except Exception as error:
-            self.fault = str(error)
-            logger.exception("the device is lost")
-
-    async def in_worker(self, call, *arguments):
-        return await asyncio.get_running_loop().run_in_executor(self.worker, self.timed, call, *arguments)
-
     def close(self) -> None:
-        for threads in (self.worker, self.encoders):
-            threads.shutdown(wait=False, cancel_futures=True)
-
-    # --- in the worker thread -------------------------------------------------------------------------------------
-
-    def timed(self, call, *arguments):
-        """A call whose asker may be gone before it ends."""
-        self.busy_since = time.monotonic()
-        try:
-            return call(*arguments)
-        finally:
-            self.busy_since = None
-
-    def advance(
-        self, walk: Walk, actions: np.ndarray, kind: str, deliver: Callable[[list[Made], float, float], object]
-    ) -> float:
-        """Seconds of a chunk, whose pictures are delivered latent by latent, with the time of two clocks."""
-        began = time.perf_counter()
-        for frames, poses in walk.step(actions):
-            encoded = [self.encoders.submit(encode, frame, kind, self.cfg.jpeg_quality) for frame in frames]
-            deliver(list(zip(encoded, poses, strict=True)), time.monotonic(), 1e3 * time.time())
-        return time.perf_counter() - began
-
-    def warm_up(self) -> None:
-        """Runs a few chunks that nobody sees, so that the first visitor does not wait for kernels."""
-        world = self.engine.world
-        image = world.examples[0].image if world.examples else np.zeros((world.height, world.width, 3), np.uint8)
-        try:
-            walk = self.engine.open(image, "", 0)
-            for _ in range(self.engine.warm_chunks):
-                seconds = self.advance(walk, np.stack([static_row()] * walk.num_actions), "jpeg", lambda *_: None)
-            logger.info("warm: a chunk takes %.0f ms", 1e3 * seconds)
-            self.compare(walk)
-        except Exception as error:
-            self.fault = str(error)
-            logger.exception("the engine does not run")
-
-    def compare(self, walk: Walk) -> None:
-        """Warns where the device has no room for as many walks as there are slots, when this one has ended."""
-        if self.engine.free_bytes is None:
-            return
-        slots, points = self.cfg.slots, self.cfg.rewind_points
-        free = self.engine.free_bytes + sum(walk.storage().values())
-        each = walk.most_bytes(points=points, every=math.ceil(self.cfg.rewind_every_s * self.engine.world.fps))
-        if free < slots * each:
-            logger.warning(
-                "the device has %.1f GiB for walks; one with %d moments to go back to takes up to %.1f, so %d of %d "
-                "slots surely fit: lower --slots or --rewind-points",
-                free / GIB, points, each / GIB, free // each, slots,
-            )  # fmt: skip
-
-
-def hanging() -> bool:
-    """A call of the engine does not come back."""
-    calls = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
-    for thread in calls:
-        thread.join(LAST_S)
-    return any(thread.is_alive() for thread in calls)
+        self.worker.close()

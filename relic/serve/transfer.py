@@ -104,11 +104,11 @@ class Transfer:
         scheduler = self.scheduler
         async with scheduler.turn:
             try:
-                return await scheduler.in_worker(scheduler.engine.restore, state)
+                return await scheduler.worker.call(scheduler.engine.restore, state)
             except Exception as error:
                 logger.exception("the snapshot %s cannot be gone on from", snapshot.folder)
-                await scheduler.examine()
-                if not scheduler.alive:
+                await scheduler.worker.examine()
+                if not scheduler.worker.alive:
                     raise Refused(503, "this server's device is lost; connect again", 2, "device") from error
                 raise Unusable("the saved walk cannot go on here; start another one") from error
 
@@ -180,7 +180,7 @@ class Transfer:
             walk = await scheduler.walk_of(session)
             if walk is None:
                 return ""
-            state = await scheduler.in_worker(walk.state)
+            state = await scheduler.worker.call(walk.state)
             said = facts(session, time.monotonic())
         saving = apart(snapshots.save, session.id, state, said)
         try:
@@ -201,7 +201,7 @@ class Transfer:
         await scheduler.drain(grace_s)
         until = time.monotonic() + scheduler.cfg.save_s
         if save and self.snapshots is not None:
-            while (scheduler.sessions or self.work) and scheduler.alive and time.monotonic() < until:
+            while (scheduler.sessions or self.work) and scheduler.worker.alive and time.monotonic() < until:
                 for session in scheduler.sessions.values():
                     self.move(session)  # again where it could not be saved
                 await asyncio.sleep(0.02)  # work is what leaves, what arrives, and what is removed
