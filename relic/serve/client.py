@@ -319,9 +319,7 @@ class Walk:
             if said["type"] == "ready":
                 self.ready, self.token = said, said["token"]
                 return stream
-            moving = (
-                said.get("code") == 404 and self.ready
-            )  # it was there: without a router, a server before it is saved
+            moving = said.get("code") == 404 and self.ready  # without a router: asked elsewhere before it is saved
             if said["type"] == "error" and said["code"] not in PASSING and not moving:
                 self.connection.close()
                 raise Ended(said["message"])
