@@ -234,7 +234,7 @@ def test_a_world_that_shows_nothing_keeps_the_alias_where_it_was(exported: Expor
         exported.deploy(cfg)
     broken = transformer(seed=2)
     torch.nn.init.constant_(broken.head.bias, float("nan"))
-    with pytest.raises(RuntimeError, match="the last picture is one flat colour"):
+    with pytest.raises(RuntimeError, match="the walk's latents are not finite"):
         exported.deploy(cfg, student=broken, name="broken")
     assert exported.alias(cfg) == "1"
 
