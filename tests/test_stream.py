@@ -52,6 +52,13 @@ def walked(most: int) -> tuple[Session, Deaf, "asyncio.Task[None]", Scheduler]:
     return session, socket, asyncio.create_task(stream.walk(session)), scheduler
 
 
+def put(session: Session, in_s: float = 0.0) -> "Future[bytes]":
+    """A picture to be shown, whose encoding is not done."""
+    encoded: Future[bytes] = Future()
+    session.pace.put(Picture(0, 0, np.eye(4), encoded, 0.0), time.monotonic() + in_s)
+    return encoded
+
+
 @pytest.mark.parametrize("message", [{"type": "action", "seq": 7, "keys": ["pan_left"]}, {"type": "bye"}])
 def test_a_connection_that_was_taken_over_steers_and_ends_nothing(message):
     async def run() -> None:
@@ -103,8 +110,7 @@ def test_what_an_old_connection_could_not_say_is_said_by_the_new_one():
 def test_a_picture_that_is_encoded_when_another_connection_comes_is_the_new_one_s():
     async def run() -> None:
         session, _, old, _ = walked(most=99)
-        encoded: Future[bytes] = Future()
-        session.pace.put(Picture(0, 0, np.eye(4), encoded, 0.0), time.monotonic())
+        encoded = put(session)
         await asyncio.sleep(0.01)
         session.attach(time.monotonic())
         encoded.set_result(b"jpeg")
@@ -118,7 +124,7 @@ def test_a_picture_that_is_encoded_when_another_connection_comes_is_the_new_one_
 def test_a_refusal_behind_a_wrong_message_ends_the_stream():
     async def run() -> None:
         session, socket, stream, _ = walked(most=99)
-        session.pace.put(Picture(0, 0, np.eye(4), Future(), 0.0), time.monotonic() + 100)
+        put(session, in_s=100.0)
         await asyncio.sleep(0.01)
         for message in ("{}", "x" * 9000):  # the first wakes who shows pictures at the moment when it is cancelled
             socket.said.put_nowait(message)
@@ -131,8 +137,7 @@ def test_a_refusal_behind_a_wrong_message_ends_the_stream():
 def test_a_picture_is_encoded_also_when_its_connection_goes():
     async def run() -> None:
         session, socket, stream, _ = walked(most=99)
-        encoded: Future[bytes] = Future()
-        session.pace.put(Picture(0, 0, np.eye(4), encoded, 0.0), time.monotonic())
+        encoded = put(session)
         await asyncio.sleep(0.01)
         socket.said.put_nowait("x" * 9000)
         await asyncio.wait([stream])

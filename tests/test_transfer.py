@@ -73,6 +73,17 @@ def until_draining(stream: ClientConnection) -> str:
     return said["message"]
 
 
+def moved(place: Place, *, closing: bool = False) -> tuple[dict, str]:
+    """A walk that lies between two servers, for its own was told to move it, or to close; and its token."""
+    with follow(place) as (session, stream):
+        see(stream)
+        if closing:
+            place.server.handle_exit(signal.SIGTERM, None)
+        else:
+            move(place, session)
+        return session, until_moved(stream)[1]
+
+
 @contextmanager
 def back(place: str, session: dict, token: str) -> Iterator[ClientConnection]:
     """The walk, from another server."""
@@ -110,10 +121,7 @@ def test_a_walk_goes_on_at_another_server_with_the_next_picture(two):
 
 def test_sigterm_moves_the_walks_that_are_left(two):
     one, other = two
-    with follow(one) as (session, stream):
-        see(stream)
-        one.server.handle_exit(signal.SIGTERM, None)
-        _, token = until_moved(stream)
+    session, token = moved(one, closing=True)
     with back(other, session, token) as stream:
         see(stream)
         assert ask("GET", f"{other}/v1/replica", token=router())["sessions"] == [session["id"]]
@@ -345,10 +353,7 @@ def test_a_store_that_fails_once_while_a_server_closes_is_asked_again(two, monke
         return write(name, *parts)
 
     monkeypatch.setattr(store, "write", flaky)
-    with follow(one) as (session, stream):
-        see(stream)
-        one.server.handle_exit(signal.SIGTERM, None)
-        _, token = until_moved(stream)
+    session, token = moved(one, closing=True)
     with back(other, session, token) as stream:
         see(stream)
 
@@ -399,15 +404,6 @@ def test_a_walk_that_ends_while_it_is_saved_does_not_come_back(two, monkeypatch)
             time.sleep(0.01)
     assert not snapshots.place.files()
     assert refusal(other, session, session["token"])[0] == 404
-
-
-def moved(place: Place) -> tuple[dict, str]:
-    """A walk that lies between two servers, and its token."""
-    with follow(place) as (session, stream):
-        see(stream)
-        move(place, session)
-        _, token = until_moved(stream)
-    return session, token
 
 
 def test_a_damaged_snapshot_is_refused_with_a_sentence_every_time(two, dials):
